@@ -1,0 +1,6 @@
+"""Input pipelines: tf.data over TensorFlow Datasets. Never imports JAX."""
+
+import os
+
+# TensorFlow's start-up chatter would bury the run's own first lines.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

@@ -1,0 +1,46 @@
+"""From an encoded image to the pixels that the network sees.
+
+Every function is deterministic: random ones take a `tf.random` stateless seed.
+"""
+
+import tensorflow as tf
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+  """Decodes JPEG, PNG, GIF or BMP bytes to uint8 `[H, W, 3]`.
+
+  TFDS may hand out images already decoded; those pass, grey ones as colour.
+  """
+  if encoded.dtype != tf.string:
+    image = encoded
+  else:
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+  image.set_shape([None, None, image.shape[-1]])
+  return tf.image.grayscale_to_rgb(image) if image.shape[-1] == 1 else image
+
+
+def resize(image: tf.Tensor, size: int) -> tf.Tensor:
+  """Resizes to float32 `[size, size, 3]`, bicubic without antialiasing.
+
+  The aspect ratio is not kept and values may leave 0..255, as published.
+  """
+  image = tf.image.resize(image, (size, size), tf.image.ResizeMethod.BICUBIC)
+  image.set_shape([size, size, 3])
+  return image
+
+
+def random_shift(
+  image: tf.Tensor, pixels: int, seed: tf.Tensor
+) -> tf.Tensor:
+  """Moves `[H, W, 3]` by up to `pixels` each way; the border is repeated."""
+  height, width, channels = image.shape
+  mode = [[pixels, pixels], [pixels, pixels], [0, 0]]
+  padded = tf.pad(image, mode, 'SYMMETRIC')
+  return tf.image.stateless_random_crop(
+    padded, (height, width, channels), seed
+  )
+
+
+def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+  """Mirrors left and right with probability 1/2."""
+  return tf.image.stateless_random_flip_left_right(image, seed)

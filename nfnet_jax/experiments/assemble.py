@@ -1,0 +1,193 @@
+"""From a resolved configuration to the objects of a run."""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.experiments import errors
+from nfnet_jax.models import complexity
+from nfnet_jax.models import registry
+from nfnet_jax.optim import groups
+from nfnet_jax.optim import recipe
+from nfnet_jax.training import loop
+from nfnet_jax.training import state as state_lib
+from nfnet_jax.training import step as step_lib
+
+
+def resolve_and_check(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Resolves a configuration, and checks all that is known without data.
+
+  Raises:
+    errors.InputError: in one line, what is wrong and the way out.
+  """
+  with errors.as_input_error():
+    spec = registry.get_spec(config.model.name)
+  config = config_lib.resolve(config, spec.train_size, spec.test_size)
+  devices = jax.device_count()
+  check, shards = config_lib.check_divides, config.data.shards
+  check('data.shards', shards, 'the number of devices', devices)
+  check('batch_size', config.batch_size, 'data.shards', shards)
+  check(
+    'run.eval_batch_size',
+    config.run.eval_batch_size,
+    'the number of devices',
+    devices,
+  )
+  return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a configuration means once its dataset is open.
+
+  Attributes:
+    config: resolved.
+    source: the dataset, a `data.sources.Source`.
+  """
+
+  config: ml_collections.ConfigDict
+  source: object
+
+  @classmethod
+  def open(cls, config: ml_collections.ConfigDict) -> 'Experiment':
+    """Opens the dataset of a resolved configuration; imports TensorFlow.
+
+    Raises:
+      errors.InputError: if the dataset or a split of it is missing, or a
+        duration is malformed.
+    """
+    from nfnet_jax.data import sources
+
+    with errors.as_input_error():
+      source = sources.load(config.data.dataset, config.run.data_dir)
+      for split in (config.data.train_split, config.data.eval_split):
+        source.num_examples(split)
+    experiment = cls(config, source)
+    experiment.cadence  # noqa: B018  Complains of malformed durations.
+    return experiment
+
+  @functools.cached_property
+  def units(self) -> config_lib.Units:
+    examples = self.source.num_examples(self.config.data.train_split)
+    return config_lib.Units(self.config.batch_size, examples)
+
+  @functools.cached_property
+  def cadence(self) -> loop.Cadence:
+    run, whole_steps = self.config.run, self.units.whole_steps
+    return loop.Cadence(
+      total=whole_steps(self.config.train_for),
+      log=whole_steps(run.log_every),
+      evaluate=whole_steps(run.eval_every),
+      checkpoint=whole_steps(run.checkpoint_every),
+    )
+
+  @functools.cached_property
+  def trainer(self) -> step_lib.Trainer:
+    config, optimizer = self.config, self.config.optimizer
+    schedule = recipe.warmup_cosine(
+      optimizer.learning_rate,
+      self.units.steps(optimizer.warmup),
+      self.cadence.total,
+    )
+    return step_lib.Trainer(
+      model=registry.create(
+        config.model.name,
+        self.source.num_classes,
+        stochdepth_rate=config.model.stochdepth_rate,
+        dropout_rate=config.model.dropout_rate,
+      ),
+      optimizer=recipe.nfnet_sgd(
+        schedule,
+        momentum=optimizer.momentum,
+        weight_decay=optimizer.weight_decay,
+        clipping=optimizer.clipping or None,
+      ),
+      schedule=schedule,
+      num_classes=self.source.num_classes,
+      global_batch=config.batch_size,
+      seed=config.seed,
+      label_smoothing=config.label_smoothing,
+      ema_decay=config.ema_decay,
+      compute_dtype=jnp.dtype(config.compute_dtype),
+    )
+
+  def create_state(self) -> state_lib.TrainState:
+    """Initialises the run's state."""
+    return state_lib.create_state(
+      self.trainer.model,
+      self.trainer.optimizer,
+      seed=self.config.seed,
+      image_size=self.config.data.image_size,
+    )
+
+  def abstract_state(self) -> state_lib.TrainState:
+    """Returns the state's shapes and dtypes."""
+    return jax.eval_shape(self.create_state)
+
+  def train_batches(self, first_step: int) -> Iterator[loop.Batch]:
+    """Streams this process's training batches from a step on."""
+    from nfnet_jax.data import pipeline
+
+    data = self.config.data
+    spec = pipeline.TrainSpec(
+      source=self.source,
+      split=data.train_split,
+      batch_size=self.config.batch_size,
+      image_size=data.image_size,
+      shards=data.shards,
+      seed=self.config.seed,
+      augmentation=pipeline.Augmentation(data.shift, data.flip),
+      shuffle_buffer=data.shuffle_buffer,
+    )
+    return pipeline.train_batches(
+      spec, first_step, jax.process_index(), jax.process_count()
+    )
+
+  def eval_batches(self) -> Iterator[loop.Batch]:
+    """Streams this process's padded evaluation batches."""
+    from nfnet_jax.data import pipeline
+
+    return pipeline.eval_batches(
+      self.source,
+      self.config.data.eval_split,
+      batch_size=self.config.run.eval_batch_size,
+      image_size=self.config.data.eval_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def summary(self) -> str:
+    """Says what is about to run, for the start of the log."""
+    config, model = self.config, self.trainer.model
+    params = self.abstract_state().params
+    size = config.data.eval_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    macs = complexity.count_macs(
+      lambda p, i: model.apply(p, {}, None, i, False)[0], params, images
+    )
+    device = jax.devices()[0]
+    epochs = self.cadence.total * config.batch_size / self.units.examples
+    return '\n'.join(
+      [
+        f'model      {config.model.name}: '
+        f'{complexity.count_parameters(params):,} parameters, '
+        f'{macs / 1e9:.3g} G multiply-adds at {size} px',
+        f'data       {config.data.dataset}: {self.units.examples:,} images, '
+        f'{self.source.num_classes} classes, {config.data.shards} shards',
+        f'run        {self.cadence.total:,} steps of {config.batch_size} '
+        f'({epochs:.1f} epochs), peak learning rate '
+        f'{config.optimizer.learning_rate:g}, {config.compute_dtype}',
+        f'devices    {jax.device_count()} x {device.device_kind} '
+        f'({device.platform}), process {jax.process_index()} of '
+        f'{jax.process_count()}; jax {jax.__version__}',
+        '',
+        groups.group_table(params),
+      ]
+    )

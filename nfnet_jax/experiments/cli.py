@@ -1,0 +1,151 @@
+"""What every door shares: flags, configs by name, exit codes.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and saved.
+"""
+
+import ast
+from collections.abc import Callable, Sequence
+import difflib
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import ml_collections
+from ml_collections import config_flags
+
+from nfnet_jax.experiments import errors
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75
+
+_CONFIGS = pathlib.Path(__file__).parent / 'configs'
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Experiment: a name (see --list_configs), or the path of a Python file; '
+  'NAME:ARG passes ARG to its get_config. Override values with '
+  '--config.KEY=VALUE.',
+)
+_LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
+
+
+def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
+  """Runs a door: parses flags, calls `main`, and exits with its code.
+
+  Args:
+    main: the door; reads its flags itself.
+    argv: the command line; the process's own by default.
+  """
+  logging.set_verbosity(logging.WARNING)
+  argv = list(sys.argv if argv is None else argv)
+
+  def guarded(unparsed: Sequence[str]):
+    if _LIST.value:
+      print(config_table())
+      return 0
+    try:
+      if unparsed[1:]:
+        raise errors.InputError(f"Unexpected argument '{unparsed[1]}'.")
+      return main()
+    except errors.InputError as error:
+      return _complain(error)
+
+  try:
+    argv = with_config_path(argv)
+  except errors.InputError as error:
+    sys.exit(_complain(error))
+  app.run(guarded, argv=argv, flags_parser=_parse)
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the configuration of `--config`, with its overrides.
+
+  Raises:
+    errors.InputError: if none was given.
+  """
+  if _CONFIG.value is None:
+    raise errors.InputError(
+      f'Give an experiment: --config=NAME. Known: {", ".join(config_names())}.'
+    )
+  return _CONFIG.value
+
+
+def config_names() -> list[str]:
+  """Lists the experiments that come with the package."""
+  return sorted(
+    path.stem for path in _CONFIGS.glob('*.py') if path.stem != '__init__'
+  )
+
+
+def config_table() -> str:
+  """Formats each known config with the first line of its docstring."""
+  lines = []
+  for name in config_names():
+    docstring = ast.get_docstring(ast.parse(config_path(name).read_text()))
+    lines.append(f'{name:<16}{docstring.splitlines()[0]}')
+  return '\n'.join(lines)
+
+
+def config_path(name: str) -> pathlib.Path:
+  """Returns the file of a config given by name or by path.
+
+  Raises:
+    errors.InputError: if there is none; the message lists the known.
+  """
+  path = pathlib.Path(name)
+  if path.suffix == '.py':
+    if not path.is_file():
+      raise errors.InputError(f"There is no config file '{name}'.")
+    return path
+  if name not in config_names():
+    near = difflib.get_close_matches(name, config_names(), n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ''
+    raise errors.InputError(
+      f"Unknown config '{name}'.{hint} Known: {', '.join(config_names())}."
+    )
+  return _CONFIGS / f'{name}.py'
+
+
+def with_config_path(argv: Sequence[str]) -> list[str]:
+  """Replaces the name in `--config=NAME[:ARG]` by the path of its file."""
+  argv = list(argv)
+  for index, word in enumerate(argv):
+    if word in ('--config', '-config') and index + 1 < len(argv):
+      argv[index + 1] = _expand(argv[index + 1])
+    elif word.startswith(('--config=', '-config=')):
+      flag, name = word.split('=', 1)
+      argv[index] = f'{flag}={_expand(name)}'
+  return argv
+
+
+def _expand(name: str) -> str:
+  name, colon, argument = name.partition(':')
+  return f'{config_path(name)}{colon}{argument}'
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(list(argv))
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    sys.exit(_complain(e))
+
+
+def _complain(error: Exception) -> int:
+  print(f'nfnet_jax: {_one_line(error)}', file=sys.stderr)
+  return EXIT_BAD_INPUT
+
+
+def _one_line(error: BaseException) -> str:
+  """Flattens what absl and ml_collections raise for a bad flag."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  text = str(error.args[0] if error.args else error)
+  if 'Traceback' in text:  # A config file that failed, quoted whole.
+    text = text.strip().splitlines()[-1]
+  line = ' '.join(text.split())
+  if isinstance(error, (AttributeError, KeyError)):
+    line = f'The config has no such key: {line}'
+  return line

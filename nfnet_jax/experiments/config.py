@@ -1,0 +1,200 @@
+"""What a configuration holds, and what is derived from it after overrides.
+
+A run's configuration is a locked `ConfigDict`. Everything under `run` is
+operational (cadences, places, layout) and may change when a run is resumed; all
+other keys make the experiment, and a run refuses to resume with others.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+
+import ml_collections
+from ml_collections import config_dict
+
+from nfnet_jax.experiments import errors
+from nfnet_jax.training import files
+
+_FILE = 'config.json'
+_DURATION = re.compile(r'\s*([0-9.]+(?:e[0-9]+)?)\s*(step|epoch|example)s?\s*')
+
+
+def base() -> ml_collections.ConfigDict:
+  """Returns the published ImageNet recipe (arXiv 2102.06171, appendix A).
+
+  None stands for a value that `resolve` derives.
+  """
+  return ml_collections.ConfigDict(
+    {
+      'seed': 0,
+      'batch_size': 4096,
+      'train_for': '360 epochs',
+      'compute_dtype': 'bfloat16',
+      'label_smoothing': 0.1,
+      'ema_decay': 0.99999,
+      'model': {
+        'name': 'nfnet_f0',
+        'stochdepth_rate': 0.25,
+        'dropout_rate': config_dict.placeholder(float),
+      },
+      'optimizer': {
+        'learning_rate': config_dict.placeholder(float),
+        'warmup': '5 epochs',
+        'momentum': 0.9,
+        'weight_decay': 2e-5,
+        'clipping': 0.01,
+      },
+      'data': {
+        'dataset': 'imagenet2012',
+        'train_split': 'train',
+        'eval_split': 'validation',
+        'image_size': config_dict.placeholder(int),
+        'eval_size': config_dict.placeholder(int),
+        'shards': 8,
+        'shuffle_buffer': 16_384,
+        'shift': 0,
+        'flip': True,
+      },
+      'run': {
+        'data_dir': config_dict.placeholder(str),
+        'eval_batch_size': config_dict.placeholder(int),
+        'log_every': '100 steps',
+        'eval_every': '5 epochs',
+        'checkpoint_every': '1 epoch',
+        'keep_checkpoints': 3,
+      },
+    }
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+  """Translates durations to steps.
+
+  Example:
+    >>> Units(batch_size=4096, examples=1_281_167).steps('5 epochs')
+    1563.924560546875
+  """
+
+  batch_size: int
+  examples: int
+
+  def steps(self, duration: str) -> float:
+    """Reads '100 steps', '5 epochs' or '1e6 examples' as a number of steps.
+
+    Raises:
+      errors.InputError: if it is not such a duration.
+    """
+    match = _DURATION.fullmatch(str(duration))
+    if not match:
+      raise errors.InputError(
+        f"'{duration}' is not a duration; write '100 steps', '5 epochs' or "
+        "'1e6 examples'."
+      )
+    amount, unit = float(match[1]), match[2]
+    in_examples = {
+      'step': self.batch_size, 'epoch': self.examples, 'example': 1
+    }
+    return amount * in_examples[unit] / self.batch_size
+
+  def whole_steps(self, duration: str) -> int:
+    """Like `steps`, rounded down, but at least 1."""
+    return max(1, int(self.steps(duration)))
+
+
+def check_divides(
+  name: str, value: int, divisor_name: str, divisor: int
+) -> None:
+  """Checks that a setting is a positive multiple of something.
+
+  Raises:
+    errors.InputError: with the arithmetic and the nearest values that work.
+  """
+  if value > 0 and value % divisor == 0:
+    return
+  below = value // divisor * divisor
+  near = [size for size in (below, below + divisor) if size > 0]
+  flags = ' or '.join(f'--config.{name}={size}' for size in near)
+  raise errors.InputError(
+    f'{name} {value} is not a positive multiple of {divisor_name} {divisor} '
+    f'({value} = {value // divisor} x {divisor} + {value % divisor}). '
+    f'Use {flags or f"--config.{name}={divisor}"}.'
+  )
+
+
+def resolve(
+  config: ml_collections.ConfigDict, train_size: int, test_size: int
+) -> ml_collections.ConfigDict:
+  """Fills in what depends on other values, and locks the result.
+
+  Args:
+    config: with overrides applied.
+    train_size: the model's native pixels in training.
+    test_size: the model's native pixels in evaluation.
+  """
+  config = config.copy_and_resolve_references()
+  optimizer, data, run = config.optimizer, config.data, config.run
+  if optimizer.learning_rate is None:
+    optimizer.learning_rate = 0.1 * config.batch_size / 256
+  if data.image_size is None:
+    data.image_size = train_size
+  if data.eval_size is None:
+    data.eval_size = test_size
+  if run.eval_batch_size is None:
+    run.eval_batch_size = config.batch_size
+  return config.lock()
+
+
+def save(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
+  """Writes `WORKDIR/config.json`."""
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(config.to_dict(), indent=2) + '\n'
+  files.write_atomically(workdir / _FILE, text)
+
+
+def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
+  """Reads the configuration that a workdir was made with.
+
+  Raises:
+    errors.InputError: if there is none.
+  """
+  path = pathlib.Path(workdir) / _FILE
+  if not path.exists():
+    raise errors.InputError(
+      f"'{workdir}' holds no run: there is no {path.name} in it."
+    )
+  return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+
+
+def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
+  """Checks that a workdir holds no other experiment than this one.
+
+  Raises:
+    errors.InputError: with the keys that differ.
+  """
+  if not (pathlib.Path(workdir) / _FILE).exists():
+    return
+  before, now = _flat(load(workdir).to_dict()), _flat(config.to_dict())
+  differing = [
+    f'{key}: {before.get(key)} there, {now.get(key)} here'
+    for key in sorted(before.keys() | now.keys())
+    if not key.startswith('run.') and before.get(key) != now.get(key)
+  ]
+  if differing:
+    raise errors.InputError(
+      f"'{workdir}' holds another experiment ({'; '.join(differing)}). Use "
+      'another --workdir, or the same settings.'
+    )
+
+
+def _flat(tree: dict, prefix: str = '') -> dict[str, object]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat

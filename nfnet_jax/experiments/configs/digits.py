@@ -1,0 +1,30 @@
+"""NFNet-nano with AGC on the UCI handwritten digits.
+
+Reaches 98 % top-1 or more on the held-out digits in under 5 minutes on two CPU
+cores; `experiments/digits/` has the measurements.
+
+  python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
+"""
+
+import ml_collections
+
+from nfnet_jax.experiments import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the configuration."""
+  config = config_lib.base()
+  config.batch_size = 64
+  config.train_for = '40 epochs'
+  config.compute_dtype = 'float32'
+  config.ema_decay = 0.99
+  config.model.name = 'nfnet_nano'
+  config.optimizer.learning_rate = 0.1
+  config.data.dataset = 'digits'
+  config.data.eval_split = 'test'
+  config.data.shift = 3
+  config.data.flip = False
+  config.run.log_every = '50 steps'
+  config.run.eval_every = '10 epochs'
+  config.run.checkpoint_every = '10 epochs'
+  return config

@@ -1,0 +1,219 @@
+"""Adaptive gradient clipping (AGC) as an optax gradient transformation.
+
+Brock et al., "High-Performance Large-Scale Image Recognition Without
+Normalization" (arXiv 2102.06171), section 4.
+"""
+
+from collections.abc import Callable
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfnet_jax.optim import paths
+
+Axes = tuple[int, ...]
+# (path, shape) -> the axes that one unit's norm is taken over.
+UnitRule = Callable[[str, tuple[int, ...]], Axes]
+
+
+class AGCState(NamedTuple):
+  """State of `agc`.
+
+  Attributes:
+    count: updates so far, for a clipping schedule.
+    clipped: share of units that the last update clipped, in [0, 1].
+    clipped_by_group: the same for each group of `group_fn`.
+  """
+
+  count: jax.Array
+  clipped: jax.Array
+  clipped_by_group: dict[str, jax.Array]
+
+
+def output_last_axes(path: str, shape: tuple[int, ...]) -> Axes:
+  """Draws units where the last axis is the output: Haiku, Flax, Keras.
+
+  A leaf with at most one axis longer than 1 is one unit. Otherwise linear
+  kernels IO reduce over axis 0, rank 3 (multi-head linear) over axis 0 too, and
+  convolutions HWIO, DHWIO, ... over all axes but the last. Up to rank 5 these
+  are the units of `optax.adaptive_grad_clip`.
+  """
+  del path
+  if sum(size != 1 for size in shape) <= 1:
+    return tuple(range(len(shape)))
+  return (0,) if len(shape) <= 3 else tuple(range(len(shape) - 1))
+
+
+def output_first_axes(path: str, shape: tuple[int, ...]) -> Axes:
+  """Draws units where axis 0 is the output: PyTorch OIHW, Equinox."""
+  del path
+  if sum(size != 1 for size in shape) <= 1:
+    return tuple(range(len(shape)))
+  return tuple(range(1, len(shape)))
+
+
+UNIT_RULES: dict[str, UnitRule] = {
+  'output_last': output_last_axes,
+  'output_first': output_first_axes,
+}
+
+
+def agc(
+  clipping: float | jax.Array | optax.Schedule = 0.01,
+  eps: float | jax.Array = 1e-3,
+  *,
+  axes: str | UnitRule | None = None,
+  exclude: paths.PathPredicate | None = None,
+  group_fn: Callable[[str], str] | None = None,
+) -> optax.GradientTransformation:
+  """Clips each unit's gradient by the ratio of its norm to its weight's norm.
+
+  A unit is the set of weights that feed one output: a column of a linear kernel
+  `[I, O]`, a filter of a convolution kernel `[H, W, I, O]`, a whole vector or
+  scalar. Where `|g| >= clipping * max(|w|, eps)` the unit's gradient is scaled
+  down to that bound; other units pass unchanged, bit for bit. Norms are taken
+  in float32 whatever the dtype, and updates keep their dtype.
+
+  Nothing is excluded unless asked. The paper never clips the classifier's
+  kernel; `nfnet_sgd` excludes it. Put `agc` before weight decay and momentum.
+
+  Args:
+    clipping: the largest ratio of gradient norm to weight norm, or an optax
+      schedule of it. The paper uses 0.01 at batch 1024 to 4096; larger batches
+      need smaller values.
+    eps: floor of the weight norm, so that weights that start at zero can move.
+    axes: how units are drawn: 'output_last' (None, the default: Haiku, Flax),
+      'output_first' (PyTorch, Equinox), or a function `(path, shape) -> axes`
+      to take each norm over.
+    exclude: predicate on '/'-joined paths; where true the gradient passes.
+    group_fn: path -> group name, for statistics a group.
+
+  Returns:
+    An `optax.GradientTransformation` whose state is an `AGCState`. Its update
+    needs `params`. It composes with `optax.chain`, `masked`, `partition`,
+    `MultiSteps` and `inject_hyperparams`; the last takes functions for
+    schedules, so name them: `static_args=('axes', 'exclude', 'group_fn')`.
+    `None` and empty leaves pass.
+
+  Raises:
+    ValueError: on an unknown `axes` name, missing params, or a gradient whose
+      shape differs from its parameter's; the message names the leaf.
+
+  Example:
+    >>> tx = optax.chain(agc(0.01), optax.sgd(0.1, momentum=0.9, nesterov=True))
+    >>> params = {'w': jnp.ones((3, 2))}
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> float(state[0].clipped)
+    1.0
+
+  Source: section 4.1, equation 3, and appendix D. The weight's norm is that of
+  the raw kernel, not the standardised one, as in the released code.
+  """
+  unit_rule = _unit_rule(axes)
+  is_excluded = exclude or (lambda path: False)
+  group_of = group_fn or (lambda path: '')
+
+  def init_fn(params):
+    names = [path for path, _ in paths.named_leaves(params)]
+    clipped = [path for path in names if not is_excluded(path)]
+    groups = sorted({group_fn(path) for path in clipped}) if group_fn else []
+    return AGCState(
+      jnp.zeros((), jnp.int32),
+      jnp.zeros((), jnp.float32),
+      {name: jnp.zeros((), jnp.float32) for name in groups},
+    )
+
+  def update_fn(updates, state, params=None):
+    if params is None:
+      raise ValueError(
+        'agc compares gradients with weights: call update(updates, state, '
+        'params).'
+      )
+    ratio = clipping(state.count) if callable(clipping) else clipping
+    tally = _Tally()
+
+    def clip(path, update, param):
+      if update is None or update.size == 0 or is_excluded(path):
+        return update
+      if param is None or update.shape != param.shape:
+        raise ValueError(
+          f"agc: the gradient of '{path}' has shape {update.shape}, its "
+          f'parameter {None if param is None else param.shape}; pass the '
+          'parameters that these gradients belong to.'
+        )
+      unit_axes = unit_rule(path, update.shape)
+      clipped, is_clipped = clip_units(update, param, unit_axes, ratio, eps)
+      tally.add(group_of(path), is_clipped)
+      return clipped
+
+    updates = paths.map_named(
+      clip, updates, params, is_leaf=lambda leaf: leaf is None
+    )
+    by_group = {name: tally.share(name) for name in state.clipped_by_group}
+    return updates, AGCState(
+      optax.safe_increment(state.count), tally.share(), by_group
+    )
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def clip_units(
+  update: jax.Array,
+  param: jax.Array,
+  axes: Axes,
+  clipping: float | jax.Array,
+  eps: float | jax.Array = 1e-3,
+) -> tuple[jax.Array, jax.Array]:
+  """Clips one leaf, its units being the slices over `axes`.
+
+  Returns:
+    The clipped update, and a boolean a unit (`axes` kept with size 1): whether
+    it reached its bound.
+  """
+  max_norm = clipping * jnp.maximum(unit_norm(param, axes), eps)
+  norm = unit_norm(update, axes)
+  is_clipped = ~(norm < max_norm)  # So that a NaN norm counts as clipped.
+  # The inner floor only keeps 0 / 0 away.
+  scale = jnp.where(is_clipped, max_norm / jnp.maximum(norm, 1e-6), 1.0)
+  return (update * scale).astype(update.dtype), is_clipped
+
+
+def unit_norm(x: jax.Array, axes: Axes) -> jax.Array:
+  """Returns the float32 L2 norm over `axes`, which are kept with size 1."""
+  squared = jnp.square(x.astype(jnp.float32))
+  return jnp.sqrt(jnp.sum(squared, axis=axes, keepdims=True))
+
+
+class _Tally:
+  """Counts clipped units by group while the leaves are visited."""
+
+  def __init__(self):
+    self._clipped: dict[str, list[jax.Array]] = {}
+    self._units: dict[str, int] = {}
+
+  def add(self, group: str, is_clipped: jax.Array):
+    count = jnp.sum(is_clipped, dtype=jnp.float32)
+    self._clipped.setdefault(group, []).append(count)
+    self._units[group] = self._units.get(group, 0) + math.prod(is_clipped.shape)
+
+  def share(self, group: str | None = None) -> jax.Array:
+    groups = self._clipped if group is None else [group]
+    clipped = sum(sum(self._clipped.get(name, [])) for name in groups)
+    units = sum(self._units.get(name, 0) for name in groups)
+    return jnp.asarray(clipped, jnp.float32) / max(units, 1)
+
+
+def _unit_rule(axes: str | UnitRule | None) -> UnitRule:
+  if callable(axes):
+    return axes
+  name = axes or 'output_last'
+  if name not in UNIT_RULES:
+    raise ValueError(
+      f"agc: unknown axes '{name}'; give {' or '.join(UNIT_RULES)}, or a "
+      'function (path, shape) -> axes.'
+    )
+  return UNIT_RULES[name]
+

@@ -1,0 +1,88 @@
+"""Parameter groups: which parameters are decayed and which are clipped.
+
+Groups are declared once, as predicates on '/'-joined paths. Every parameter
+must lie in exactly one.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+from nfnet_jax.optim import paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """A set of parameters that the optimiser treats alike.
+
+  Attributes:
+    name: shown in tables and metrics.
+    contains: predicate on paths.
+    decay: whether weight decay applies.
+    clip: whether AGC applies.
+  """
+
+  name: str
+  contains: paths.PathPredicate
+  decay: bool
+  clip: bool
+
+
+def _is_vector(path: str) -> bool:
+  return path.rsplit('/', 1)[-1] in ('b', 'bias', 'gain', 'skip_gain')
+
+
+def _is_classifier_kernel(path: str) -> bool:
+  return path.endswith('linear/w') and 'squeeze_excite' not in path
+
+
+def _is_kernel(path: str) -> bool:
+  return path.endswith('/w') and not _is_classifier_kernel(path)
+
+
+# Section 4.1 and appendix A.1 of arXiv 2102.06171. The classifier's bias
+# belongs to the vectors: the released code clips it.
+NFNET_GROUPS = (
+  Group('kernels', _is_kernel, decay=True, clip=True),
+  Group('classifier kernel', _is_classifier_kernel, decay=True, clip=False),
+  Group('gains and biases', _is_vector, decay=False, clip=True),
+)
+
+
+def group_of(path: str, groups: Sequence[Group] = NFNET_GROUPS) -> Group:
+  """Returns the one group that a parameter lies in.
+
+  Raises:
+    ValueError: if it lies in none or in several; the message names both.
+
+  Example:
+    >>> group_of('NFNet/~/linear/w').name
+    'classifier kernel'
+  """
+  found = [group for group in groups if group.contains(path)]
+  if len(found) != 1:
+    names = ', '.join(f"'{group.name}'" for group in found) or 'no group'
+    raise ValueError(
+      f"Parameter '{path}' lies in {names}; every parameter must lie in "
+      'exactly one group.'
+    )
+  return found[0]
+
+
+def group_table(params, groups: Sequence[Group] = NFNET_GROUPS) -> str:
+  """Formats how many leaves and parameters each group has, and its treatment.
+
+  Raises:
+    ValueError: if a parameter lies in no group or in two.
+  """
+  leaves = {group.name: [] for group in groups}
+  for path, leaf in paths.named_leaves(params):
+    leaves[group_of(path, groups).name].append(math.prod(leaf.shape))
+  lines = [f'{"group":<20}{"leaves":>8}{"parameters":>14}  decay  clipping']
+  for group in groups:
+    sizes = leaves[group.name]
+    decay, clip = ('yes' if on else 'no' for on in (group.decay, group.clip))
+    lines.append(
+      f'{group.name:<20}{len(sizes):>8}{sum(sizes):>14,}  {decay:<5}  {clip}'
+    )
+  return '\n'.join(lines)

@@ -1,0 +1,158 @@
+"""Saving and restoring the state of a run with Orbax."""
+
+from collections.abc import Iterator
+import os
+from typing import Any
+import zlib
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from nfnet_jax.optim import paths
+from nfnet_jax.training import state as state_lib
+
+_STATE = 'state'
+_CHECKSUMS = 'checksums'
+
+
+class UnreadableError(ValueError):
+  """A checkpoint's contents are not what was saved."""
+
+
+class Checkpoints:
+  """The checkpoints of a run: `DIR/STEP/`, written in the background.
+
+  A checkpoint appears under its name by an atomic rename once it is complete,
+  so that a killed run never leaves half of one. Each holds a checksum of every
+  tensor, which is compared on reading.
+
+  Example:
+    >>> with Checkpoints('/tmp/run/checkpoints', keep=2) as checkpoints:
+    ...   checkpoints.save(state)
+    ...   state = checkpoints.restore_latest(like=state)
+  """
+
+  def __init__(self, directory: str | os.PathLike, keep: int = 3):
+    self.directory = epath.Path(directory)
+    self._unreadable: set[int] = set()
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+    )
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Waits for the last save and lets go of the directory."""
+    self._manager.close()
+
+  def wait(self) -> None:
+    """Returns once everything saved so far is on disk."""
+    self._manager.wait_until_finished()
+
+  def steps(self) -> list[int]:
+    """Lists the complete checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, state: state_lib.TrainState) -> None:
+    """Saves a state under its step; returns once the state may be changed.
+
+    Does nothing if that step is saved already. Checkpoints that could not be
+    read are moved aside first, as `STEP.unreadable`. Raises what went wrong
+    with an earlier save in the background.
+    """
+    self._set_aside_unreadable()
+    host = _to_host(state)
+    step = int(host.step)
+    if step in self._manager.all_steps():
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        **{
+          _STATE: ocp.args.PyTreeSave(host),
+          _CHECKSUMS: ocp.args.JsonSave(dict(_checksums(host))),
+        }
+      ),
+    )
+
+  def restore_latest(
+    self, like: state_lib.TrainState
+  ) -> state_lib.TrainState | None:
+    """Reads the newest checkpoint that can be read, as numpy arrays.
+
+    An unreadable one is reported, and the one before it is used.
+
+    Args:
+      like: a tree of arrays or shapes of the expected structure.
+
+    Returns:
+      The state, or None if there is no checkpoint at all.
+
+    Raises:
+      UnreadableError: if there are checkpoints but none can be read.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        return self.restore(step, like)
+      except Exception as error:  # Orbax raises many kinds.
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        logging.warning('Checkpoint %d cannot be read: %s', step, reason)
+        self._unreadable.add(step)
+    if steps:
+      raise UnreadableError(
+        f'None of the checkpoints {steps} under {self.directory} can be read; '
+        'start again in a new workdir.'
+      )
+    return None
+
+  def restore(
+    self, step: int, like: state_lib.TrainState
+  ) -> state_lib.TrainState:
+    """Reads one checkpoint as numpy arrays, and compares its checksums."""
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        **{
+          _STATE: ocp.args.PyTreeRestore(
+            target, restore_args=ocp.checkpoint_utils.construct_restore_args(
+              target
+            )
+          ),
+          _CHECKSUMS: ocp.args.JsonRestore(),
+        }
+      ),
+    )
+    state = restored[_STATE]
+    for path, checksum in _checksums(state):
+      if restored[_CHECKSUMS].get(path) != checksum:
+        raise UnreadableError(f"'{path}' differs from what was saved")
+    return state
+
+  def _set_aside_unreadable(self) -> None:
+    for step in sorted(self._unreadable):
+      aside = self.directory / f'{step}.unreadable'
+      (self.directory / str(step)).rename(aside)
+    if self._unreadable:
+      self._unreadable.clear()
+      self._manager.reload()
+
+
+def _to_host(tree: Any) -> Any:
+  # A copy: on CPU device_get may hand out the very buffer that the next step
+  # takes over.
+  return jax.tree.map(np.array, jax.device_get(tree))
+
+
+def _checksums(tree: Any) -> Iterator[tuple[str, int]]:
+  for path, leaf in paths.named_leaves(tree):
+    yield path, zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data)

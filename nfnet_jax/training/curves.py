@@ -1,0 +1,67 @@
+"""Draws a run's curves from its metrics."""
+
+import os
+import pathlib
+
+from nfnet_jax.training import metrics
+
+_PANELS = (
+  ('loss', {'loss': 'training', 'eval/loss': 'raw', 'eval_ema/loss': 'EMA'}),
+  ('top-1', {'top1': 'training', 'eval/top1': 'raw', 'eval_ema/top1': 'EMA'}),
+  ('units clipped', None),
+  ('learning rate', {'learning_rate': 'learning rate'}),
+)
+
+
+def plot(workdir: str | os.PathLike) -> pathlib.Path:
+  """Writes `WORKDIR/curves.png` from `metrics.jsonl`; returns its path."""
+  import matplotlib
+
+  matplotlib.use('agg')
+  from matplotlib import pyplot
+
+  workdir = pathlib.Path(workdir)
+  rows = metrics.read_metrics(workdir / 'metrics.jsonl')
+  figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.5), sharex=True)
+  for axis, (title, names) in zip(axes.flat, _PANELS):
+    for name, label in (names or _clipping_names(rows)).items():
+      points = [
+        (row['step'], row[name]) for row in rows if row.get(name) is not None
+      ]
+      if points:
+        steps, values = zip(*points)
+        evaluated = name.startswith('eval')
+        axis.plot(
+          steps,
+          values if evaluated else _smooth(values),
+          marker='o' if evaluated else '',
+          label=label,
+        )
+    axis.set_title(title)
+    axis.grid(alpha=0.3)
+    if len(axis.lines) > 1:
+      axis.legend()
+  for axis in axes[-1]:
+    axis.set_xlabel('step')
+  figure.tight_layout()
+  picture = workdir / 'curves.png'
+  temporary = workdir / 'curves.tmp.png'
+  figure.savefig(temporary, dpi=110)
+  pyplot.close(figure)
+  temporary.replace(picture)
+  return picture
+
+
+def _clipping_names(rows: list[metrics.Row]) -> dict[str, str]:
+  names = {name: None for row in rows for name in row}
+  clipped = [name for name in names if name.startswith('clipped')]
+  return {name: name.partition('/')[2] or 'all' for name in clipped}
+
+
+def _smooth(values: tuple[float, ...], window: int = 20) -> list[float]:
+  """Averages each value with the ones before it."""
+  smoothed = []
+  for index in range(len(values)):
+    recent = values[max(0, index + 1 - window) : index + 1]
+    smoothed.append(sum(recent) / len(recent))
+  return smoothed

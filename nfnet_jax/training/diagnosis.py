@@ -1,0 +1,85 @@
+"""Finding the tensor that broke a step."""
+
+import collections
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfnet_jax.optim import paths
+from nfnet_jax.training import parallel as parallel_lib
+from nfnet_jax.training import state as state_lib
+from nfnet_jax.training import step as step_lib
+
+_ADVICE = (
+  'Lower the learning rate or the clipping threshold, lengthen the warm-up, '
+  'or check the images; the last good state is saved.'
+)
+
+
+class NonFiniteError(ArithmeticError):
+  """A step's loss or gradient was not finite.
+
+  Attributes:
+    step: 0-based index of the step.
+    tensors: the names of the tensors that were not finite, first cause first.
+  """
+
+  def __init__(self, step: int, tensors: list[str]):
+    self.step = step
+    self.tensors = tensors
+    first = f"first in '{tensors[0]}'" if tensors else 'not on replay'
+    others = f' ({len(tensors) - 1} more tensors)' if len(tensors) > 1 else ''
+    super().__init__(
+      f'Step {step} is not finite: {first}{others}. {_ADVICE}'
+    )
+
+
+def diagnose(
+  trainer: step_lib.Trainer,
+  parallel: parallel_lib.DataParallel,
+  state: state_lib.TrainState,
+  batch: Mapping[str, np.ndarray],
+) -> NonFiniteError:
+  """Replays a step and looks at every tensor in the order of computation.
+
+  Args:
+    trainer: what the step does.
+    parallel: where it ran.
+    state: replicated, as it was before the step.
+    batch: this process's part of the step's batch.
+  """
+
+  def count_bad(params, model_state, batch, reduce):
+    replayed = state._replace(params=params, model_state=model_state)
+    tensors = _tensors(trainer, replayed, batch)
+    return reduce(
+      collections.OrderedDict(
+        (name, jnp.sum(~jnp.isfinite(value))) for name, value in tensors
+      )
+    )
+
+  replay = parallel.eval_step(count_bad)
+  counts = replay(state.params, state.model_state, parallel.split(batch))
+  bad = [name for name, count in jax.device_get(counts).items() if count]
+  return NonFiniteError(int(state.step), bad)
+
+
+def _tensors(
+  trainer: step_lib.Trainer, state: state_lib.TrainState, batch: step_lib.Batch
+) -> Iterator[tuple[str, jax.Array]]:
+  """Yields a step's tensors, named, in the order of computation."""
+  yield from paths.named_leaves(state.params)
+  yield 'images', batch['image']
+  outputs, _ = trainer.model.endpoints(
+    *trainer.model_inputs(state.params, state, batch)
+  )
+  for name, value in outputs.items():
+    # A block reports statistics: its variance is finite if its output is.
+    yield name, value['var'] if isinstance(value, dict) else value
+  (loss, _), grads = trainer.gradients(state, batch)
+  yield 'loss', loss
+  # Backward, the last layer's gradient is the first to break.
+  for path, grad in reversed(paths.named_leaves(grads)):
+    yield f'gradient of {path}', grad

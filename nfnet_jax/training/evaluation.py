@@ -1,0 +1,65 @@
+"""Exact evaluation of several sets of weights in one pass over the data."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+
+from nfnet_jax.training import parallel as parallel_lib
+from nfnet_jax.training import state as state_lib
+
+# Raw and averaged weights, and how their metrics are prefixed.
+RAW, EMA = 'eval', 'eval_ema'
+
+
+def evaluate(
+  eval_step: Callable,
+  parallel: parallel_lib.DataParallel,
+  state: state_lib.TrainState,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  poll: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+  """Averages loss, top-1 and top-5 over every example, once each.
+
+  Args:
+    eval_step: `Trainer.eval_step` wrapped by `parallel`.
+    parallel: where it runs.
+    state: replicated; its raw and averaged weights are both evaluated.
+    batches: padded batches with a `mask`; see `data.pipeline.eval_batches`.
+    poll: called before each batch; may raise to stop.
+
+  Returns:
+    `eval/loss`, `eval/top1`, `eval/top5`, `eval/examples` and the same under
+    `eval_ema`; top-1 and top-5 are fractions.
+
+  Raises:
+    ValueError: if there is no example.
+  """
+  weights = {
+    RAW: (state.params, state.model_state),
+    EMA: (state.ema_params, state.ema_model_state),
+  }
+  totals = {name: [] for name in weights}
+  for batch in batches:
+    poll()
+    placed = parallel.split(batch)
+    for name, (params, model_state) in weights.items():
+      totals[name].append(eval_step(params, model_state, placed))
+  return {
+    f'{name}/{metric}': value
+    for name, sums in totals.items()
+    for metric, value in _means(jax.device_get(sums)).items()
+  }
+
+
+def _means(sums: list[dict[str, np.ndarray]]) -> dict[str, float]:
+  """Divides summed metrics by the number of examples, in float64."""
+  total = {
+    name: sum(float(batch[name]) for batch in sums)
+    for name in ('loss', 'top1', 'top5', 'count')
+  }
+  count = total.pop('count')
+  if not count:
+    raise ValueError('Evaluation saw no examples: is the split empty?')
+  means = {name: value / count for name, value in total.items()}
+  return {**means, 'examples': int(count)}

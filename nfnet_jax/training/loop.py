@@ -1,0 +1,180 @@
+"""The training loop: steps, logs, evaluations, checkpoints, interruptions."""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+
+import jax
+import numpy as np
+
+from nfnet_jax.training import checkpoint as checkpoint_lib
+from nfnet_jax.training import diagnosis
+from nfnet_jax.training import evaluation
+from nfnet_jax.training import interrupt
+from nfnet_jax.training import metrics as metrics_lib
+from nfnet_jax.training import parallel as parallel_lib
+from nfnet_jax.training import progress as progress_lib
+from nfnet_jax.training import state as state_lib
+from nfnet_jax.training import step as step_lib
+
+Batch = Mapping[str, np.ndarray]
+
+# Batches placed on the devices before they are needed, and steps dispatched
+# before the host waits for one: enough to hide the host, little to hold.
+_BATCHES_AHEAD = 2
+_STEPS_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+  """How long a run is and when it looks up, in steps.
+
+  Evaluation and checkpoint also happen after the last step.
+  """
+
+  total: int
+  log: int
+  evaluate: int
+  checkpoint: int
+
+
+@dataclasses.dataclass
+class Loop:
+  """A run in progress.
+
+  Attributes:
+    trainer: what a step does.
+    parallel: where it runs.
+    train_batches: first step -> this process's batches from there on.
+    eval_batches: -> this process's padded evaluation batches.
+    cadence: see `Cadence`.
+    checkpoints: where state goes.
+    writer: where metrics go.
+    progress: what the person sees.
+    stop: asks the run to end.
+  """
+
+  trainer: step_lib.Trainer
+  parallel: parallel_lib.DataParallel
+  train_batches: Callable[[int], Iterator[Batch]]
+  eval_batches: Callable[[], Iterator[Batch]]
+  cadence: Cadence
+  checkpoints: checkpoint_lib.Checkpoints
+  writer: metrics_lib.MetricsWriter
+  progress: progress_lib.Progress
+  stop: interrupt.StopRequest
+
+  def __post_init__(self):
+    self._train_step = self.parallel.train_step(self.trainer.train_step)
+    self._eval_step = self.parallel.eval_step(self.trainer.eval_step)
+    # Metrics still on the devices: (updates made, metrics).
+    self._pending = collections.deque()
+    self._last_row = {}
+
+  def run(self, state: state_lib.TrainState) -> dict[str, float]:
+    """Trains from `state` to the end.
+
+    Args:
+      state: of host or device arrays; not kept.
+
+    Returns:
+      The metrics of the last evaluation.
+
+    Raises:
+      interrupt.Interrupted: if asked to stop; the state is saved.
+      diagnosis.NonFiniteError: if loss or gradient ceased to be finite; the
+        last good state is saved.
+    """
+    step = int(state.step)
+    state = self.parallel.replicate(state)
+    batches = self._place(self.train_batches(step))
+    results = {}
+    try:
+      while step < self.cadence.total:
+        state, metrics = self._train_step(state, next(batches))
+        step += 1
+        self._pending.append((step, metrics))
+        self._hold_back()
+        if step % self.cadence.log == 0:
+          self._flush(state, keep=1)
+        if self._due(step, self.cadence.evaluate):
+          results = self._evaluate(state, step)
+        if self._due(step, self.cadence.checkpoint):
+          self._save(state)
+        self._stop_if_asked()
+    except interrupt.Interrupted:
+      self._save(state)
+      self.checkpoints.wait()
+      raise
+    self.checkpoints.wait()
+    return results or self._evaluate(state, step)
+
+  def _place(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Keeps the next batches on the devices."""
+    ahead = collections.deque()
+    for batch in batches:
+      ahead.append(self.parallel.split(batch))
+      if len(ahead) > _BATCHES_AHEAD:
+        yield ahead.popleft()
+
+  def _hold_back(self) -> None:
+    """Bounds the batches that wait on the devices; no step waits for this."""
+    if len(self._pending) > _STEPS_AHEAD:
+      jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][1])
+
+  def _due(self, step: int, every: int) -> bool:
+    return step % every == 0 or step == self.cadence.total
+
+  def _flush(self, state: state_lib.TrainState, keep: int = 0) -> None:
+    """Fetches and writes all pending metrics but the newest `keep`."""
+    count = len(self._pending) - keep
+    fetched = jax.device_get([self._pending.popleft() for _ in range(count)])
+    rows = []
+    for step, metrics in fetched:
+      row = {'step': step, **{k: float(v) for k, v in metrics.items()}}
+      if not row.pop('applied'):
+        self.writer.write(rows)
+        self._diagnose(state)
+      rows.append(row)
+    self.writer.write(rows)
+    if rows:
+      self.progress.update(rows[-1]['step'], rows[-1])
+
+  def _diagnose(self, state: state_lib.TrainState) -> None:
+    """Saves the last good state and says what broke the step after it."""
+    self.checkpoints.save(state)
+    self.checkpoints.wait()
+    bad_batch = next(self.train_batches(int(state.step)))
+    raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
+
+  def _evaluate(
+    self, state: state_lib.TrainState, step: int
+  ) -> dict[str, float]:
+    self._flush(state)
+    self.progress.pause()
+    results = evaluation.evaluate(
+      self._eval_step,
+      self.parallel,
+      state,
+      self.eval_batches(),
+      poll=self._stop_if_asked,
+    )
+    self.writer.write([{'step': step, **results}])
+    self.progress.note(
+      f'evaluation at step {step}: '
+      f'top-1 {100 * results["eval/top1"]:.2f}% raw, '
+      f'{100 * results["eval_ema/top1"]:.2f}% EMA '
+      f'({results["eval/examples"]} images)'
+    )
+    self.progress.resume()
+    return results
+
+  def _save(self, state: state_lib.TrainState) -> None:
+    self._flush(state)
+    self.progress.pause()
+    self.checkpoints.save(state)
+    self.progress.resume()
+
+  def _stop_if_asked(self) -> None:
+    if self.stop.requested:
+      raise interrupt.Interrupted

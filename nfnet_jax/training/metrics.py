@@ -1,0 +1,70 @@
+"""What a run writes about itself: `metrics.jsonl` and TensorBoard events."""
+
+from collections.abc import Iterable, Mapping
+import json
+import math
+import os
+import pathlib
+
+import tensorboardX
+
+from nfnet_jax.training import files
+
+Row = dict[str, float]
+
+
+class MetricsWriter:
+  """Appends rows of scalars to `WORKDIR/metrics.jsonl` and TensorBoard.
+
+  Every training step has a row, and so has every evaluation. A row's `step` is
+  the number of updates made.
+
+  Example:
+    >>> with MetricsWriter('/tmp/run', resumed_step=0) as writer:
+    ...   writer.write([{'step': 1, 'loss': 2.3}])
+  """
+
+  def __init__(self, workdir: str | os.PathLike, resumed_step: int):
+    """Opens the files; rows after `resumed_step` are dropped."""
+    workdir = pathlib.Path(workdir)
+    path = workdir / 'metrics.jsonl'
+    kept = [row for row in read_metrics(path) if row['step'] <= resumed_step]
+    files.write_atomically(path, ''.join(map(_to_line, kept)))
+    self._file = path.open('a')
+    self._events = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=resumed_step + 1
+    )
+
+  def __enter__(self) -> 'MetricsWriter':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._file.close()
+    self._events.close()
+
+  def write(self, rows: Iterable[Mapping[str, float]]) -> None:
+    """Writes rows, each with an integer `step`, and flushes."""
+    for row in rows:
+      self._file.write(_to_line(row))
+      for name, value in row.items():
+        if name != 'step':
+          self._events.add_scalar(name, value, row['step'])
+    self._file.flush()
+
+
+def read_metrics(path: str | os.PathLike) -> list[Row]:
+  """Reads a `metrics.jsonl`; a last line cut by a kill is left out."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def _to_line(row: Mapping[str, float]) -> str:
+  # JSON has no NaN; null reads back everywhere.
+  clean = {
+    name: value if math.isfinite(value) else None
+    for name, value in row.items()
+  }
+  return json.dumps(clean) + '\n'

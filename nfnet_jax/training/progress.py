@@ -1,0 +1,91 @@
+"""Shows a run's progress: a bar on a terminal, plain lines elsewhere."""
+
+from collections.abc import Mapping
+import sys
+import time
+from typing import TextIO
+
+import tqdm
+
+
+class Progress:
+  """Reports loss, accuracy, rate and time left.
+
+  Example:
+    >>> with Progress(first_step=0, total_steps=100, batch_size=64) as progress:
+    ...   progress.update(10, {'loss': 2.3, 'top1': 0.1})
+  """
+
+  def __init__(
+    self,
+    first_step: int,
+    total_steps: int,
+    batch_size: int,
+    stream: TextIO | None = None,
+  ):
+    self._stream = stream or sys.stderr
+    self._total = total_steps
+    self._batch_size = batch_size
+    self._step = first_step
+    self._seconds = 0.0
+    self._resumed_at = time.perf_counter()
+    self._rate = 0.0
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      initial=first_step,
+      unit='step',
+      file=self._stream,
+      disable=not self._stream.isatty(),
+      dynamic_ncols=True,
+    )
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._bar.close()
+
+  def pause(self) -> None:
+    """Stops the clock, as for evaluation or compilation."""
+    self._seconds += time.perf_counter() - self._resumed_at
+
+  def resume(self) -> None:
+    """Starts the clock again."""
+    self._resumed_at = time.perf_counter()
+
+  def update(self, step: int, row: Mapping[str, float]) -> float:
+    """Shows the metrics of a step; returns images a second since the last."""
+    self.pause()
+    steps = step - self._step
+    if self._seconds > 0:
+      self._rate = steps * self._batch_size / self._seconds
+    self._step, self._seconds = step, 0.0
+    shown = {
+      'loss': f'{row["loss"]:.3f}',
+      'top1': f'{100 * row["top1"]:.1f}%',
+      'img/s': f'{self._rate:.0f}',
+    }
+    if 'clipped' in row:
+      shown['clipped'] = f'{100 * row["clipped"]:.1f}%'
+    if self._bar.disable:
+      shown['eta'] = self._time_left()
+      self.note(
+        f'step {step}/{self._total}  '
+        + '  '.join(f'{name} {value}' for name, value in shown.items())
+      )
+    else:
+      self._bar.set_postfix(shown, refresh=False)
+      self._bar.update(steps)
+    self.resume()
+    return self._rate
+
+  def note(self, line: str) -> None:
+    """Writes a line beside the bar."""
+    self._bar.write(line, file=self._stream)
+    self._stream.flush()
+
+  def _time_left(self) -> str:
+    if not self._rate:
+      return '?'
+    seconds = (self._total - self._step) * self._batch_size / self._rate
+    return tqdm.tqdm.format_interval(seconds)

@@ -1,0 +1,66 @@
+"""What a training step takes and returns, and what a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfnet_jax.models import registry
+
+Tree = Any
+
+
+class TrainState(NamedTuple):
+  """The whole state of a run; randomness is derived from the seed and `step`.
+
+  Attributes:
+    step: int32 scalar, the number of updates made; the next step's index.
+    params: float32 tree under the published paths.
+    model_state: running statistics; empty for normalizer-free models.
+    opt_state: state of the optax chain.
+    ema_params: running average of `params`.
+    ema_model_state: running average of `model_state`.
+  """
+
+  step: jax.Array
+  params: Tree
+  model_state: Tree
+  opt_state: Tree
+  ema_params: Tree
+  ema_model_state: Tree
+
+
+def create_state(
+  model: registry.Model,
+  optimizer: optax.GradientTransformation,
+  *,
+  seed: int,
+  image_size: int,
+) -> TrainState:
+  """Initialises a run. The averages start as copies of what they average."""
+
+  def init(key):
+    images = jnp.zeros((1, image_size, image_size, 3))
+    params, model_state = model.init(key, images, False)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      model_state=model_state,
+      opt_state=optimizer.init(params),
+      ema_params=params,
+      ema_model_state=model_state,
+    )
+
+  return jax.jit(init)(jax.random.key(seed))
+
+
+def abstract_state(
+  model: registry.Model,
+  optimizer: optax.GradientTransformation,
+  image_size: int,
+) -> TrainState:
+  """Returns the state's shapes and dtypes without computing anything."""
+  return jax.eval_shape(
+    lambda: create_state(model, optimizer, seed=0, image_size=image_size)
+  )

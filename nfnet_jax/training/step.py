@@ -1,0 +1,211 @@
+"""One training step and one evaluation step, as pure functions.
+
+Neither knows how many devices there are: `reduce` sums a tree over all of them,
+and is the identity on one.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfnet_jax.models import registry
+from nfnet_jax.optim import agc
+from nfnet_jax.optim import ema
+from nfnet_jax.training import state as state_lib
+
+Batch = Mapping[str, jax.Array]
+Tree = Any
+Reduce = Callable[[Tree], Tree]
+
+IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
+IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+
+
+def normalize(images: jax.Array) -> jax.Array:
+  """Maps pixels 0..255 `[..., 3]` to float32 of about zero mean, unit std."""
+  images = images.astype(jnp.float32)
+  return (images - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+
+
+def smooth_labels(
+  labels: jax.Array, num_classes: int, smoothing: float
+) -> jax.Array:
+  """Maps class indices `[N]` to smoothed distributions `[N, num_classes]`."""
+  one_hot = jax.nn.one_hot(labels, num_classes)
+  return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """Everything fixed about a training step.
+
+  Attributes:
+    model: the network.
+    optimizer: the optax chain; see `optim.recipe`.
+    schedule: the chain's learning rate, for the log.
+    num_classes: size of the logits.
+    global_batch: examples a step over all devices.
+    seed: root of the step's randomness.
+    label_smoothing: share of the target spread over all classes.
+    ema_decay: limit of the average's decay.
+    compute_dtype: dtype of the forward and backward pass; parameters,
+      gradient sums and updates are float32.
+  """
+
+  model: registry.Model
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  num_classes: int
+  global_batch: int
+  seed: int = 0
+  label_smoothing: float = 0.1
+  ema_decay: float = 0.99999
+  compute_dtype: jnp.dtype = jnp.float32
+
+  def train_step(
+    self, state: state_lib.TrainState, batch: Batch, reduce: Reduce
+  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+    """Makes one update: gradients, reduction, update.
+
+    Args:
+      state: the run's state, the same on every device.
+      batch: this device's examples: `image [n, H, W, 3]` in 0..255,
+        `label [n]`, `position [n]` in the global batch, and the scalar `step`
+        that the batch was made for.
+      reduce: sums a tree over the devices.
+
+    Returns:
+      The new state, and metrics of the global batch. Where loss or gradient is
+      not finite, or the batch is of another step than the state, the state is
+      returned as it was and `applied` is 0: after a bad step all later ones
+      leave the state alone too, until the host looks.
+    """
+    (loss, (top1, model_state)), grads = self.gradients(state, batch)
+
+    loss, top1, grads = reduce((loss, top1, grads))
+    model_state = self._mean(model_state, reduce)
+
+    updates, opt_state = self.optimizer.update(
+      grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    new_state = state_lib.TrainState(
+      step=state.step + 1,
+      params=params,
+      model_state=model_state,
+      opt_state=opt_state,
+      ema_params=self._average(state.ema_params, params, state.step),
+      ema_model_state=self._average(
+        state.ema_model_state, model_state, state.step
+      ),
+    )
+    grad_norm = optax.tree.norm(grads)
+    applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    applied &= batch['step'] == state.step
+    new_state = jax.tree.map(
+      lambda new, old: jnp.where(applied, new, old), new_state, state
+    )
+    return new_state, {
+      'loss': loss,
+      'top1': top1,
+      'learning_rate': self.schedule(state.step),
+      'grad_norm': grad_norm,
+      'applied': applied.astype(jnp.float32),
+      **clipping_metrics(opt_state),
+    }
+
+  def gradients(self, state: state_lib.TrainState, batch: Batch):
+    """Differentiates this device's share of the global mean loss.
+
+    Returns:
+      `((loss, (top1, model_state)), grads)`. Loss and top-1 are this device's
+      terms of the global means; gradients are float32.
+    """
+
+    def loss_fn(params):
+      logits, model_state = self.model.apply(
+        *self.model_inputs(params, state, batch)
+      )
+      logits = logits.astype(jnp.float32)
+      targets = smooth_labels(
+        batch['label'], self.num_classes, self.label_smoothing
+      )
+      losses = optax.softmax_cross_entropy(logits, targets)
+      hits = jnp.argmax(logits, axis=-1) == batch['label']
+      share = 1 / self.global_batch
+      return jnp.sum(losses) * share, (jnp.sum(hits) * share, model_state)
+
+    return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+  def model_inputs(self, params: Tree, state: state_lib.TrainState, batch: Batch):
+    """Returns what the model is applied to in training, in compute dtype."""
+    return (
+      self._cast(params),
+      state.model_state,
+      jax.random.fold_in(jax.random.key(self.seed), state.step),
+      self._cast(normalize(batch['image'])),
+      True,
+      batch['position'],
+    )
+
+  def eval_step(
+    self, params: Tree, model_state: Tree, batch: Batch, reduce: Reduce
+  ) -> dict[str, jax.Array]:
+    """Sums loss, top-1 and top-5 hits over the examples whose `mask` is 1.
+
+    Computes in float32. Returns sums over all devices, with `count`.
+    """
+    logits, _ = self.model.apply(
+      params, model_state, None, normalize(batch['image']), False
+    )
+    return reduce(classification_sums(logits, batch['label'], batch['mask']))
+
+  def _cast(self, tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: x.astype(self.compute_dtype), tree)
+
+  def _average(self, average: Tree, values: Tree, step: jax.Array) -> Tree:
+    return ema.update_ema(average, values, self.ema_decay, step)
+
+  def _mean(self, tree: Tree, reduce: Reduce) -> Tree:
+    devices = reduce(jnp.ones(()))
+    return jax.tree.map(lambda total: total / devices, reduce(tree))
+
+
+def classification_sums(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+  """Sums what evaluation reports over the examples whose mask is 1.
+
+  `top_k` breaks ties by index, so that constant logits score at chance. A row
+  that holds a NaN is a miss.
+  """
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  losses = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+  _, ranked = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+  hits = (ranked == labels[:, None]) & jnp.isfinite(losses)[:, None]
+  keep = mask > 0
+  return {
+    'loss': jnp.sum(jnp.where(keep, losses, 0)),
+    'top1': jnp.sum(jnp.where(keep, hits[:, 0], 0).astype(jnp.float32)),
+    'top5': jnp.sum(
+      jnp.where(keep, jnp.any(hits, axis=1), 0).astype(jnp.float32)
+    ),
+    'count': jnp.sum(mask.astype(jnp.float32)),
+  }
+
+
+def clipping_metrics(opt_state: Tree) -> dict[str, jax.Array]:
+  """Reads the clipped fractions out of an optimiser state, if it has AGC."""
+  is_agc = lambda node: isinstance(node, agc.AGCState)
+  for node in jax.tree.leaves(opt_state, is_leaf=is_agc):
+    if is_agc(node):
+      groups = node.clipped_by_group.items()
+      return {
+        'clipped': node.clipped,
+        **{f'clipped/{name}': share for name, share in groups},
+      }
+  return {}
