@@ -14,8 +14,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from nfnet_jax.data import preprocess
-from nfnet_jax.data import sources
+from nfnet_jax.data import preprocess, sources
 
 Batch = dict[str, np.ndarray]
 
@@ -94,9 +93,7 @@ def train_batches(
   local = per_process * per_shard
   dataset = (
     records.enumerate(start_step * local)
-    .map(
-      _train_example(spec, local, first * per_shard), tf.data.AUTOTUNE
-    )
+    .map(_train_example(spec, local, first * per_shard), tf.data.AUTOTUNE)
     .batch(local, drop_remainder=True)
     .prefetch(2)
     .with_options(_options())
@@ -116,7 +113,11 @@ def _shard_stream(
 
   def epoch(index: tf.Tensor) -> tf.data.Dataset:
     seeds = tf.random.stateless_uniform(
-      [2], (spec.seed, index * spec.shards + shard), minval=None, maxval=None, dtype=tf.int64
+      [2],
+      (spec.seed, index * spec.shards + shard),
+      minval=None,
+      maxval=None,
+      dtype=tf.int64,
     )
     order = _files(slices).shuffle(
       len(slices), seeds[0], reshuffle_each_iteration=False
@@ -142,7 +143,9 @@ def _files(slices: list[sources.FileSlice]) -> tf.data.Dataset:
 
 def _records(files: tf.data.Dataset) -> tf.data.Dataset:
   return files.interleave(
-    lambda path, skip, take: tf.data.TFRecordDataset(path).skip(skip).take(take),
+    lambda path, skip, take: (
+      tf.data.TFRecordDataset(path).skip(skip).take(take)
+    ),
     cycle_length=16,
     block_length=16,
     num_parallel_calls=tf.data.AUTOTUNE,
@@ -164,7 +167,9 @@ def _train_example(
     if spec.augmentation.shift:
       image = preprocess.random_shift(image, spec.augmentation.shift, seed)
     if spec.augmentation.flip:
-      image = preprocess.random_flip(image, seed + (0, 1))
+      image = preprocess.random_flip(
+        image, seed + tf.constant([0, 1], tf.int64)
+      )
     return {
       'image': image,
       'label': label,

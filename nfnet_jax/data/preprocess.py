@@ -29,16 +29,12 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
   return image
 
 
-def random_shift(
-  image: tf.Tensor, pixels: int, seed: tf.Tensor
-) -> tf.Tensor:
+def random_shift(image: tf.Tensor, pixels: int, seed: tf.Tensor) -> tf.Tensor:
   """Moves `[H, W, 3]` by up to `pixels` each way; the border is repeated."""
   height, width, channels = image.shape
   mode = [[pixels, pixels], [pixels, pixels], [0, 0]]
   padded = tf.pad(image, mode, 'SYMMETRIC')
-  return tf.image.stateless_random_crop(
-    padded, (height, width, channels), seed
-  )
+  return tf.image.stateless_random_crop(padded, (height, width, channels), seed)
 
 
 def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -10,10 +10,8 @@ import ml_collections
 
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import errors
-from nfnet_jax.models import complexity
-from nfnet_jax.models import registry
-from nfnet_jax.optim import groups
-from nfnet_jax.optim import recipe
+from nfnet_jax.models import complexity, registry
+from nfnet_jax.optim import groups, recipe
 from nfnet_jax.training import loop
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
@@ -60,8 +58,7 @@ class Experiment:
     """Opens the dataset of a resolved configuration; imports TensorFlow.
 
     Raises:
-      errors.InputError: if the dataset or a split of it is missing, or a
-        duration is malformed.
+      errors.InputError: if the dataset or a split of it is missing.
     """
     from nfnet_jax.data import sources
 
@@ -69,9 +66,7 @@ class Experiment:
       source = sources.load(config.data.dataset, config.run.data_dir)
       for split in (config.data.train_split, config.data.eval_split):
         source.num_examples(split)
-    experiment = cls(config, source)
-    experiment.cadence  # noqa: B018  Complains of malformed durations.
-    return experiment
+    return cls(config, source)
 
   @functools.cached_property
   def units(self) -> config_lib.Units:
@@ -80,12 +75,18 @@ class Experiment:
 
   @functools.cached_property
   def cadence(self) -> loop.Cadence:
-    run, whole_steps = self.config.run, self.units.whole_steps
+    run, steps = self.config.run, self.units.steps
+    total = int(steps(self.config.train_for))
+    if not total:
+      raise errors.InputError(
+        f"train_for '{self.config.train_for}' is less than one step of "
+        f'{self.config.batch_size} examples.'
+      )
     return loop.Cadence(
-      total=whole_steps(self.config.train_for),
-      log=whole_steps(run.log_every),
-      evaluate=whole_steps(run.eval_every),
-      checkpoint=whole_steps(run.checkpoint_every),
+      total=total,
+      log=max(1, steps(run.log_every)),
+      evaluate=max(1, steps(run.eval_every)),
+      checkpoint=max(1, steps(run.checkpoint_every)),
     )
 
   @functools.cached_property

@@ -9,19 +9,19 @@ import difflib
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
 from nfnet_jax.experiments import errors
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 
 _CONFIGS = pathlib.Path(__file__).parent / 'configs'
 
+# Flags that several doors share; each declares the ones it takes, for --help.
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
@@ -30,6 +30,8 @@ _CONFIG = config_flags.DEFINE_config_file(
   '--config.KEY=VALUE.',
 )
 _LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
 
 
 def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
@@ -66,11 +68,27 @@ def get_config() -> ml_collections.ConfigDict:
   Raises:
     errors.InputError: if none was given.
   """
-  if _CONFIG.value is None:
+  if not has_config():
     raise errors.InputError(
       f'Give an experiment: --config=NAME. Known: {", ".join(config_names())}.'
     )
   return _CONFIG.value
+
+
+def has_config() -> bool:
+  """Whether `--config` was given."""
+  return _CONFIG.value is not None
+
+
+def get_workdir() -> pathlib.Path:
+  """Returns the absolute path of `--workdir`.
+
+  Raises:
+    errors.InputError: if none was given.
+  """
+  if not _WORKDIR.value:
+    raise errors.InputError('Say where the run lives: --workdir=DIR.')
+  return pathlib.Path(_WORKDIR.value).resolve()
 
 
 def config_names() -> list[str]:

@@ -18,7 +18,9 @@ from nfnet_jax.experiments import errors
 from nfnet_jax.training import files
 
 _FILE = 'config.json'
-_DURATION = re.compile(r'\s*([0-9.]+(?:e[0-9]+)?)\s*(step|epoch|example)s?\s*')
+_DURATION = re.compile(
+  r'\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example)s?\s*'
+)
 
 
 def base() -> ml_collections.ConfigDict:
@@ -95,13 +97,11 @@ class Units:
       )
     amount, unit = float(match[1]), match[2]
     in_examples = {
-      'step': self.batch_size, 'epoch': self.examples, 'example': 1
+      'step': self.batch_size,
+      'epoch': self.examples,
+      'example': 1,
     }
     return amount * in_examples[unit] / self.batch_size
-
-  def whole_steps(self, duration: str) -> int:
-    """Like `steps`, rounded down, but at least 1."""
-    return max(1, int(self.steps(duration)))
 
 
 def check_divides(

@@ -1,8 +1,6 @@
-"""Trains a network.
+"""Trains a network, or resumes the run that a workdir holds.
 
-  python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
-
-Run the same command again to resume. `--list_configs` lists the experiments.
+python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
 """
 
 import pathlib
@@ -10,54 +8,47 @@ import sys
 
 from absl import flags
 
-from nfnet_jax.experiments import cli
-from nfnet_jax.experiments import errors
+from nfnet_jax.experiments import cli, errors
 
-flags.adopt_module_key_flags(cli)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where the run writes; an existing run there is resumed.'
-)
+for _name in ('config', 'list_configs', 'workdir'):
+  flags.declare_key_flag(_name)
 
 
-def main() -> int | None:
+def main() -> int:
   from nfnet_jax.experiments import assemble
   from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import curves
-  from nfnet_jax.training import interrupt
+  from nfnet_jax.training import curves, diagnosis, evaluation, interrupt
 
-  if not _WORKDIR.value:
-    raise errors.InputError('Say where to write: --workdir=DIR.')
-  workdir = pathlib.Path(_WORKDIR.value).resolve()
+  workdir = cli.get_workdir()
   config = assemble.resolve_and_check(cli.get_config())
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
+  _say(experiment.summary())
   config_lib.save(config, workdir)
   try:
     results = train(experiment, workdir)
   except interrupt.Interrupted:
-    _say(f'Interrupted; saved. The same command resumes from {workdir}.')
+    _say(f'Interrupted and saved. The same command resumes from {workdir}.')
     return cli.EXIT_INTERRUPTED
-  picture = curves.plot(workdir)
-  for name in ('eval', 'eval_ema'):
-    label = 'EMA' if name == 'eval_ema' else 'raw'
-    _say(
-      f'{label} weights: top-1 {100 * results[f"{name}/top1"]:.2f} %, top-5 '
-      f'{100 * results[f"{name}/top5"]:.2f} %, loss '
-      f'{results[f"{name}/loss"]:.4f} on {results[f"{name}/examples"]} images'
-    )
-  _say(f'curves     {picture}')
+  except diagnosis.NonFiniteError as error:
+    _say(f'nfnet_jax: {error}')
+    return cli.EXIT_FAILED
+  _say(evaluation.report(results))
+  _say(f'curves     {curves.plot(workdir)}')
+  return 0
 
 
 def train(experiment, workdir: pathlib.Path) -> dict[str, float]:
-  """Runs or resumes an experiment; returns its last evaluation."""
-  from nfnet_jax.training import checkpoint
-  from nfnet_jax.training import interrupt
-  from nfnet_jax.training import loop
-  from nfnet_jax.training import metrics
-  from nfnet_jax.training import parallel
-  from nfnet_jax.training import progress
+  """Runs or resumes an `assemble.Experiment`; returns its last evaluation."""
+  from nfnet_jax.training import (
+    checkpoint,
+    interrupt,
+    loop,
+    metrics,
+    parallel,
+    progress,
+  )
 
-  _say(experiment.summary())
   cadence, config = experiment.cadence, experiment.config
   with (
     interrupt.StopRequest() as stop,
@@ -65,7 +56,8 @@ def train(experiment, workdir: pathlib.Path) -> dict[str, float]:
       workdir / 'checkpoints', config.run.keep_checkpoints
     ) as checkpoints,
   ):
-    state = checkpoints.restore_latest(like=experiment.abstract_state())
+    with errors.as_input_error(checkpoint.UnreadableError):
+      state = checkpoints.restore_latest(like=experiment.abstract_state())
     if state is None:
       state = experiment.create_state()
     else:

@@ -1,0 +1,1 @@
+"""Haiku modules: one family a file, and the table of models."""

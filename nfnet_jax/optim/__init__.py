@@ -1,0 +1,1 @@
+"""optax transformations: AGC, parameter groups, the recipe, the average."""

@@ -216,4 +216,3 @@ def _unit_rule(axes: str | UnitRule | None) -> UnitRule:
       'function (path, shape) -> axes.'
     )
   return UNIT_RULES[name]
-

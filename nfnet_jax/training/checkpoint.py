@@ -124,9 +124,8 @@ class Checkpoints:
       args=ocp.args.Composite(
         **{
           _STATE: ocp.args.PyTreeRestore(
-            target, restore_args=ocp.checkpoint_utils.construct_restore_args(
-              target
-            )
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
           ),
           _CHECKSUMS: ocp.args.JsonRestore(),
         }

@@ -31,9 +31,7 @@ class NonFiniteError(ArithmeticError):
     self.tensors = tensors
     first = f"first in '{tensors[0]}'" if tensors else 'not on replay'
     others = f' ({len(tensors) - 1} more tensors)' if len(tensors) > 1 else ''
-    super().__init__(
-      f'Step {step} is not finite: {first}{others}. {_ADVICE}'
-    )
+    super().__init__(f'Step {step} is not finite: {first}{others}. {_ADVICE}')
 
 
 def diagnose(

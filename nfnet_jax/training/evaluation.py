@@ -63,3 +63,25 @@ def _means(sums: list[dict[str, np.ndarray]]) -> dict[str, float]:
     raise ValueError('Evaluation saw no examples: is the split empty?')
   means = {name: value / count for name, value in total.items()}
   return {**means, 'examples': int(count)}
+
+
+def flat_names(results: Mapping[str, float]) -> dict[str, float]:
+  """Renames results for a JSON object: `top1`, `ema_top1`, `examples`, ..."""
+  return {
+    'examples': results[f'{RAW}/examples'],
+    **{
+      f'{prefix}{name}': results[f'{kind}/{name}']
+      for kind, prefix in ((RAW, ''), (EMA, 'ema_'))
+      for name in ('loss', 'top1', 'top5')
+    },
+  }
+
+
+def report(results: Mapping[str, float]) -> str:
+  """Formats results for a person, a line for each set of weights."""
+  return '\n'.join(
+    f'{label} weights: top-1 {100 * results[f"{kind}/top1"]:.2f} %, top-5 '
+    f'{100 * results[f"{kind}/top5"]:.2f} %, loss '
+    f'{results[f"{kind}/loss"]:.4f} on {results[f"{kind}/examples"]:,} images'
+    for kind, label in ((RAW, 'raw'), (EMA, 'EMA'))
+  )

@@ -8,9 +8,7 @@ import jax
 import numpy as np
 
 from nfnet_jax.training import checkpoint as checkpoint_lib
-from nfnet_jax.training import diagnosis
-from nfnet_jax.training import evaluation
-from nfnet_jax.training import interrupt
+from nfnet_jax.training import diagnosis, evaluation, interrupt
 from nfnet_jax.training import metrics as metrics_lib
 from nfnet_jax.training import parallel as parallel_lib
 from nfnet_jax.training import progress as progress_lib
@@ -27,15 +25,15 @@ _STEPS_AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-  """How long a run is and when it looks up, in steps.
+  """How long a run is and when it looks up, in steps, fractions allowed.
 
-  Evaluation and checkpoint also happen after the last step.
+  All of them also happen after the last step.
   """
 
   total: int
-  log: int
-  evaluate: int
-  checkpoint: int
+  log: float
+  evaluate: float
+  checkpoint: float
 
 
 @dataclasses.dataclass
@@ -69,7 +67,6 @@ class Loop:
     self._eval_step = self.parallel.eval_step(self.trainer.eval_step)
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()
-    self._last_row = {}
 
   def run(self, state: state_lib.TrainState) -> dict[str, float]:
     """Trains from `state` to the end.
@@ -94,8 +91,9 @@ class Loop:
         state, metrics = self._train_step(state, next(batches))
         step += 1
         self._pending.append((step, metrics))
+        self.progress.resume()  # After the first step, which compiles.
         self._hold_back()
-        if step % self.cadence.log == 0:
+        if self._due(step, self.cadence.log):
           self._flush(state, keep=1)
         if self._due(step, self.cadence.evaluate):
           results = self._evaluate(state, step)
@@ -122,8 +120,9 @@ class Loop:
     if len(self._pending) > _STEPS_AHEAD:
       jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][1])
 
-  def _due(self, step: int, every: int) -> bool:
-    return step % every == 0 or step == self.cadence.total
+  def _due(self, step: int, every: float) -> bool:
+    """Whether a multiple of `every` lies in (step - 1, step]."""
+    return step // every > (step - 1) // every or step == self.cadence.total
 
   def _flush(self, state: state_lib.TrainState, keep: int = 0) -> None:
     """Fetches and writes all pending metrics but the newest `keep`."""
@@ -166,14 +165,12 @@ class Loop:
       f'{100 * results["eval_ema/top1"]:.2f}% EMA '
       f'({results["eval/examples"]} images)'
     )
-    self.progress.resume()
     return results
 
   def _save(self, state: state_lib.TrainState) -> None:
     self._flush(state)
     self.progress.pause()
     self.checkpoints.save(state)
-    self.progress.resume()
 
   def _stop_if_asked(self) -> None:
     if self.stop.requested:

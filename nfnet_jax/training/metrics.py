@@ -64,7 +64,6 @@ def read_metrics(path: str | os.PathLike) -> list[Row]:
 def _to_line(row: Mapping[str, float]) -> str:
   # JSON has no NaN; null reads back everywhere.
   clean = {
-    name: value if math.isfinite(value) else None
-    for name, value in row.items()
+    name: value if math.isfinite(value) else None for name, value in row.items()
   }
   return json.dumps(clean) + '\n'

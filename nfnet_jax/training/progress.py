@@ -28,7 +28,7 @@ class Progress:
     self._batch_size = batch_size
     self._step = first_step
     self._seconds = 0.0
-    self._resumed_at = time.perf_counter()
+    self._resumed_at = None
     self._rate = 0.0
     self._bar = tqdm.tqdm(
       total=total_steps,
@@ -45,16 +45,19 @@ class Progress:
   def __exit__(self, *error) -> None:
     self._bar.close()
 
-  def pause(self) -> None:
-    """Stops the clock, as for evaluation or compilation."""
-    self._seconds += time.perf_counter() - self._resumed_at
-
   def resume(self) -> None:
-    """Starts the clock again."""
-    self._resumed_at = time.perf_counter()
+    """Starts the clock, which stands at first: the first step compiles."""
+    if self._resumed_at is None:
+      self._resumed_at = time.perf_counter()
 
-  def update(self, step: int, row: Mapping[str, float]) -> float:
-    """Shows the metrics of a step; returns images a second since the last."""
+  def pause(self) -> None:
+    """Stops the clock, as for an evaluation."""
+    if self._resumed_at is not None:
+      self._seconds += time.perf_counter() - self._resumed_at
+      self._resumed_at = None
+
+  def update(self, step: int, row: Mapping[str, float]) -> None:
+    """Shows the metrics of a step, and the rate since the last call."""
     self.pause()
     steps = step - self._step
     if self._seconds > 0:
@@ -77,7 +80,6 @@ class Progress:
       self._bar.set_postfix(shown, refresh=False)
       self._bar.update(steps)
     self.resume()
-    return self._rate
 
   def note(self, line: str) -> None:
     """Writes a line beside the bar."""

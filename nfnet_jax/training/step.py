@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from nfnet_jax.models import registry
-from nfnet_jax.optim import agc
-from nfnet_jax.optim import ema
+from nfnet_jax.optim import agc, ema
 from nfnet_jax.training import state as state_lib
 
 Batch = Mapping[str, jax.Array]
@@ -141,7 +140,9 @@ class Trainer:
 
     return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 
-  def model_inputs(self, params: Tree, state: state_lib.TrainState, batch: Batch):
+  def model_inputs(
+    self, params: Tree, state: state_lib.TrainState, batch: Batch
+  ):
     """Returns what the model is applied to in training, in compute dtype."""
     return (
       self._cast(params),

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the configuration."""
   config = config_lib.base()
   config.batch_size = 64
-  config.train_for = '40 epochs'
+  config.train_for = '30 epochs'
   config.compute_dtype = 'float32'
   config.ema_decay = 0.99
   config.model.name = 'nfnet_nano'
@@ -25,6 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.shift = 3
   config.data.flip = False
   config.run.log_every = '50 steps'
-  config.run.eval_every = '10 epochs'
-  config.run.checkpoint_every = '10 epochs'
+  config.run.eval_every = '5 epochs'
+  config.run.checkpoint_every = '5 epochs'
   return config

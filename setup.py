@@ -1,0 +1,54 @@
+"""Packaging of nfnet_jax."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r"__version__ = '(.*)'", (ROOT / 'nfnet_jax' / '__init__.py').read_text()
+)[1]
+
+setuptools.setup(
+  name='nfnet_jax',
+  version=VERSION,
+  description=(
+    'Normalizer-Free Networks and adaptive gradient clipping in JAX and Haiku'
+  ),
+  long_description=(ROOT / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  packages=setuptools.find_packages(include=['nfnet_jax', 'nfnet_jax.*']),
+  python_requires='>=3.11',
+  install_requires=[
+    'absl-py>=2.1',
+    'dm-haiku>=0.0.16',
+    'etils[epath]>=1.9',
+    'importlib_resources',  # TFDS needs it to prepare imagenet2012.
+    'jax>=0.10',
+    'jaxlib>=0.10',
+    'matplotlib>=3.9',
+    'ml_collections>=1.0',
+    'numpy>=2.0',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.11.30',
+    'scikit-learn>=1.5',
+    'tensorboardX>=2.6.2',
+    'tensorflow-cpu>=2.20',
+    'tensorflow-datasets>=4.9.9',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'test': ['hypothesis>=6.100', 'psutil>=5.9', 'pytest>=8', 'ruff>=0.14'],
+    'tpu': ['jax[tpu]>=0.10'],
+  },
+  classifiers=[
+    'License :: OSI Approved :: Apache Software License',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
+)
