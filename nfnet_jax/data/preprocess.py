@@ -7,16 +7,8 @@ import tensorflow as tf
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-  """Decodes JPEG, PNG, GIF or BMP bytes to uint8 `[H, W, 3]`.
-
-  TFDS may hand out images already decoded; those pass, grey ones as colour.
-  """
-  if encoded.dtype != tf.string:
-    image = encoded
-  else:
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-  image.set_shape([None, None, image.shape[-1]])
-  return tf.image.grayscale_to_rgb(image) if image.shape[-1] == 1 else image
+  """Decodes JPEG, PNG, GIF or BMP bytes to uint8 `[H, W, 3]`."""
+  return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:

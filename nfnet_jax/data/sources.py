@@ -1,7 +1,9 @@
 """Image classification datasets in TFDS form, by name, as files and records."""
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
+import sys
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -87,7 +89,8 @@ def load(name: str, data_dir: str | None = None) -> Source:
   Raises:
     MissingDatasetError: if it is unknown or not prepared; the message says what
       to run.
-    ValueError: if it has no 'image' and 'label', or is not stored as TFRecord.
+    ValueError: if it is not one of images with labels, or is not stored as
+      TFRecord.
   """
   if name in EMBEDDED:
     from nfnet_jax.data import digits  # noqa: F401  Registers the builder.
@@ -102,14 +105,19 @@ def load(name: str, data_dir: str | None = None) -> Source:
     if name not in EMBEDDED:
       raise MissingDatasetError(_how_to_prepare(name, builder))
     tfds.disable_progress_bar()
-    builder.download_and_prepare()
+    # TFDS prints; standard output belongs to the door's result.
+    with contextlib.redirect_stdout(sys.stderr):
+      builder.download_and_prepare()
   features = builder.info.features
-  missing = {'image', 'label'} - set(features)
-  if missing:
-    raise ValueError(
-      f"Dataset '{name}' has no feature {' or '.join(sorted(missing))}; it "
-      f'has: {", ".join(features)}.'
-    )
+  for key, kind in (
+    ('image', tfds.features.Image),
+    ('label', tfds.features.ClassLabel),
+  ):
+    if key not in features or not isinstance(features[key], kind):
+      raise ValueError(
+        f"Dataset '{name}' is not one of image classification: it has no "
+        f"{kind.__name__} feature '{key}', only: {', '.join(features)}."
+      )
   file_format = builder.info.file_format.value
   if file_format != 'tfrecord':
     raise ValueError(

@@ -59,6 +59,7 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     argv = with_config_path(argv)
   except errors.InputError as error:
     sys.exit(_complain(error))
+  sys.argv = argv  # config_flags looks for overrides there.
   app.run(guarded, argv=argv, flags_parser=_parse)
 
 

@@ -99,8 +99,9 @@ def agc(
     `None` and empty leaves pass.
 
   Raises:
-    ValueError: on an unknown `axes` name, missing params, or a gradient whose
-      shape differs from its parameter's; the message names the leaf.
+    ValueError: on an unknown `axes` name, missing params, a gradient whose
+      shape differs from its parameter's, or axes that a shape lacks; the
+      message names the leaf.
 
   Example:
     >>> tx = optax.chain(agc(0.01), optax.sgd(0.1, momentum=0.9, nesterov=True))
@@ -138,14 +139,21 @@ def agc(
     def clip(path, update, param):
       if update is None or update.size == 0 or is_excluded(path):
         return update
-      if param is None or update.shape != param.shape:
+      shape = None if param is None else jnp.shape(param)
+      if update.shape != shape:
         raise ValueError(
           f"agc: the gradient of '{path}' has shape {update.shape}, its "
-          f'parameter {None if param is None else param.shape}; pass the '
-          'parameters that these gradients belong to.'
+          f'parameter {shape}; pass the parameters that these gradients belong '
+          'to.'
         )
-      unit_axes = unit_rule(path, update.shape)
-      clipped, is_clipped = clip_units(update, param, unit_axes, ratio, eps)
+      unit_axes = unit_rule(path, shape)
+      try:
+        clipped, is_clipped = clip_units(update, param, unit_axes, ratio, eps)
+      except (TypeError, ValueError) as error:
+        raise ValueError(
+          f"agc: cannot clip '{path}' of shape {shape} over axes {unit_axes}: "
+          f'{error}'
+        ) from error
       tally.add(group_of(path), is_clipped)
       return clipped
 
@@ -177,13 +185,15 @@ def clip_units(
   norm = unit_norm(update, axes)
   is_clipped = ~(norm < max_norm)  # So that a NaN norm counts as clipped.
   # The inner floor only keeps 0 / 0 away.
-  scale = jnp.where(is_clipped, max_norm / jnp.maximum(norm, 1e-6), 1.0)
-  return (update * scale).astype(update.dtype), is_clipped
+  scaled = update * (max_norm / jnp.maximum(norm, 1e-6))
+  # Chosen between, not times 1: XLA's products on CPU flush subnormals to 0.
+  return jnp.where(is_clipped, scaled.astype(update.dtype), update), is_clipped
 
 
 def unit_norm(x: jax.Array, axes: Axes) -> jax.Array:
   """Returns the float32 L2 norm over `axes`, which are kept with size 1."""
-  squared = jnp.square(x.astype(jnp.float32))
+  x = jnp.abs(x) if jnp.iscomplexobj(x) else x
+  squared = jnp.square(jnp.asarray(x, jnp.float32))
   return jnp.sqrt(jnp.sum(squared, axis=axes, keepdims=True))
 
 

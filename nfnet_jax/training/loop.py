@@ -85,27 +85,24 @@ class Loop:
     step = int(state.step)
     state = self.parallel.replicate(state)
     batches = self._place(self.train_batches(step))
-    results = {}
     try:
-      while step < self.cadence.total:
+      while True:
+        self._look_up(state, step)
+        if step == self.cadence.total:
+          break
         state, metrics = self._train_step(state, next(batches))
         step += 1
         self._pending.append((step, metrics))
-        self.progress.resume()  # After the first step, which compiles.
         self._hold_back()
+        self.progress.resume()  # After the first step, which compiles.
         if self._due(step, self.cadence.log):
           self._flush(state, keep=1)
-        if self._due(step, self.cadence.evaluate):
-          results = self._evaluate(state, step)
-        if self._due(step, self.cadence.checkpoint):
-          self._save(state)
-        self._stop_if_asked()
     except interrupt.Interrupted:
       self._save(state)
       self.checkpoints.wait()
       raise
     self.checkpoints.wait()
-    return results or self._evaluate(state, step)
+    return self.writer.evaluations[step]
 
   def _place(self, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Keeps the next batches on the devices."""
@@ -120,9 +117,23 @@ class Loop:
     if len(self._pending) > _STEPS_AHEAD:
       jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][1])
 
+  def _look_up(self, state: state_lib.TrainState, step: int) -> None:
+    """Between two steps: evaluates, saves, stops, where that is due.
+
+    A resumed run starts here, so that an evaluation that was interrupted is
+    made up for.
+    """
+    evaluated = step in self.writer.evaluations
+    if self._due(step, self.cadence.evaluate) and not evaluated:
+      self._evaluate(state, step)
+    if self._due(step, self.cadence.checkpoint):
+      self._save(state)
+    self._stop_if_asked()
+
   def _due(self, step: int, every: float) -> bool:
-    """Whether a multiple of `every` lies in (step - 1, step]."""
-    return step // every > (step - 1) // every or step == self.cadence.total
+    """Whether a multiple of `every` lies in (step - 1, step], or all is done."""
+    passed = step > 0 and step // every > (step - 1) // every
+    return passed or step == self.cadence.total
 
   def _flush(self, state: state_lib.TrainState, keep: int = 0) -> None:
     """Fetches and writes all pending metrics but the newest `keep`."""
@@ -146,9 +157,7 @@ class Loop:
     bad_batch = next(self.train_batches(int(state.step)))
     raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
 
-  def _evaluate(
-    self, state: state_lib.TrainState, step: int
-  ) -> dict[str, float]:
+  def _evaluate(self, state: state_lib.TrainState, step: int) -> None:
     self._flush(state)
     self.progress.pause()
     results = evaluation.evaluate(
@@ -165,7 +174,6 @@ class Loop:
       f'{100 * results["eval_ema/top1"]:.2f}% EMA '
       f'({results["eval/examples"]} images)'
     )
-    return results
 
   def _save(self, state: state_lib.TrainState) -> None:
     self._flush(state)

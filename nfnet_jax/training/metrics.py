@@ -25,11 +25,17 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir: str | os.PathLike, resumed_step: int):
-    """Opens the files; rows after `resumed_step` are dropped."""
+    """Opens the files; rows after `resumed_step` are dropped.
+
+    Attributes:
+      evaluations: step -> the row of its evaluation, those kept included.
+    """
+    self.evaluations: dict[int, Mapping[str, float]] = {}
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
     kept = [row for row in read_metrics(path) if row['step'] <= resumed_step]
     files.write_atomically(path, ''.join(map(_to_line, kept)))
+    self._note_evaluations(kept)
     self._file = path.open('a')
     self._events = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=resumed_step + 1
@@ -44,12 +50,19 @@ class MetricsWriter:
 
   def write(self, rows: Iterable[Mapping[str, float]]) -> None:
     """Writes rows, each with an integer `step`, and flushes."""
+    rows = list(rows)
+    self._note_evaluations(rows)
     for row in rows:
       self._file.write(_to_line(row))
       for name, value in row.items():
         if name != 'step':
           self._events.add_scalar(name, value, row['step'])
     self._file.flush()
+
+  def _note_evaluations(self, rows: Iterable[Mapping[str, float]]) -> None:
+    self.evaluations |= {
+      int(row['step']): row for row in rows if 'eval/top1' in row
+    }
 
 
 def read_metrics(path: str | os.PathLike) -> list[Row]:

@@ -1,0 +1,157 @@
+"""Time and memory of one `nfnet_jax.agc` update next to optax's, on NFNet-F0.
+
+Writes results.csv next to this file and prints it:
+
+  python experiments/agc_cost/measure.py
+"""
+
+import argparse
+import csv
+import gc
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import nfnet_jax
+
+HERE = pathlib.Path(__file__).parent
+MAKERS = {
+  'nfnet_jax.agc': lambda: nfnet_jax.agc(0.01),
+  'optax.adaptive_grad_clip': lambda: optax.adaptive_grad_clip(0.01),
+}
+COLUMNS = (
+  'implementation',
+  'jit_ms_median',
+  'jit_ms_min',
+  'jit_ms_iqr',
+  'eager_peak_mib',
+)
+
+
+def make_trees():
+  """Returns F0's parameters and gradients: normal, a tenth of it each."""
+  model = nfnet_jax.create('nfnet_f0')
+  size = model.spec.test_size
+  params, _ = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros((1, size, size, 3)), False),
+    jax.random.key(0),
+  )
+  rng = np.random.default_rng(0)
+
+  def draw(leaf):
+    return jnp.asarray(rng.standard_normal(leaf.shape, np.float32))
+
+  # Over four orders of magnitude, so that some units are clipped, some not.
+  def draw_gradient(leaf):
+    return draw(leaf) * np.float32(10 ** rng.uniform(-4, 0))
+
+  return jax.tree.map(draw, params), jax.tree.map(draw_gradient, params)
+
+
+def time_jit(repetitions: int) -> dict[str, list[float]]:
+  """Times jitted updates in milliseconds, the implementations in turn."""
+  params, grads = make_trees()
+  calls = {}
+  for name, make in MAKERS.items():
+    tx = make()
+    calls[name] = (jax.jit(tx.update), tx.init(params))
+  times = {name: [] for name in MAKERS}
+  for repetition in range(-2, repetitions):  # The first two warm up.
+    names = list(MAKERS) if repetition % 2 else list(MAKERS)[::-1]
+    for name in names:
+      update, state = calls[name]
+      start = time.perf_counter()
+      jax.block_until_ready(update(grads, state, params))
+      if repetition >= 0:
+        times[name].append(1e3 * (time.perf_counter() - start))
+  return times
+
+
+def eager_peak(name: str) -> float:
+  """Returns how far one eager update lifts this process's RSS, in MiB."""
+  params, grads = make_trees()
+  tx = MAKERS[name]()
+  state = tx.init(params)
+  jax.block_until_ready(tx.update(grads, state, params))  # Compiles.
+  gc.collect()
+  before = _status_mib('VmRSS')
+  # Resets VmHWM, the peak, to the level of now: see proc(5).
+  pathlib.Path('/proc/self/clear_refs').write_text('5')
+  jax.block_until_ready(tx.update(grads, state, params))
+  return _status_mib('VmHWM') - before
+
+
+def _status_mib(field: str) -> float:
+  status = pathlib.Path('/proc/self/status').read_text()
+  return int(re.search(rf'{field}:\s+(\d+) kB', status)[1]) / 1024
+
+
+def eager_peak_elsewhere(name: str, processes: int) -> float:
+  """Returns the median of `eager_peak` over fresh processes."""
+  # Fixed thresholds, or glibc keeps freed buffers and hides them from the peak.
+  settings = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '0'}
+  peaks = []
+  for _ in range(processes):
+    run = subprocess.run(
+      [sys.executable, __file__, '--eager_peak', name],
+      env={**os.environ, **settings},
+      check=True,
+      capture_output=True,
+      text=True,
+    )
+    peaks.append(float(run.stdout.split()[-1]))
+  print(f'{name}: eager peaks {peaks} MiB', flush=True)
+  return statistics.median(peaks)
+
+
+def summarise(name: str, times: list[float], peak: float) -> tuple:
+  low, median, high = statistics.quantiles(times, n=4)
+  return name, median, min(times), high - low, peak
+
+
+def write_table(rows: list[tuple], path: pathlib.Path):
+  """Writes the rows and their ratio, and prints them."""
+  ours, theirs = rows
+  ratio = [mine / other for mine, other in zip(ours[1:], theirs[1:])]
+  ratio[2] = None  # That of two spreads says nothing.
+  lines = [
+    [row[0], *(f'{value:.1f}' for value in row[1:])] for row in (ours, theirs)
+  ]
+  lines.append(
+    ['ratio', *('' if value is None else f'{value:.3f}' for value in ratio)]
+  )
+  with path.open('w', newline='') as file:
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerows([COLUMNS, *lines])
+  for line in [COLUMNS, *lines]:
+    print(f'{line[0]:<26}' + ''.join(f'{cell:>16}' for cell in line[1:]))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--repetitions', type=int, default=40)
+  parser.add_argument('--processes', type=int, default=3)
+  parser.add_argument('--out', type=pathlib.Path, default=HERE / 'results.csv')
+  parser.add_argument('--eager_peak', choices=MAKERS, help='internal')
+  args = parser.parse_args()
+  if args.eager_peak:
+    print(eager_peak(args.eager_peak))
+    return
+  peaks = {name: eager_peak_elsewhere(name, args.processes) for name in MAKERS}
+  times = time_jit(args.repetitions)
+  write_table(
+    [summarise(name, times[name], peaks[name]) for name in MAKERS], args.out
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,94 @@
+"""Shared fixtures. Eight CPU devices stand in for the cores of a TPU."""
+
+import os
+
+# Before anything imports JAX.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+
+import sys
+
+from absl import flags
+import pytest
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """A TFDS folder that is filled on first use."""
+  return str(tmp_path_factory.mktemp('tensorflow_datasets'))
+
+
+@pytest.fixture(scope='session')
+def digits(data_dir):
+  """The prepared digits."""
+  from nfnet_jax.data import sources
+
+  return sources.load('digits', data_dir)
+
+
+@pytest.fixture(scope='session')
+def pico_params():
+  """Random parameters of `nfnet_pico` with 10 classes, none of them zero."""
+  import jax
+  import numpy as np
+
+  import nfnet_jax
+
+  model = nfnet_jax.create('nfnet_pico', num_classes=10)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+  params, _ = jax.eval_shape(
+    lambda key, i: model.init(key, i, False), jax.random.key(0), images
+  )
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda p: jax.numpy.asarray(0.5 * rng.standard_normal(p.shape), p.dtype),
+    params,
+  )
+
+
+@pytest.fixture
+def door(capfd, monkeypatch):
+  """Runs a door in this process: `door(main, *arguments) -> (code, out, err)`.
+
+  The window of what is returned is the door's own output.
+  """
+  from nfnet_jax.experiments import cli
+
+  def run(main, *arguments):
+    _forget_flags()
+    monkeypatch.setattr(sys, 'argv', [])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+      cli.run(main, ['door', *arguments])
+    out, err = capfd.readouterr()
+    return exit_info.value.code or 0, out, err
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def small(data_dir):
+  """Flags of a run that compiles and trains in seconds."""
+  return [
+    '--config=digits',
+    f'--config.run.data_dir={data_dir}',
+    '--config.model.name=nfnet_pico',
+    '--config.batch_size=16',
+    '--config.train_for=6 steps',
+    '--config.optimizer.warmup=2 steps',
+    '--config.run.eval_batch_size=64',
+    '--config.run.eval_every=6 steps',
+    '--config.run.checkpoint_every=3 steps',
+    '--config.run.log_every=2 steps',
+  ]
+
+
+def _forget_flags():
+  """Undoes an earlier door's parsing, and the overrides it defined."""
+  known = flags.FLAGS
+  for name in list(known):
+    if name.startswith('config.'):
+      delattr(known, name)
+  known.unparse_flags()
+  for name in ('config', 'workdir', 'json', 'list_configs'):
+    known[name].unparse()

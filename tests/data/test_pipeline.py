@@ -1,0 +1,224 @@
+"""Batches are a function of the seed and the step, and of nothing else."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from nfnet_jax.data import pipeline, preprocess, sources
+
+SIZE = 53
+
+
+class Numbered(tfds.core.GeneratorBasedBuilder):
+  """Images of a prime number of examples, whose red channel is their index."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(None, None, 3)),
+          'label': tfds.features.ClassLabel(num_classes=7),
+        }
+      )
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for index in range(SIZE):
+      image = np.full((6, 9, 3), (index, 100, 200), np.uint8)
+      yield index, {'image': image, 'label': index % 7}
+
+
+@pytest.fixture(scope='module')
+def numbered(data_dir):
+  builder = tfds.builder('numbered', data_dir=data_dir)
+  config = tfds.download.DownloadConfig(num_shards=3)
+  builder.download_and_prepare(download_config=config)
+  return sources.load('numbered', data_dir)
+
+
+@pytest.fixture(scope='module')
+def spec(numbered):
+  return pipeline.TrainSpec(
+    source=numbered,
+    split='train',
+    batch_size=8,
+    image_size=8,
+    shards=4,
+    seed=3,
+    augmentation=pipeline.Augmentation(shift=2, flip=True),
+  )
+
+
+def take(spec, count, *args):
+  return list(itertools.islice(pipeline.train_batches(spec, *args), count))
+
+
+def indices(batches):
+  return np.concatenate([b['image'][:, 4, 4, 0] for b in batches]).astype(int)
+
+
+def assert_same(ours, theirs):
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_contents_of_a_batch(spec):
+  (batch,) = take(spec, 1)
+  assert batch['image'].shape == (8, 8, 8, 3)
+  assert batch['image'].dtype == np.float32
+  assert batch['label'].dtype == batch['position'].dtype == np.int32
+  np.testing.assert_array_equal(batch['position'], np.arange(8))
+  np.testing.assert_array_equal(batch['label'], indices([batch]) % 7)
+  assert batch['step'] == 0
+
+
+def test_every_epoch_of_a_shard_holds_each_of_its_examples_once(spec):
+  parts = spec.source.shards('train', spec.shards)
+  sizes = [sources.total_examples(part) for part in parts]
+  assert sizes == [14, 13, 13, 13]
+  batches = take(spec, 14 * 3)
+  seen = []
+  for shard, size in enumerate(sizes):
+    stream = indices(
+      [
+        {'image': batch['image'][2 * shard : 2 * shard + 2]}
+        for batch in batches
+      ]
+    )
+    epochs = [stream[e * size : (e + 1) * size] for e in range(3)]
+    assert all(len(set(epoch)) == size for epoch in epochs)
+    assert set(epochs[0]) == set(epochs[1])
+    assert not np.array_equal(epochs[0], epochs[1])
+    seen += list(epochs[0])
+  assert sorted(seen) == list(range(SIZE))
+
+
+@pytest.mark.parametrize('start', [1, 6, 7, 13, 40])
+def test_resumed_stream_continues_bit_for_bit(spec, start):
+  assert_same(take(spec, 4, start), take(spec, start + 4)[start:])
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_any_number_of_processes_makes_the_same_batches(spec, processes):
+  parts = [take(spec, 20, 2, p, processes) for p in range(processes)]
+  for step, whole in enumerate(take(spec, 20, 2)):
+    for name in ('image', 'label', 'position'):
+      joined = np.concatenate([part[step][name] for part in parts])
+      np.testing.assert_array_equal(joined, whole[name], err_msg=name)
+
+
+def test_shuffle_with_a_small_buffer_resumes_too(spec):
+  small = dataclasses.replace(spec, shuffle_buffer=3)
+  assert_same(take(small, 3, 21), take(small, 24)[21:])
+  assert not np.array_equal(indices(take(small, 5)), indices(take(spec, 5)))
+
+
+def test_seed_changes_order_and_augmentation(spec):
+  other = dataclasses.replace(spec, seed=4)
+  assert not np.array_equal(indices(take(spec, 3)), indices(take(other, 3)))
+
+
+def test_the_same_seed_gives_the_same_batches(spec):
+  assert_same(take(spec, 10), take(spec, 10))
+
+
+def test_augmentation_differs_between_epochs_and_positions(digits):
+  spec = pipeline.TrainSpec(
+    digits, 'train[:4]', 4, 32, 1, 0, pipeline.Augmentation(shift=4)
+  )
+  images = np.concatenate([batch['image'] for batch in take(spec, 8)])
+  assert len({image.tobytes() for image in images}) > 24
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_evaluation_sees_every_example_once(numbered, processes):
+  streams = [
+    list(
+      pipeline.eval_batches(
+        numbered,
+        'train',
+        batch_size=8,
+        image_size=8,
+        process_index=index,
+        process_count=processes,
+      )
+    )
+    for index in range(processes)
+  ]
+  assert len({len(stream) for stream in streams}) == 1
+  real = [
+    {**batch, 'image': batch['image'][batch['mask'] > 0]}
+    for stream in streams
+    for batch in stream
+  ]
+  assert sorted(indices(real)) == list(range(SIZE))
+  assert all(b['mask'].shape == (8 // processes,) for b in real)
+
+
+def test_digits_are_split_by_class_without_overlap(digits):
+  assert digits.num_examples('train') == 1442
+  assert digits.num_examples('test') == 355
+  assert digits.num_classes == 10
+  labels = np.concatenate(
+    [
+      batch['label'][batch['mask'] > 0]
+      for batch in pipeline.eval_batches(
+        digits, 'test', batch_size=64, image_size=8
+      )
+    ]
+  )
+  counts = np.bincount(labels)
+  assert counts.min() >= 34
+  assert counts.max() <= 36
+
+
+def test_resize_is_bicubic_and_keeps_values(digits):
+  grey = np.arange(48, dtype=np.uint8).reshape(6, 8, 1)
+  image = preprocess.decode(tf.io.encode_png(grey))
+  assert image.shape == (6, 8, 3)
+  same = preprocess.resize(np.full((5, 9, 3), 77, np.uint8), 32)
+  np.testing.assert_allclose(same, 77, atol=1e-4)
+  edge = np.zeros((8, 8, 3), np.uint8)
+  edge[:, 4:] = 255
+  assert float(np.min(preprocess.resize(edge, 32))) < 0  # Overshoot is kept.
+
+
+def test_shift_moves_the_whole_image():
+  image = np.zeros((9, 9, 3), np.float32)
+  image[4, 4] = 1
+  places = {
+    tuple(
+      np.argwhere(np.asarray(preprocess.random_shift(image, 2, (0, s))))[0][:2]
+    )
+    for s in range(200)
+  }
+  assert places == set(itertools.product(range(2, 7), repeat=2))
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('cifar10', 'is not prepared under .*run .tfds build cifar10'),
+    ('no_such_set', "TFDS knows no dataset 'no_such_set'.*digits"),
+  ],
+)
+def test_missing_dataset_says_what_to_run(name, message, data_dir):
+  with pytest.raises(sources.MissingDatasetError, match=message):
+    sources.load(name, data_dir)
+
+
+@pytest.mark.parametrize('split', ['validation', 'train[:3%', 'train[0:9999]'])
+def test_missing_split_is_named(digits, split):
+  with pytest.raises(sources.MissingDatasetError, match='train, test'):
+    digits.num_examples(split)

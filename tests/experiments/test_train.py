@@ -1,0 +1,154 @@
+"""The training door, driven in this process through the real loop."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from nfnet_jax.experiments import assemble, evaluate, train
+from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.training import checkpoint, loop
+
+
+def rows_of(workdir):
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def state_of(workdir, step):
+  config = assemble.resolve_and_check(config_lib.load(workdir))
+  like = assemble.Experiment.open(config).abstract_state()
+  with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    return checkpoints.restore(step, like)
+
+
+@pytest.fixture(scope='module')
+def compilations():
+  """The functions that XLA compiled, in order."""
+  durations = []
+
+  def note(event, duration, **details):
+    del duration
+    if event == '/jax/core/compile/backend_compile_duration':
+      durations.append(details.get('fun_name', ''))
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  return durations
+
+
+def crash_at(monkeypatch, step, error):
+  """Makes the data stream fail where it should deliver a step's batch."""
+  stream = assemble.Experiment.train_batches
+
+  def failing(self, first_step):
+    for batch in stream(self, first_step):
+      if batch['step'] == step:
+        raise error
+      yield batch
+
+  monkeypatch.setattr(assemble.Experiment, 'train_batches', failing)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  return tmp_path_factory.mktemp('run')
+
+
+class TestRun:
+  """One run of six steps, and what a person finds afterwards."""
+
+  def test_trains_and_says_so(
+    self, door, small, workdir, compilations, monkeypatch
+  ):
+    run = loop.Loop.run
+    guard = jax.transfer_guard('disallow')  # The loop transfers by name only.
+    monkeypatch.setattr(loop.Loop, 'run', guard(run))
+    code, out, err = door(train.main, *small, f'--workdir={workdir}')
+    assert code == 0, err
+    assert not out
+    for text in (
+      'nfnet_pico: 91,802 parameters, 0.000796 G multiply-adds',
+      'digits: 1,442 images, 10 classes, 8 shards',
+      '6 steps of 16 (0.1 epochs), peak learning rate 0.1, float32',
+      'devices    8 x cpu',
+      'classifier kernel',
+      'step 5/6  loss 2.30',
+      'img/s',
+      'clipped',
+      'eta',
+      'evaluation at step 6',
+      'raw weights: top-1',
+      'EMA weights: top-1',
+      str(workdir / 'curves.png'),
+    ):
+      assert text in err
+    steps = [name for name in compilations if 'step' in name]
+    assert len(steps) == len(set(steps)), 'A step was compiled twice.'
+
+  def test_leaves_the_files_that_it_promises(self, workdir):
+    present = {path.name for path in workdir.iterdir()}
+    assert present == {
+      'config.json',
+      'metrics.jsonl',
+      'tensorboard',
+      'checkpoints',
+      'curves.png',
+    }
+    assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'3', '6'}
+    config = json.loads((workdir / 'config.json').read_text())
+    assert config['batch_size'] == 16
+    assert config['data']['image_size'] == config['data']['eval_size'] == 32
+
+  def test_every_step_has_a_row(self, workdir):
+    rows = rows_of(workdir)
+    training = [row for row in rows if 'loss' in row]
+    assert [row['step'] for row in training] == [1, 2, 3, 4, 5, 6]
+    (evaluation,) = [row for row in rows if 'eval/top1' in row]
+    assert evaluation['step'] == 6
+    assert evaluation['eval/examples'] == 355
+    assert evaluation['eval_ema/examples'] == 355
+
+  def test_evaluate_repeats_the_last_evaluation(self, door, workdir):
+    code, out, err = door(evaluate.main, f'--workdir={workdir}', '--json')
+    assert code == 0, err
+    result = json.loads(out)
+    (row,) = [row for row in rows_of(workdir) if 'eval/top1' in row]
+    assert result['step'] == 6
+    assert result['examples'] == 355
+    for name in ('loss', 'top1', 'top5'):
+      assert result[name] == row[f'eval/{name}']
+      assert result[f'ema_{name}'] == row[f'eval_ema/{name}']
+
+  def test_crashed_and_resumed_is_the_same_run_bit_for_bit(
+    self, door, small, workdir, tmp_path, monkeypatch
+  ):
+    with monkeypatch.context() as patch:
+      crash_at(patch, 5, ZeroDivisionError('the disk burnt'))
+      with pytest.raises(ZeroDivisionError):
+        door(train.main, *small, f'--workdir={tmp_path}')
+    assert [row['step'] for row in rows_of(tmp_path)][:3] == [1, 2, 3]
+    code, _, err = door(train.main, *small, f'--workdir={tmp_path}')
+    assert code == 0, err
+    assert 'Resuming after step 3.' in err
+    assert rows_of(tmp_path) == rows_of(workdir)
+    ours, theirs = state_of(tmp_path, 6), state_of(workdir, 6)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+  def test_finished_run_is_only_evaluated(self, door, small, workdir):
+    before = rows_of(workdir)
+    code, _, err = door(train.main, *small, f'--workdir={workdir}')
+    assert code == 0, err
+    assert 'Resuming after step 6.' in err
+    assert [row for row in rows_of(workdir) if 'loss' in row] == [
+      row for row in before if 'loss' in row
+    ]
+
+  @pytest.mark.parametrize('main', [train.main, evaluate.main])
+  def test_another_experiment_is_refused(self, door, small, workdir, main):
+    arguments = [*small, '--config.seed=1', f'--workdir={workdir}']
+    code, _, err = door(main, *arguments)
+    assert code == 2
+    assert 'holds another experiment (seed: 0 there, 1 here)' in err
+    assert len(err.strip().splitlines()) == 1

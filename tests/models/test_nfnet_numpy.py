@@ -1,0 +1,359 @@
+"""NFNet against an independent reference in plain NumPy float64.
+
+The reference follows arXiv 2102.06171 and, where they differ, the behaviour of
+the code its authors released. It shares nothing with the package.
+"""
+
+import itertools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+import pytest
+
+import nfnet_jax
+from nfnet_jax.models import layers, nfnet
+
+CLASSES = 5
+# Width, depth, channels a group, first three stem convolutions.
+SMALL = {
+  'nfnet_nano': ((32, 64, 192, 192), (1, 1, 3, 1), 16, (8, 16, 32)),
+  'nfnet_pico': ((16, 32, 96, 96), (1, 1, 1, 1), 8, (4, 8, 16)),
+}
+# std^2 before each block of F0, stage by stage.
+F0_VARIANCES = (
+  *(1,),
+  *(1.04, 1.04),
+  *(1.08, 1.04, 1.08, 1.12, 1.16, 1.20),
+  *(1.24, 1.04, 1.08),
+)
+
+
+def sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+def elu(x, scale=1.0):
+  return np.where(x > 0, x, scale * np.expm1(np.minimum(x, 0)))
+
+
+def gelu(x):
+  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS = {
+  'celu': (elu, 1.2709268332),
+  'elu': (elu, 1.2716004848),
+  'gelu': (gelu, 1.7015043497),
+  'identity': (lambda x: x, 1),
+  'leaky_relu': (lambda x: np.where(x > 0, x, 0.01 * x), 1.7059034109),
+  'log_sigmoid': (lambda x: -np.log1p(np.exp(-x)), 1.9193484783),
+  'log_softmax': (lambda x: x - np.log(np.exp(x).sum()), 1.0002083778),
+  'relu': (lambda x: np.maximum(x, 0), 1.7139588594),
+  'relu6': (lambda x: np.clip(x, 0, 6), 1.7131484747),
+  'selu': (lambda x: 1.0507009874 * elu(x, 1.6732632424), 1.0008515120),
+  'sigmoid': (sigmoid, 4.8038353920),
+  'silu': (lambda x: x * sigmoid(x), 1.7881293297),
+  'soft_sign': (lambda x: x / (1 + np.abs(x)), 2.3388531208),
+  'softplus': (lambda x: np.log1p(np.exp(x)), 1.9203323126),
+  'tanh': (np.tanh, 1.5939117670),
+}
+
+
+def act(x):
+  return gelu(x) * 1.7015043497
+
+
+def windows(x, size, stride, fill):
+  """Returns the SAME windows `[N, H, W, C, size, size]`."""
+  pads = [(0, 0)]
+  for side in x.shape[1:3]:
+    total = max((-(-side // stride) - 1) * stride + size - side, 0)
+    pads.append((total // 2, total - total // 2))
+  x = np.pad(x, [*pads, (0, 0)], constant_values=fill)
+  return sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
+
+
+def conv(x, p, channels, size=1, stride=1, groups=1):
+  w = p['w']
+  assert w.shape == (size, size, x.shape[-1] // groups, channels)
+  assert p['gain'].shape == p['bias'].shape == (channels,)
+  fan_in = np.prod(w.shape[:3])
+  scale = p['gain'] / np.sqrt(np.maximum(w.var((0, 1, 2)) * fan_in, 1e-4))
+  kernels = np.split((w - w.mean((0, 1, 2))) * scale, groups, 3)
+  views = np.split(windows(x, size, stride, 0.0), groups, 3)
+  out = [
+    np.einsum('nhwcij,ijco->nhwo', view, kernel, optimize=True)
+    for view, kernel in zip(views, kernels)
+  ]
+  return np.concatenate(out, -1) + p['bias']
+
+
+def linear(x, p, channels):
+  assert p['w'].shape == (x.shape[-1], channels)
+  assert p['b'].shape == (channels,)
+  return x @ p['w'] + p['b']
+
+
+def block(
+  x, params, path, group_size, channels, stride, transition, beta, alpha, keep=1
+):
+  """Returns the block's output and its branch's average channel variance."""
+
+  def p(name):
+    return params[f'{path}/~/{name}']
+
+  # Whole groups only, so that the bottleneck may be less than a half.
+  groups = channels // 2 // group_size
+  inner = groups * group_size
+  out, shortcut = act(x) * beta, x
+  if transition:
+    # Padding does not count in the average.
+    pooled = np.nanmean(windows(out, 2, 2, np.nan), (-2, -1))
+    shortcut = pooled if stride == 2 else out
+    shortcut = conv(shortcut, p('conv_shortcut'), channels)
+  out = act(conv(out, p('conv0'), inner))
+  out = act(conv(out, p('conv1'), inner, 3, stride, groups))
+  out = act(conv(out, p('conv1b'), inner, 3, 1, groups))
+  out = conv(out, p('conv2'), channels)
+  se = linear(out.mean((1, 2)), p('squeeze_excite/~/linear'), channels // 2)
+  se = linear(np.maximum(se, 0), p('squeeze_excite/~/linear_1'), channels)
+  out = out * 2 * sigmoid(se)[:, None, None]
+  scale = alpha * keep * params[path]['skip_gain']
+  return shortcut + scale * out, out.var((0, 1, 2)).mean()
+
+
+def plan(width, depth, alpha=0.2):
+  """Yields each block's channels, stride, whether it opens a stage, beta."""
+  variance = 1.0
+  for channels, blocks, stride in zip(width, depth, (1, 2, 2, 2)):
+    for index in range(blocks):
+      first = index == 0
+      yield channels, stride if first else 1, first, variance**-0.5
+      variance = (1.0 if first else variance) + alpha**2
+
+
+def network(images, params, spec, alpha=0.2, keep=None):
+  """Returns what `endpoints` does; `keep` has 1 or 0 for each block."""
+  width, depth, group_size, stem = spec
+  outputs, x = {}, images
+  for index, stride in enumerate((2, 1, 1, 2)):
+    x = act(x) if index else x
+    channels = (*stem, width[0] // 2)[index]
+    x = conv(x, params[f'NFNet/~/stem_conv{index}'], channels, 3, stride)
+  for index, row in enumerate(plan(width, depth, alpha)):
+    path = 'NFNet/~/nf_block' + (f'_{index}' if index else '')
+    kept = 1 if keep is None else keep[index]
+    x, residual = block(x, params, path, group_size, *row, alpha, kept)
+    outputs[f'block_{index}'] = {
+      'sq_mean': (x.mean((0, 1, 2)) ** 2).mean(),
+      'var': x.var((0, 1, 2)).mean(),
+      'residual_var': residual,
+    }
+  x = act(conv(x, params['NFNet/~/final_conv'], 2 * width[-1]))
+  features = x.mean((1, 2))
+  classifier = params['NFNet/~/linear']
+  logits = linear(features, classifier, len(classifier['b']))
+  return {**outputs, 'features': features, 'logits': logits}
+
+
+def random_params(init, tiny_kernels=False):
+  """Draws all parameters that `init(key)` makes, far from initial values."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, shape):
+    x = rng.normal(size=shape)
+    if path[-1].key in ('gain', 'skip_gain'):
+      return 1 + 0.3 * x
+    if path[-1].key != 'w':
+      return 0.3 * x
+    if len(shape) == 2:
+      return (x + 0.2) / np.sqrt(shape[0])
+    # Variance times fan-in falls on both sides of the floor of 1e-4.
+    scale = np.geomspace(1e-5, 1, shape[-1]) if tiny_kernels else 1
+    return (x + 0.2) * scale
+
+  params = jax.eval_shape(init, jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(lambda k, x: draw(k, x.shape), params)
+
+
+def random_images(*shape):
+  return np.random.default_rng(1).normal(size=shape)
+
+
+def run(fun, *args):
+  """Runs `fun` jitted in float64, without leaving that mode behind."""
+  with jax.enable_x64(True):
+    return jax.tree.map(np.asarray, jax.jit(fun)(*args))
+
+
+def assert_equal(actual, desired):
+  # Both sides are float64 throughout: some hundred roundings of 1e-16, relative
+  # to the largest value since sums cancel.
+  assert actual.dtype == np.float64
+  scale = np.abs(desired).max()
+  np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-11 * scale)
+
+
+def assert_statistics_equal(actual, desired):
+  # These are computed in float32.
+  check = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5)
+  jax.tree.map(check, actual, desired)
+
+
+@pytest.mark.parametrize('name', ACTIVATIONS)
+def test_scaled_activation(name):
+  fun, gamma = ACTIVATIONS[name]
+  x = np.linspace(-8, 8, 101)
+  actual = run(layers.scaled_activation(name), x)
+  # Some activations hold their own constants in float32.
+  np.testing.assert_allclose(actual, fun(x) * gamma, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'channels', 'stride', 'transition', 'tiny_kernels'),
+  [
+    ((2, 8, 8, 6), 16, 2, True, False),
+    ((2, 7, 7, 6), 16, 2, True, False),
+    ((2, 1, 5, 6), 16, 2, True, True),
+    # XLA pools small and large arrays in different ways on CPUs.
+    ((48, 1, 1, 96), 16, 2, True, False),
+    ((2, 7, 4, 6), 32, 1, True, False),
+    ((2, 5, 6, 32), 32, 1, False, False),
+    ((2, 3, 3, 48), 48, 1, False, True),
+    # Half of 28 is three and a half groups of 4: three stay.
+    ((2, 6, 9, 6), 28, 2, True, False),
+  ],
+)
+def test_block(shape, channels, stride, transition, tiny_kernels):
+  def forward(x):
+    module = nfnet.NFBlock(
+      channels,
+      stride=stride,
+      is_transition=transition,
+      group_size=4,
+      activation=layers.scaled_activation('gelu'),
+      alpha=0.3,
+      beta=0.8,
+      stochdepth_rate=0.1,
+    )
+    return module(x, None, jnp.arange(len(x)))
+
+  init, apply = hk.transform(forward)
+  params = random_params(lambda key: init(key, jnp.zeros(shape)), tiny_kernels)
+  x = random_images(*shape)
+  out, residual_var = run(lambda p, x: apply(p, None, x), params, x)
+  options = channels, stride, transition, 0.8, 0.3
+  expected, expected_var = block(x, params, 'nf_block', 4, *options)
+  assert_equal(out, expected)
+  assert_statistics_equal(residual_var, expected_var)
+
+
+def create(name, classes=CLASSES, tiny_kernels=False, **options):
+  model = nfnet_jax.create(name, classes, **options)
+  images = jnp.zeros((1, 32, 32, 3))
+  init = lambda key: model.init(key, images, False)[0]
+  return model, random_params(init, tiny_kernels)
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape', 'tiny_kernels', 'options'),
+  [
+    ('nfnet_nano', (2, 32, 32, 3), False, {}),
+    ('nfnet_pico', (1, 45, 35, 3), True, {'alpha': 0.5}),
+  ],
+)
+def test_network(name, shape, tiny_kernels, options):
+  model, params = create(name, tiny_kernels=tiny_kernels, **options)
+  images = random_images(*shape)
+  outputs, state = run(
+    lambda p, x: model.endpoints(p, {}, None, x, False), params, images
+  )
+  assert state == {}
+  expected = network(images, params, SMALL[name], **options)
+  for key in ('features', 'logits'):
+    assert_equal(outputs.pop(key), expected.pop(key))
+  assert_statistics_equal(outputs, expected)
+
+
+def test_bfloat16_is_close_to_float32():
+  model, params = create('nfnet_pico')
+  apply = jax.jit(lambda p, x: model.apply(p, {}, None, x, False)[0])
+  inputs = params, random_images(4, 32, 32, 3)
+  exact = apply(*jax.tree.map(jnp.float32, inputs))
+  rounded = apply(*jax.tree.map(jnp.bfloat16, inputs))
+  assert rounded.dtype == jnp.bfloat16
+  error = jnp.linalg.norm(rounded.astype(jnp.float32) - exact)
+  # About twenty layers, each rounding to 2^-9.
+  assert error < 20 * 2**-9 * jnp.linalg.norm(exact)
+
+
+def create_training(classes=CLASSES, **options):
+  model, params = create('nfnet_pico', classes, **options)
+
+  def logits(params, seed, x, *positions):
+    key = jax.random.key(seed)
+    return model.apply(params, {}, key, x, True, *positions)[0]
+
+  return params, jax.jit(logits)
+
+
+def test_stochastic_depth_drops_whole_branches_unscaled():
+  number = 4096
+  params, logits = create_training(dropout_rate=0.0)
+  # The first block has rate 0, which leaves eight ways to drop the others.
+  keeps = [(1, *keep) for keep in itertools.product((0, 1), repeat=3)]
+  draws = []
+  for image in random_images(2, 1, 17, 17, 3):
+    actual = run(logits, params, 0, np.repeat(image, number, 0))
+    ways = [network(image, params, SMALL['nfnet_pico'], keep=k) for k in keeps]
+    ways = np.concatenate([way['logits'] for way in ways])
+    draws.append(np.abs(actual[:, None] - ways).max(-1).argmin(1))
+    assert_equal(actual, ways[draws[-1]])
+  np.testing.assert_array_equal(*draws)
+  rates = 0.25 * np.arange(4) / 4
+  odds = np.where(keeps, 1 - rates, rates).prod(1)
+  counts = np.bincount(draws[0], minlength=len(keeps))
+  # Five standard deviations; blocks that shared draws would miss the products.
+  bounds = 5 * np.sqrt(number * odds * (1 - odds))
+  assert (np.abs(counts - number * odds) < bounds).all()
+
+
+def test_dropout_rescales_pooled_features():
+  params, logits = create_training(192, stochdepth_rate=0.0)
+  # The logits become the features after dropout.
+  params['NFNet/~/linear'] = {'w': np.eye(192), 'b': np.zeros(192)}
+  images = random_images(32, 17, 17, 3)
+  actual = run(logits, params, 0, images)
+  expected = network(images, params, SMALL['nfnet_pico'])['features'] / 0.8
+  assert_equal(actual, np.where(actual == 0, 0, expected))
+  # The variant's rate is 0.2; five standard deviations.
+  bound = 5 * np.sqrt(0.2 * 0.8 / actual.size)
+  assert abs((actual == 0).mean() - 0.2) < bound
+
+
+def test_draws_depend_on_key_and_position_only():
+  params, logits = create_training()
+  images, places = random_images(24, 17, 17, 3), np.arange(16)
+  first = run(logits, params, 0, images[:16])
+  order = np.random.default_rng(2).permutation(16)
+  assert_equal(run(logits, params, 0, images[order], order), first[order])
+  shifted = run(logits, params, 0, images[8:], places + 8)
+  assert_equal(shifted[:8], first[8:])
+  same = np.repeat(images[:1], 16, 0)
+  alike = run(logits, params, 0, same, np.full(16, 7))
+  assert_equal(alike, np.repeat(alike[:1], 16, 0))
+  assert (np.ptp(run(logits, params, 0, same, places), 0) > 0).all()
+  assert (run(logits, params, 1, images[:16]) != first).any()
+
+
+def test_f0_beta_bookkeeping():
+  betas = []
+  hk.transform(
+    lambda: betas.extend(block.beta for block in nfnet.NFNet().blocks)
+  ).init(None)
+  reference = [row[-1] for row in plan((256, 512, 1536, 1536), (1, 2, 6, 3))]
+  for values in (betas, reference):
+    np.testing.assert_allclose(np.power(values, -2.0), F0_VARIANCES, rtol=1e-12)

@@ -1,0 +1,170 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nfnet_jax
+from nfnet_jax.optim import ema, groups, paths
+
+
+def random_like(tree, seed, scale):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda p: jnp.asarray(scale * rng.standard_normal(p.shape), p.dtype), tree
+  )
+
+
+def by_hand(path, grads, param, rates, momentum=0.9, decay=2e-5, ratio=0.01):
+  """Section 4.1's update of one parameter, in float64 numpy."""
+  name = path.rsplit('/', 1)[-1]
+  is_classifier = path == 'NFNet/~/linear/w'
+  param = np.asarray(param, np.float64)
+  velocity = np.zeros_like(param)
+  for grad, rate in zip(grads, rates):
+    grad = np.asarray(grad, np.float64)
+    if not is_classifier:
+      axes = {4: (0, 1, 2), 2: (0,)}.get(param.ndim)
+      norm = lambda x, a=axes: np.sqrt(np.sum(x * x, axis=a, keepdims=True))
+      bound = ratio * np.maximum(norm(param), 1e-3)
+      factor = bound / np.maximum(norm(grad), 1e-6)
+      grad = np.where(norm(grad) < bound, grad, grad * factor)
+      grad = grad.reshape(param.shape)
+    if name == 'w':
+      grad = grad + decay * param
+    velocity = momentum * velocity + grad
+    param = param - rate * (grad + momentum * velocity)
+  return param
+
+
+def test_chain_is_the_papers_update(pico_params):
+  schedule = nfnet_jax.warmup_cosine(0.4, warmup_steps=2, total_steps=6)
+  tx = nfnet_jax.nfnet_sgd(schedule)
+  params, state = pico_params, tx.init(pico_params)
+  all_grads = [random_like(params, seed, 0.01) for seed in range(4)]
+  for grads in all_grads:
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+  rates = [0.0, 0.2, 0.4, 0.4 * 0.5 * (1 + math.cos(math.pi / 4))]
+  named_grads = [dict(paths.named_leaves(grads)) for grads in all_grads]
+  start = dict(paths.named_leaves(pico_params))
+  for path, param in paths.named_leaves(params):
+    grads = [named[path] for named in named_grads]
+    expected = by_hand(path, grads, start[path], rates)
+    np.testing.assert_allclose(
+      param, expected, rtol=2e-5, atol=2e-6, err_msg=path
+    )
+
+
+def test_momentum_is_nesterov_as_in_optax_sgd(pico_params):
+  ours = nfnet_jax.nfnet_sgd(0.1, weight_decay=0.0, clipping=None)
+  theirs = optax.sgd(0.1, momentum=0.9, nesterov=True)
+  states = ours.init(pico_params), theirs.init(pico_params)
+  for seed in range(3):
+    grads = random_like(pico_params, seed, 1.0)
+    a, state_a = ours.update(grads, states[0], pico_params)
+    b, state_b = theirs.update(grads, states[1], pico_params)
+    states = state_a, state_b
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_only_the_classifier_kernel_escapes_clipping(pico_params):
+  tx = nfnet_jax.nfnet_sgd(1.0, weight_decay=0.0, momentum=0.0)
+  grads = random_like(pico_params, 0, 1e3)
+  updates, _ = tx.update(grads, tx.init(pico_params), pico_params)
+  kept = [
+    path
+    for (path, update), (_, grad) in zip(
+      paths.named_leaves(updates), paths.named_leaves(grads)
+    )
+    if np.array_equal(update, -grad)
+  ]
+  assert kept == ['NFNet/~/linear/w']
+
+
+def test_decay_reaches_kernels_only(pico_params):
+  tx = nfnet_jax.nfnet_sgd(1.0, weight_decay=0.5, momentum=0.0)
+  zeros = jax.tree.map(jnp.zeros_like, pico_params)
+  updates, _ = tx.update(zeros, tx.init(pico_params), pico_params)
+  for path, update in paths.named_leaves(updates):
+    assert bool(jnp.any(update != 0)) == path.endswith('/w'), path
+
+
+@pytest.mark.parametrize(
+  ('path', 'name'),
+  [
+    ('NFNet/~/linear/w', 'classifier kernel'),
+    ('NFNet/~/linear/b', 'gains and biases'),
+    ('NFNet/~/stem_conv0/w', 'kernels'),
+    ('NFNet/~/stem_conv0/gain', 'gains and biases'),
+    ('NFNet/~/nf_block_1/skip_gain', 'gains and biases'),
+    ('NFNet/~/nf_block/~/squeeze_excite/~/linear/w', 'kernels'),
+    ('NFNet/~/nf_block/~/squeeze_excite/~/linear_1/w', 'kernels'),
+    ('NFNet/~/nf_block/~/squeeze_excite/~/linear_1/b', 'gains and biases'),
+  ],
+)
+def test_groups(path, name):
+  assert groups.group_of(path).name == name
+
+
+def test_groups_of_f0_have_the_published_sizes():
+  model = nfnet_jax.create('nfnet_f0')
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  params, _ = jax.eval_shape(
+    lambda key, i: model.init(key, i, False), jax.random.key(0), images
+  )
+  rows = groups.group_table(params).splitlines()
+  assert rows[2].split() == [
+    'classifier',
+    'kernel',
+    '1',
+    '3,072,000',
+    'yes',
+    'no',
+  ]
+  assert rows[3].split()[-3:] == ['113,492', 'no', 'yes']
+
+
+@pytest.mark.parametrize(
+  ('contains', 'message'),
+  [
+    (lambda path: False, "'net/odd' lies in no group"),
+    (lambda path: True, "lies in 'gains and biases', 'mine'"),
+  ],
+)
+def test_a_parameter_in_no_group_or_two_is_an_error(contains, message):
+  mine = groups.Group('mine', contains, decay=True, clip=True)
+  declared = (*groups.NFNET_GROUPS, mine)
+  params = {'net': {'odd': jnp.ones(3), 'b': jnp.ones(3)}}
+  if contains('net/odd'):
+    params = {'net': {'b': jnp.ones(3)}}
+  tx = nfnet_jax.nfnet_sgd(0.1, groups=declared)
+  with pytest.raises(ValueError, match=message):
+    tx.init(params)
+  with pytest.raises(ValueError, match=message):
+    groups.group_table(params, declared)
+
+
+def test_published_schedule():
+  total = 1_281_167 * 360 // 4096
+  warmup = 5 * 1_281_167 / 4096
+  schedule = nfnet_jax.warmup_cosine(1.6, warmup, total)
+  assert total == 112_602
+  assert float(schedule(0)) == 0
+  np.testing.assert_allclose(schedule(782), 1.6 * 782 / warmup, rtol=1e-6)
+  middle = round((warmup + total) / 2)
+  np.testing.assert_allclose(schedule(middle), 0.8, rtol=1e-4)
+  assert abs(float(schedule(total))) < 1e-7
+  rates = jax.vmap(schedule)(jnp.arange(total + 1))
+  assert int(jnp.argmax(rates)) in (1563, 1564)
+
+
+def test_ema_warms_up_and_keeps_its_limit():
+  average, values = {'w': jnp.zeros(3)}, {'w': jnp.ones(3)}
+  first = ema.update_ema(average, values, 0.99999, jnp.int32(0))
+  np.testing.assert_allclose(first['w'], 0.9, rtol=1e-6)
+  np.testing.assert_allclose(ema.ema_decay(0.99999, 90), 0.91, rtol=1e-6)
+  late = ema.ema_decay(0.99999, 10_000_000)
+  np.testing.assert_allclose(late, 0.99999, rtol=1e-7)

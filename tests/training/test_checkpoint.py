@@ -1,0 +1,105 @@
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import nfnet_jax
+from nfnet_jax.training import checkpoint, state
+
+
+@pytest.fixture(scope='module')
+def saved_state(pico_params):
+  tx = nfnet_jax.nfnet_sgd(0.1)
+  values = state.TrainState(
+    step=np.int32(0),
+    params=pico_params,
+    model_state={'bn': {'average': np.arange(3, dtype=np.float32)}},
+    opt_state=tx.init(pico_params),
+    ema_params=jax.tree.map(lambda p: p * 2, pico_params),
+    ema_model_state={},
+  )
+  return jax.device_get(values)
+
+
+def at(saved_state, step):
+  return saved_state._replace(step=np.int32(step))
+
+
+def assert_equal(ours, theirs):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_round_trip_keeps_the_newest(tmp_path, saved_state):
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.restore_latest(like=saved_state) is None
+    for step in (3, 6, 9):
+      checkpoints.save(at(saved_state, step))
+    checkpoints.save(at(saved_state, 9))  # Again: nothing happens.
+    checkpoints.wait()
+    assert checkpoints.steps() == [6, 9]
+    restored = checkpoints.restore_latest(like=saved_state)
+  assert_equal(restored, at(saved_state, 9))
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(restored)}
+  assert dtypes == {np.dtype('float32'), np.dtype('int32')}
+
+
+def test_saved_values_do_not_follow_the_buffers(tmp_path, saved_state):
+  mutable = jax.tree.map(np.array, saved_state)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(mutable)
+    for leaf in jax.tree.leaves(mutable.params):
+      leaf[...] = 0
+    checkpoints.wait()
+    assert_equal(checkpoints.restore_latest(like=saved_state), saved_state)
+
+
+def damage(directory: pathlib.Path, how: str):
+  """Cuts or flips the largest file below a directory."""
+  files = [path for path in directory.rglob('*') if path.is_file()]
+  path = max(files, key=lambda file: file.stat().st_size)
+  content = bytearray(path.read_bytes())
+  if how == 'flipped':
+    content[len(content) // 2] ^= 0xFF
+  path.write_bytes(content if how == 'flipped' else content[:100])
+
+
+@pytest.mark.parametrize('how', ['flipped', 'cut'])
+def test_damaged_latest_is_said_and_the_one_before_is_used(
+  tmp_path, saved_state, caplog, how
+):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    for step in (3, 6):
+      checkpoints.save(at(saved_state, step))
+  damage(tmp_path / '6', how)
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    restored = checkpoints.restore_latest(like=saved_state)
+    assert_equal(restored, at(saved_state, 3))
+    assert 'Checkpoint 6 cannot be read' in caplog.text
+    assert checkpoints.steps() == [3, 6]  # Reading moves nothing.
+    checkpoints.save(at(saved_state, 4))
+    checkpoints.wait()
+    assert checkpoints.steps() == [4]
+  assert (tmp_path / '6.unreadable').is_dir()
+
+
+def test_nothing_readable_is_an_error(tmp_path, saved_state):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(at(saved_state, 3))
+  damage(tmp_path / '3', 'cut')
+  with (
+    checkpoint.Checkpoints(tmp_path) as checkpoints,
+    pytest.raises(checkpoint.UnreadableError, match=r'\[3\] .* new workdir'),
+  ):
+    checkpoints.restore_latest(like=saved_state)
+
+
+def test_half_written_checkpoint_is_not_seen(tmp_path, saved_state):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(at(saved_state, 3))
+  unfinished = tmp_path / '6.orbax-checkpoint-tmp'
+  unfinished.mkdir()
+  (unfinished / 'state').write_text('half')
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [3]

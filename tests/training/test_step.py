@@ -1,0 +1,254 @@
+"""The step on one and on eight devices, its dtypes, and what it refuses.
+
+`python -m tests.training.test_step` writes the golden losses anew.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nfnet_jax
+from nfnet_jax.optim import paths
+from nfnet_jax.training import parallel, state, step
+
+GOLDEN_LOSSES = pathlib.Path(__file__).parents[1] / 'golden' / 'losses.json'
+BATCH = 16
+SIZE = 32
+
+
+def make_trainer(**changes):
+  schedule = nfnet_jax.warmup_cosine(0.4, warmup_steps=3, total_steps=10)
+  trainer = step.Trainer(
+    model=nfnet_jax.create('nfnet_pico', num_classes=10),
+    optimizer=nfnet_jax.nfnet_sgd(schedule),
+    schedule=schedule,
+    num_classes=10,
+    global_batch=BATCH,
+    seed=7,
+    ema_decay=0.9,
+  )
+  return dataclasses.replace(trainer, **changes)
+
+
+def make_batch(index):
+  rng = np.random.default_rng(index)
+  return {
+    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
+    'label': rng.integers(0, 10, BATCH).astype(np.int32),
+    'position': np.arange(BATCH, dtype=np.int32),
+    'step': np.int32(index),
+  }
+
+
+class Runner:
+  """A trainer compiled for some devices, with fresh states on demand.
+
+  Compiled ahead of time: another shape would be an error, not a compilation.
+  """
+
+  def __init__(self, trainer, devices):
+    self.trainer = trainer
+    self.parallel = parallel.DataParallel(jax.local_devices()[:devices])
+    fresh = state.create_state(
+      trainer.model, trainer.optimizer, seed=1, image_size=SIZE
+    )
+    # Skip gains off zero, so that the branches and their random draws count.
+    self.initial = jax.device_get(
+      fresh._replace(
+        params=paths.map_named(
+          lambda path, p: p + 0.5 if path.endswith('skip_gain') else p,
+          fresh.params,
+        )
+      )
+    )
+
+    step = self.parallel.train_step(trainer.train_step)
+    self.step = step.lower(
+      self.fresh_state(), self.parallel.split(make_batch(0))
+    ).compile()
+
+  def fresh_state(self):
+    return self.parallel.replicate(self.initial)
+
+  def run(self, train_state, batches):
+    rows = []
+    for batch in batches:
+      train_state, metrics = self.step(train_state, self.parallel.split(batch))
+      rows.append(jax.device_get(metrics))
+    return train_state, rows
+
+
+@pytest.fixture(scope='module')
+def eight():
+  return Runner(make_trainer(), 8)
+
+
+@pytest.fixture(scope='module')
+def ten_steps(eight):
+  final, rows = eight.run(eight.fresh_state(), map(make_batch, range(10)))
+  return jax.device_get(final), rows
+
+
+def test_one_and_eight_devices_give_the_same_losses(ten_steps):
+  one = Runner(make_trainer(), 1)
+  _, rows = one.run(one.fresh_state(), map(make_batch, range(10)))
+  for ours, theirs in zip(rows, ten_steps[1], strict=True):
+    np.testing.assert_allclose(ours['loss'], theirs['loss'], rtol=1e-5)
+
+
+def test_ten_steps_give_the_committed_losses(ten_steps):
+  """Pins the whole step; regenerate only if training is meant to change.
+
+  Tolerance: the compiler of another version may round differently, and ten
+  steps amplify that.
+  """
+  losses = [float(row['loss']) for row in ten_steps[1]]
+  golden = json.loads(GOLDEN_LOSSES.read_text())
+  np.testing.assert_allclose(losses, golden, rtol=1e-4)
+
+
+def test_metrics_and_state_after_ten_steps(ten_steps):
+  final, rows = ten_steps
+  assert final.step == 10
+  assert all(row['applied'] == 1 for row in rows)
+  assert rows[0]['learning_rate'] == 0
+  np.testing.assert_allclose(rows[3]['learning_rate'], 0.4, rtol=1e-6)
+  assert {'clipped', 'clipped/kernels', 'clipped/gains and biases'} <= set(
+    rows[0]
+  )
+  assert 0 < rows[-1]['clipped'] <= 1
+  moved = jax.tree.map(
+    lambda raw, mean: float(np.max(np.abs(raw - mean))),
+    final.params,
+    final.ema_params,
+  )
+  assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_state_is_donated(eight):
+  header = eight.step.as_text().splitlines()[0]
+  donated = header.count('may-alias') + header.count('must-alias')
+  assert donated == len(jax.tree.leaves(eight.initial))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_bad_batch_leaves_the_state_as_it_was(eight, value):
+  bad = make_batch(0)
+  bad['image'][3, 5, 5, 1] = value
+  final, rows = eight.run(eight.fresh_state(), [bad, make_batch(1)])
+  assert [row['applied'] for row in rows] == [0, 0]
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(final), eight.initial
+  )
+
+
+def test_a_batch_of_another_step_is_refused(eight):
+  final, rows = eight.run(eight.fresh_state(), [make_batch(5)])
+  assert rows[0]['applied'] == 0
+  assert int(final.step) == 0
+
+
+def test_bfloat16_computes_low_and_keeps_high():
+  trainer = make_trainer(compute_dtype=jnp.dtype('bfloat16'))
+  initial = jax.eval_shape(
+    lambda: state.create_state(
+      trainer.model, trainer.optimizer, seed=0, image_size=SIZE
+    )
+  )
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), make_batch(0)
+  )
+  seen = []
+
+  def reduce(tree):
+    seen.extend(leaf.dtype for leaf in jax.tree.leaves(tree))
+    return tree
+
+  one_step = lambda s, b: trainer.train_step(s, b, reduce)
+  final, metrics = jax.eval_shape(one_step, initial, batch)
+  assert set(seen) == {jnp.dtype('float32')}
+  assert jax.tree.map(lambda x: x.dtype, final) == jax.tree.map(
+    lambda x: x.dtype, initial
+  )
+  assert all(m.dtype == jnp.float32 for m in metrics.values())
+  convolutions = [
+    equation
+    for equation in _equations(jax.make_jaxpr(one_step)(initial, batch).jaxpr)
+    if equation.primitive.name == 'conv_general_dilated'
+  ]
+  assert convolutions
+  assert all(
+    equation.outvars[0].aval.dtype == jnp.bfloat16 for equation in convolutions
+  )
+
+
+def _equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from _equations(inner)
+
+
+def test_smoothed_labels():
+  targets = step.smooth_labels(jnp.array([2]), 4, 0.1)
+  np.testing.assert_allclose(targets, [[0.025, 0.025, 0.925, 0.025]], rtol=1e-6)
+
+
+def test_normalisation_has_imagenets_statistics():
+  pixel = np.array([[255 * 0.485, 255 * 0.456, 255 * (0.406 + 0.225)]])
+  np.testing.assert_allclose(step.normalize(pixel), [[0, 0, 1]], atol=1e-5)
+  assert step.normalize(np.zeros((1, 3), np.uint8)).dtype == jnp.float32
+
+
+def sums_of(logits, labels, mask=None):
+  mask = np.ones(len(labels)) if mask is None else mask
+  sums = step.classification_sums(
+    jnp.asarray(logits, jnp.float32), jnp.asarray(labels), jnp.asarray(mask)
+  )
+  return {name: float(value) for name, value in sums.items()}
+
+
+def test_classification_sums():
+  logits = np.eye(8)[[0, 1, 2]] * 3
+  sums = sums_of(logits, [0, 7, 2], mask=[1, 1, 0])
+  assert sums['count'] == 2
+  assert sums['top1'] == 1
+  # 7 ties with the other zeros: behind class 1 come 0, 2, 3, 4.
+  assert sums['top5'] == 1
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    jnp.asarray(logits[:2]), jnp.array([0, 7])
+  )
+  np.testing.assert_allclose(sums['loss'], float(losses.sum()), rtol=1e-6)
+
+
+def test_constant_logits_score_at_chance():
+  assert sums_of(np.zeros((10, 10)), np.arange(10))['top1'] == 1
+
+
+def test_nan_logits_are_misses():
+  sums = sums_of(np.full((2, 10), np.nan), [0, 0])
+  assert sums['top1'] == sums['top5'] == 0
+
+
+def test_fewer_classes_than_five():
+  assert sums_of([[1.0, 0.0, 2.0]], [1])['top5'] == 1
+
+
+def write_golden():
+  """Writes `golden/losses.json` from the step as it is."""
+  runner = Runner(make_trainer(), 8)
+  _, rows = runner.run(runner.fresh_state(), map(make_batch, range(10)))
+  losses = [float(row['loss']) for row in rows]
+  GOLDEN_LOSSES.write_text(json.dumps(losses, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  write_golden()
