@@ -41,7 +41,13 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
-    'test': ['hypothesis>=6.100', 'psutil>=5.9', 'pytest>=8', 'ruff>=0.14'],
+    'test': [
+      'hypothesis>=6.100',
+      'pytest>=8',
+      'ruff>=0.14',
+      'setuptools>=77',  # Builds the wheel that a test looks into.
+      'wheel>=0.43',
+    ],
     'tpu': ['jax[tpu]>=0.10'],
   },
   classifiers=[

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
-import sys
+import io
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -105,8 +105,8 @@ def load(name: str, data_dir: str | None = None) -> Source:
     if name not in EMBEDDED:
       raise MissingDatasetError(_how_to_prepare(name, builder))
     tfds.disable_progress_bar()
-    # TFDS prints; standard output belongs to the door's result.
-    with contextlib.redirect_stdout(sys.stderr):
+    # TFDS prints; standard output belongs to the caller's result.
+    with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
   features = builder.info.features
   for key, kind in (

@@ -28,6 +28,7 @@ def resolve_and_check(
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
   config = config_lib.resolve(config, spec.train_size, spec.test_size)
+  config_lib.check_values(config)
   devices = jax.device_count()
   check, shards = config_lib.check_divides, config.data.shards
   check('data.shards', shards, 'the number of devices', devices)

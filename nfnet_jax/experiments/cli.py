@@ -148,8 +148,8 @@ def _expand(name: str) -> str:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(list(argv))
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    sys.exit(_complain(e))
+  except Exception as error:  # A config file may raise anything.
+    sys.exit(_complain(error))
 
 
 def _complain(error: Exception) -> int:

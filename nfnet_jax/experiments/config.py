@@ -7,6 +7,7 @@ other keys make the experiment, and a run refuses to resume with others.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -102,6 +103,42 @@ class Units:
       'example': 1,
     }
     return amount * in_examples[unit] / self.batch_size
+
+
+# Setting -> smallest value, and the value that it must stay below.
+_RANGES = {
+  'label_smoothing': (0, 1),
+  'ema_decay': (0, 1),
+  'model.stochdepth_rate': (0, 1),
+  'model.dropout_rate': (0, 1),
+  'optimizer.learning_rate': (0, math.inf),
+  'optimizer.momentum': (0, 1),
+  'optimizer.weight_decay': (0, math.inf),
+  'optimizer.clipping': (0, math.inf),
+  'data.image_size': (1, math.inf),
+  'data.eval_size': (1, math.inf),
+  'data.shuffle_buffer': (1, math.inf),
+  'data.shift': (0, math.inf),
+  'run.keep_checkpoints': (1, math.inf),
+}
+_DTYPES = ('float32', 'bfloat16')
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Checks each setting by itself.
+
+  Raises:
+    errors.InputError: naming the setting and what it may be.
+  """
+  flat = _flat(config.to_dict())
+  for name, (least, limit) in _RANGES.items():
+    value = flat[name]
+    if value is not None and not least <= value < limit:
+      raise errors.InputError(f'{name} {value} is not in [{least}, {limit}).')
+  if config.compute_dtype not in _DTYPES:
+    raise errors.InputError(
+      f"compute_dtype '{config.compute_dtype}' is none of {', '.join(_DTYPES)}."
+    )
 
 
 def check_divides(

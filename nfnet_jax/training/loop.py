@@ -131,7 +131,7 @@ class Loop:
     self._stop_if_asked()
 
   def _due(self, step: int, every: float) -> bool:
-    """Whether a multiple of `every` lies in (step - 1, step], or all is done."""
+    """Whether a multiple of `every` lies in (step - 1, step], or at the end."""
     passed = step > 0 and step // every > (step - 1) // every
     return passed or step == self.cadence.total
 

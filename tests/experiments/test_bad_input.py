@@ -1,0 +1,171 @@
+"""Bad input: one line on stderr, exit code 2, before anything is compiled."""
+
+import json
+
+import jax
+import pytest
+
+from nfnet_jax.experiments import cli, evaluate, train
+
+
+@pytest.fixture(autouse=True)
+def no_compilation(monkeypatch):
+  """Makes any attempt to build a step a failure."""
+
+  def refuse(*args, **kwargs):
+    raise AssertionError('compiled before the input was checked')
+
+  monkeypatch.setattr(jax, 'pmap', refuse)
+
+
+def complaint(result):
+  code, out, err = result
+  assert code == 2, err
+  assert not out
+  lines = err.strip().splitlines()
+  assert len(lines) == 1, err
+  assert lines[0].startswith('nfnet_jax: ')
+  return lines[0]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--config=digit'], "Unknown config 'digit'. Did you mean 'digits'?"),
+    (['--config=zzz'], 'Known: digits'),
+    (['--config=/no/such.py'], "There is no config file '/no/such.py'"),
+    ([], 'Give an experiment: --config=NAME. Known: digits'),
+    (
+      ['--config=digits', '--config.optimizer.learning_rte=1'],
+      'Did you mean "learning_rate"',
+    ),
+    (
+      ['--config=digits', '--config.optimzer.learning_rate=1'],
+      'Did you mean "optimizer"',
+    ),
+    (
+      ['--config=digits', '--config.batch_size=many'],
+      '--config.batch_size=many: invalid literal for int()',
+    ),
+    (['--config=digits', '--wrokdir=x'], "Unknown command line flag 'wrokdir'"),
+    (['--config=digits', 'extra'], "Unexpected argument 'extra'"),
+    (
+      ['--config=digits', '--config.batch_size=60'],
+      'batch_size 60 is not a positive multiple of data.shards 8 '
+      '(60 = 7 x 8 + 4). Use --config.batch_size=56 or --config.batch_size=64.',
+    ),
+    (
+      ['--config=digits', '--config.batch_size=0'],
+      'batch_size 0 is not a positive multiple',
+    ),
+    (
+      ['--config=digits', '--config.data.shards=12'],
+      'data.shards 12 is not a positive multiple of the number of devices 8',
+    ),
+    (
+      ['--config=digits', '--config.run.eval_batch_size=3'],
+      'run.eval_batch_size 3 is not a positive multiple of the number of '
+      'devices 8 (3 = 0 x 8 + 3). Use --config.run.eval_batch_size=8.',
+    ),
+    (
+      ['--config=digits', '--config.model.name=nfnet_f00'],
+      "Unknown model 'nfnet_f00'; known: nfnet_f0",
+    ),
+    (
+      ['--config=digits', '--config.train_for=3 weeks'],
+      "'3 weeks' is not a duration; write '100 steps', '5 epochs' or",
+    ),
+    (
+      ['--config=digits', '--config.train_for=10 examples'],
+      "train_for '10 examples' is less than one step of 64 examples",
+    ),
+    (
+      ['--config=digits', '--config.optimizer.warmup=soon'],
+      "'soon' is not a duration",
+    ),
+    (
+      ['--config=digits', '--config.data.dataset=cifar10'],
+      "Dataset 'cifar10' is not prepared under",
+    ),
+    (
+      ['--config=digits', '--config.data.dataset=digitz'],
+      "TFDS knows no dataset 'digitz'",
+    ),
+    (
+      ['--config=digits', '--config.data.eval_split=validation'],
+      "Dataset 'digits' has no split 'validation'; it has: train, test",
+    ),
+    (
+      ['--config=digits', '--config.compute_dtype=float13'],
+      "compute_dtype 'float13' is none of float32, bfloat16",
+    ),
+    (
+      ['--config=digits', '--config.model.dropout_rate=1.5'],
+      'model.dropout_rate 1.5 is not in [0, 1)',
+    ),
+  ],
+)
+def test_train(door, data_dir, tmp_path, arguments, message):
+  if any(argument == '--config=digits' for argument in arguments):
+    arguments = [*arguments, f'--config.run.data_dir={data_dir}']
+  workdir = tmp_path / 'run'
+  result = door(train.main, *arguments, f'--workdir={workdir}')
+  assert message in complaint(result)
+  assert not workdir.exists()
+
+
+def test_train_without_a_workdir(door):
+  result = door(train.main, '--config=digits')
+  assert '--workdir=DIR' in complaint(result)
+
+
+def test_a_config_file_that_fails_is_named_with_its_error(door, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('def get_config():\n  return 1 / 0\n')
+  result = door(train.main, f'--config={path}', f'--workdir={tmp_path}')
+  assert 'mine.py' in complaint(result)
+  assert 'ZeroDivisionError: division by zero' in complaint(result)
+
+
+def test_evaluate_without_a_run(door, tmp_path):
+  result = door(evaluate.main, f'--workdir={tmp_path}')
+  assert 'holds no run: there is no config.json in it' in complaint(result)
+
+
+def test_evaluate_before_the_first_checkpoint(door, data_dir, tmp_path):
+  from nfnet_jax.experiments import assemble, config
+  from nfnet_jax.experiments.configs import digits
+
+  settings = digits.get_config()
+  settings.run.data_dir = data_dir
+  config.save(assemble.resolve_and_check(settings), tmp_path)
+  result = door(evaluate.main, f'--workdir={tmp_path}')
+  assert 'holds no checkpoint yet' in complaint(result)
+
+
+def test_configs_can_be_listed(door):
+  code, out, err = door(train.main, '--list_configs')
+  assert (code, err) == (0, '')
+  assert out.startswith('digits ')
+  assert 'NFNet-nano with AGC on the UCI handwritten digits.' in out
+
+
+def test_a_config_may_take_an_argument(tmp_path, door):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from nfnet_jax.experiments.configs import digits\n'
+    'def get_config(size):\n'
+    '  config = digits.get_config()\n'
+    '  config.batch_size = int(size)\n'
+    '  return config\n'
+  )
+  seen = []
+  main = lambda: seen.append(cli.get_config().batch_size)
+  assert door(main, f'--config={path}:24')[0] == 0
+  assert door(main, '--config', f'{path}:40')[0] == 0
+  assert seen == [24, 40]
+
+
+def test_json_is_one_object_only(door):
+  code, out, _ = door(lambda: print(json.dumps({'top1': 1.0})), '--json')
+  assert (code, json.loads(out)) == (0, {'top1': 1.0})

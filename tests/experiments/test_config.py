@@ -1,0 +1,69 @@
+import pytest
+
+from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.experiments import errors
+from nfnet_jax.experiments.configs import digits
+
+
+@pytest.mark.parametrize(
+  ('duration', 'steps'),
+  [
+    ('100 steps', 100),
+    ('1 step', 1),
+    ('5 epochs', 5 * 1_281_167 / 4096),
+    ('0.5 epoch', 0.5 * 1_281_167 / 4096),
+    ('8192 examples', 2),
+    ('1e6 examples', 1e6 / 4096),
+  ],
+)
+def test_durations(duration, steps):
+  units = config_lib.Units(batch_size=4096, examples=1_281_167)
+  assert units.steps(duration) == pytest.approx(steps)
+
+
+@pytest.mark.parametrize('bad', ['', '5', 'epochs', '-1 steps', '1.2.3 steps'])
+def test_other_durations_are_refused(bad):
+  with pytest.raises(errors.InputError, match='is not a duration'):
+    config_lib.Units(8, 8).steps(bad)
+
+
+def test_published_number_of_steps():
+  units = config_lib.Units(batch_size=4096, examples=1_281_167)
+  assert int(units.steps(config_lib.base().train_for)) == 112_602
+
+
+def test_derived_after_overrides():
+  config = config_lib.base()
+  config.batch_size = 1024
+  resolved = config_lib.resolve(config, train_size=224, test_size=320)
+  assert resolved.optimizer.learning_rate == pytest.approx(0.4)
+  assert resolved.data.image_size == 224
+  assert resolved.data.eval_size == 320
+  assert resolved.run.eval_batch_size == 1024
+  with pytest.raises(AttributeError, match='locked'):
+    resolved.new_key = 1
+
+
+def test_given_values_hold():
+  config = config_lib.base()
+  config.optimizer.learning_rate = 0.5
+  config.data.image_size = 160
+  resolved = config_lib.resolve(config, train_size=224, test_size=320)
+  assert resolved.optimizer.learning_rate == 0.5
+  assert resolved.data.image_size == 160
+
+
+def test_saved_config_reads_back_and_guards_its_workdir(tmp_path):
+  config = config_lib.resolve(digits.get_config(), 32, 32)
+  config_lib.check_same(config, tmp_path)
+  config_lib.save(config, tmp_path)
+  assert config_lib.load(tmp_path).to_dict() == config.to_dict()
+  operational = digits.get_config()
+  operational.run.log_every = '7 steps'
+  config_lib.check_same(config_lib.resolve(operational, 32, 32), tmp_path)
+  other = digits.get_config()
+  other.optimizer.clipping = 0.02
+  with pytest.raises(
+    errors.InputError, match=r'optimizer\.clipping: 0\.01 there, 0\.02 here'
+  ):
+    config_lib.check_same(config_lib.resolve(other, 32, 32), tmp_path)
