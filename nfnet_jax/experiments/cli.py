@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import difflib
 import pathlib
 import sys
+import traceback
 
 from absl import app, flags, logging
 import ml_collections
@@ -148,8 +149,13 @@ def _expand(name: str) -> str:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(list(argv))
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    sys.exit(_complain(e))
   except Exception as error:  # A config file may raise anything.
-    sys.exit(_complain(error))
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = f'{type(error).__name__}: {error}'
+    where = f'{place.filename}:{place.lineno}'
+    sys.exit(_complain(errors.InputError(f'{where}: {said}')))
 
 
 def _complain(error: Exception) -> int:
