@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from nfnet_jax.optim import paths
 from nfnet_jax.training import parallel as parallel_lib
@@ -81,3 +82,5 @@ def _tensors(
   # Backward, the last layer's gradient is the first to break.
   for path, grad in reversed(paths.named_leaves(grads)):
     yield f'gradient of {path}', grad
+  # Squares overflow before gradients do.
+  yield 'gradient norm', optax.tree.norm(grads)

@@ -1,0 +1,312 @@
+"""The loop on a network of one layer: interruption, bad steps, cadence."""
+
+import io
+import json
+import os
+import signal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnet_jax
+from nfnet_jax.models import registry
+from nfnet_jax.training import (
+  checkpoint,
+  diagnosis,
+  evaluation,
+  interrupt,
+  loop,
+  metrics,
+  parallel,
+  progress,
+  state,
+  step,
+)
+
+BATCH, SIZE, CLASSES, EXAMPLES = 16, 4, 7, 53
+
+
+def make_trainer(learning_rate=0.1):
+  """A linear classifier under the interface of a model."""
+
+  def make():
+    linear = hk.Linear(CLASSES, name='linear')
+
+    def endpoints(images, is_training, positions=None):
+      features = jnp.mean(images, (1, 2))
+      return {'features': features, 'logits': linear(features)}
+
+    def forward(*args):
+      return endpoints(*args)['logits']
+
+    return forward, (forward, endpoints)
+
+  net = hk.multi_transform_with_state(make)
+  return step.Trainer(
+    model=registry.Model(net.init, *net.apply, spec=None),
+    optimizer=nfnet_jax.nfnet_sgd(learning_rate),
+    schedule=lambda _: learning_rate,
+    num_classes=CLASSES,
+    global_batch=BATCH,
+  )
+
+
+def make_batch(index):
+  rng = np.random.default_rng(index)
+  return {
+    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
+    'label': rng.integers(0, CLASSES, BATCH).astype(np.int32),
+    'position': np.arange(BATCH, dtype=np.int32),
+    'step': np.int32(index),
+  }
+
+
+def train_batches(first):
+  while True:
+    yield make_batch(first)
+    first += 1
+
+
+def eval_batches(size=EXAMPLES):
+  """A prime number of examples, padded with nonsense to full batches."""
+  for start in range(0, size, BATCH):
+    batch = make_batch(1000 + start)
+    mask = (np.arange(start, start + BATCH) < size).astype(np.float32)
+    image = np.where(mask[:, None, None, None] > 0, batch['image'], np.nan)
+    yield {'image': image, 'label': batch['label'], 'mask': mask}
+
+
+class Run:
+  """A workdir and the loop over it."""
+
+  def __init__(self, workdir, **changes):
+    self.workdir = workdir
+    self.said = io.StringIO()
+    self.changes = changes
+
+  def go(self, stop=None):
+    trainer = self.changes.get('trainer') or make_trainer()
+    fresh = state.create_state(
+      trainer.model, trainer.optimizer, seed=0, image_size=SIZE
+    )
+    with (
+      stop or interrupt.StopRequest() as stop,
+      checkpoint.Checkpoints(self.workdir / 'checkpoints', 9) as checkpoints,
+    ):
+      first = checkpoints.restore_latest(like=fresh) or fresh
+      at = int(first.step)
+      with (
+        metrics.MetricsWriter(self.workdir, at) as writer,
+        progress.Progress(at, 12, BATCH, self.said) as shown,
+      ):
+        return loop.Loop(
+          trainer=trainer,
+          parallel=parallel.DataParallel(),
+          train_batches=self.changes.get('train_batches', train_batches),
+          eval_batches=self.changes.get('eval_batches', eval_batches),
+          cadence=loop.Cadence(12, log=3, evaluate=4.5, checkpoint=5),
+          checkpoints=checkpoints,
+          writer=writer,
+          progress=shown,
+          stop=stop,
+        ).run(first)
+
+  def saved(self):
+    names = (path.name for path in (self.workdir / 'checkpoints').iterdir())
+    return sorted(map(int, names))
+
+  def rows(self):
+    text = (self.workdir / 'metrics.jsonl').read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+  def restore(self, at):
+    trainer = make_trainer()
+    like = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
+    with checkpoint.Checkpoints(self.workdir / 'checkpoints') as checkpoints:
+      return checkpoints.restore(at, like)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  run = Run(tmp_path_factory.mktemp('whole'))
+  run.results = run.go()
+  return run
+
+
+def assert_same_run(ours, theirs):
+  assert ours.rows() == theirs.rows()
+  jax.tree.map(
+    np.testing.assert_array_equal, ours.restore(12), theirs.restore(12)
+  )
+
+
+def test_cadence(whole):
+  rows = whole.rows()
+  assert [r['step'] for r in rows if 'loss' in r] == list(range(1, 13))
+  # Every 4.5 steps, counted without drift, and at the end.
+  assert [r['step'] for r in rows if 'eval/top1' in r] == [5, 9, 12]
+  assert whole.saved() == [5, 10, 12]
+  assert whole.results == rows[-1] | {'step': 12}
+  lines = whole.said.getvalue().splitlines()
+  assert [line.split()[1] for line in lines if line.startswith('step')]
+  assert lines[-1].startswith('evaluation at step 12: top-1 ')
+
+
+def test_evaluation_is_exact(whole):
+  """A prime number of examples on eight devices, against plain NumPy."""
+  final = whole.restore(12)
+  logits, labels = [], []
+  for batch in eval_batches():
+    kept = batch['mask'] > 0
+    images = np.asarray(step.normalize(batch['image'][kept]))
+    w, b = (final.params['linear'][name] for name in 'wb')
+    logits.append(images.mean((1, 2)) @ w + b)
+    labels.append(batch['label'][kept])
+  logits, labels = np.concatenate(logits), np.concatenate(labels)
+  assert len(labels) == EXAMPLES
+  order = np.argsort(-logits, axis=1, kind='stable')
+  results = whole.results
+  assert results['eval/examples'] == EXAMPLES
+  assert results['eval/top1'] == np.mean(order[:, 0] == labels)
+  assert results['eval/top5'] == np.mean(
+    np.any(order[:, :5] == labels[:, None], axis=1)
+  )
+  log_sums = np.log(np.exp(logits).sum(1))
+  losses = log_sums - logits[np.arange(EXAMPLES), labels]
+  np.testing.assert_allclose(results['eval/loss'], losses.mean(), rtol=1e-5)
+
+
+def test_empty_evaluation_is_an_error(tmp_path):
+  run = Run(tmp_path, eval_batches=lambda: eval_batches(0))
+  with pytest.raises(ValueError, match='no examples'):
+    run.go()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('at', [0, 4, 5, 11])
+def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, at, number):
+  def interrupted(first):
+    for batch in train_batches(first):
+      if batch['step'] == at:
+        os.kill(os.getpid(), number)
+      yield batch
+
+  with pytest.raises(interrupt.Interrupted):
+    Run(tmp_path, train_batches=interrupted).go()
+  resumed = Run(tmp_path)
+  resumed.go()
+  assert_same_run(resumed, whole)
+
+
+def test_interrupted_evaluation_is_made_up_for(tmp_path, whole):
+  def interrupted():
+    batches = eval_batches()
+    yield next(batches)
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield from batches
+
+  run = Run(tmp_path, eval_batches=interrupted)
+  with pytest.raises(interrupt.Interrupted):
+    run.go()
+  assert run.saved() == [5]
+  assert not [row for row in run.rows() if 'eval/top1' in row]
+  resumed = Run(tmp_path)
+  resumed.go()
+  assert_same_run(resumed, whole)
+
+
+def test_signals_are_handed_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with interrupt.StopRequest() as stop:
+    assert not stop.requested
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize('at', [1, 7])
+def test_bad_images_end_the_run_with_the_last_good_state(tmp_path, whole, at):
+  def poisoned(first):
+    for batch in train_batches(first):
+      if batch['step'] == at:
+        batch['image'][5, 0, 0, 0] = np.nan
+      yield batch
+
+  run = Run(tmp_path, train_batches=poisoned)
+  with pytest.raises(diagnosis.NonFiniteError, match="first in 'images'") as e:
+    run.go()
+  assert e.value.step == at
+  assert 'Lower the learning rate' in str(e.value)
+  assert run.saved()[-1] == at
+  steps = [row['step'] for row in run.rows() if 'loss' in row]
+  assert steps == list(range(1, at + 1))
+  # With the images mended the run goes on as if nothing had happened.
+  mended = Run(tmp_path)
+  mended.go()
+  assert_same_run(mended, whole)
+
+
+@pytest.mark.parametrize(
+  ('scale', 'first'), [(1e36, 'gradient norm'), (1e38, 'images')]
+)
+@pytest.mark.filterwarnings('ignore:overflow')
+def test_explosion_names_the_first_tensor(tmp_path, scale, first):
+  """Finite gradients whose squares overflow are caught as well."""
+
+  def huge(first):
+    for batch in train_batches(first):
+      yield {**batch, 'image': batch['image'] * np.float32(scale)}
+
+  run = Run(tmp_path, train_batches=huge)
+  with pytest.raises(diagnosis.NonFiniteError) as error:
+    run.go()
+  assert error.value.step == 0
+  assert error.value.tensors[0] == first
+  assert run.saved() == [0]
+
+
+def test_the_next_batches_are_placed_before_they_are_needed(
+  tmp_path, monkeypatch
+):
+  placed, seen = [], []
+  split = parallel.DataParallel.split
+  wrap = parallel.DataParallel.train_step
+
+  def noting_split(self, batch):
+    placed.append('step' in batch)
+    return split(self, batch)
+
+  def noting_wrap(self, function):
+    compiled = wrap(self, function)
+
+    def train_step(train_state, batch):
+      seen.append(sum(placed))
+      return compiled(train_state, batch)
+
+    return train_step
+
+  monkeypatch.setattr(parallel.DataParallel, 'split', noting_split)
+  monkeypatch.setattr(parallel.DataParallel, 'train_step', noting_wrap)
+  Run(tmp_path).go()
+  assert seen == [index + 3 for index in range(12)]
+
+
+def test_report_and_json_names():
+  results = {
+    f'{kind}/{name}': 0.5
+    for kind in ('eval', 'eval_ema')
+    for name in ('loss', 'top1', 'top5')
+  } | {'eval/examples': 10, 'eval_ema/examples': 10}
+  assert set(evaluation.flat_names(results)) == {
+    'examples',
+    'loss',
+    'top1',
+    'top5',
+    'ema_loss',
+    'ema_top1',
+    'ema_top5',
+  }
+  assert 'raw weights: top-1 50.00 %' in evaluation.report(results)
