@@ -25,6 +25,7 @@ def count_macs(function: Callable, *args) -> int:
     weight standardisation do not count. Loop bodies count once.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> count_macs(jnp.dot, jnp.zeros((2, 3)), jnp.zeros((3, 4)))
     24
   """

@@ -80,12 +80,12 @@ class NFNet(hk.Module):
   """The NFNet image classifier.
 
   Example:
-    >>> def forward(images, is_training):
-    ...   return NFNet(num_classes=10, variant='nano')(images, is_training)
-    >>> net = hk.transform_with_state(forward)
+    >>> def predict(images):
+    ...   return NFNet(10, 'pico')(images, is_training=False)
+    >>> net = hk.transform_with_state(predict)
     >>> images = jnp.zeros((2, 32, 32, 3))
-    >>> params, state = net.init(jax.random.key(0), images, False)
-    >>> logits, _ = net.apply(params, state, None, images, False)
+    >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
+    >>> logits, _ = jax.jit(net.apply)(params, state, None, images)
     >>> logits.shape
     (2, 10)
   """

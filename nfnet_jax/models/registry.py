@@ -116,11 +116,13 @@ def create(name: str, num_classes: int = 1000, **options) -> Model:
     ValueError: if the name is unknown.
 
   Example:
-    >>> model = create('nfnet_nano', num_classes=10)
+    >>> import jax.numpy as jnp
+    >>> model = create('nfnet_pico', num_classes=10)
     >>> images = jnp.zeros((2, model.spec.test_size, model.spec.test_size, 3))
-    >>> params, state = model.init(jax.random.key(0), images, False)
-    >>> model.apply(params, state, None, images, False)[0].shape
-    (2, 10)
+    >>> init = jax.jit(model.init, static_argnums=2)
+    >>> params, state = init(jax.random.key(0), images, False)
+    >>> params['NFNet/~/linear']['w'].shape
+    (192, 10)
   """
   spec = get_spec(name)
 

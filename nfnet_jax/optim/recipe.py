@@ -77,8 +77,8 @@ def warmup_cosine(
 
   Example:
     >>> schedule = warmup_cosine(1.0, warmup_steps=10, total_steps=110)
-    >>> float(schedule(5)), float(schedule(60))
-    (0.5, 0.5)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
   """
 
   def schedule(step: jax.Array) -> jax.Array:

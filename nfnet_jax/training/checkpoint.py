@@ -30,9 +30,12 @@ class Checkpoints:
   tensor, which is compared on reading.
 
   Example:
-    >>> with Checkpoints('/tmp/run/checkpoints', keep=2) as checkpoints:
+    >>> import tempfile
+    >>> state = state_lib.TrainState(np.int32(7), {}, {}, {}, {}, {})
+    >>> with Checkpoints(tempfile.mkdtemp(), keep=2) as checkpoints:
     ...   checkpoints.save(state)
-    ...   state = checkpoints.restore_latest(like=state)
+    ...   int(checkpoints.restore_latest(like=state).step)
+    7
   """
 
   def __init__(self, directory: str | os.PathLike, keep: int = 3):

@@ -52,7 +52,7 @@ def diagnose(
 
   def count_bad(params, model_state, batch, reduce):
     replayed = state._replace(params=params, model_state=model_state)
-    tensors = _tensors(trainer, replayed, batch)
+    tensors = _tensors(trainer, replayed, batch, reduce)
     return reduce(
       collections.OrderedDict(
         (name, jnp.sum(~jnp.isfinite(value))) for name, value in tensors
@@ -66,7 +66,10 @@ def diagnose(
 
 
 def _tensors(
-  trainer: step_lib.Trainer, state: state_lib.TrainState, batch: step_lib.Batch
+  trainer: step_lib.Trainer,
+  state: state_lib.TrainState,
+  batch: step_lib.Batch,
+  reduce: step_lib.Reduce,
 ) -> Iterator[tuple[str, jax.Array]]:
   """Yields a step's tensors, named, in the order of computation."""
   yield from paths.named_leaves(state.params)
@@ -78,6 +81,7 @@ def _tensors(
     # A block reports statistics: its variance is finite if its output is.
     yield name, value['var'] if isinstance(value, dict) else value
   (loss, _), grads = trainer.gradients(state, batch)
+  loss, grads = reduce((loss, grads))
   yield 'loss', loss
   # Backward, the last layer's gradient is the first to break.
   for path, grad in reversed(paths.named_leaves(grads)):

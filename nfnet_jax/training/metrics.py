@@ -20,7 +20,8 @@ class MetricsWriter:
   the number of updates made.
 
   Example:
-    >>> with MetricsWriter('/tmp/run', resumed_step=0) as writer:
+    >>> import tempfile
+    >>> with MetricsWriter(tempfile.mkdtemp(), resumed_step=0) as writer:
     ...   writer.write([{'step': 1, 'loss': 2.3}])
   """
 

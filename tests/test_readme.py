@@ -1,0 +1,43 @@
+"""What the README shows works as it stands there."""
+
+import pathlib
+import re
+
+import pytest
+
+from nfnet_jax.experiments import cli
+
+README = pathlib.Path(__file__).parents[1] / 'README.md'
+
+
+def blocks(language):
+  return re.findall(rf'```{language}\n(.*?)```', README.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize('code', blocks('python'))
+def test_python_examples_run(code):
+  exec(compile(code, 'README.md', 'exec'), {'__name__': 'readme'})
+
+
+def test_example_config_is_a_config(door, tmp_path):
+  (code,) = [text for text in blocks('python') if 'def get_config' in text]
+  path = tmp_path / 'mine.py'
+  path.write_text(code)
+  seen = []
+  result = door(lambda: seen.append(cli.get_config()), f'--config={path}')
+  assert result[0] == 0, result
+  assert seen[0].model.name == 'nfnet_nano'
+
+
+def test_pictures_are_there():
+  pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', README.read_text())
+  assert pictures
+  assert all((README.parent / path).is_file() for path in pictures)
+
+
+def test_named_files_are_there():
+  names = re.findall(
+    r'`((?:experiments|nfnet_jax|tests)/[^`*]*)`', README.read_text()
+  )
+  assert names
+  assert all((README.parent / name).exists() for name in names)
