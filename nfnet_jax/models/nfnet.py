@@ -285,6 +285,9 @@ class NFBlock(hk.Module):
 
   def _project(self, x: jax.Array) -> jax.Array:
     if self.stride > 1:
-      # SAME pooling: windows cut by the border average what they hold.
-      x = hk.avg_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), 'SAME')
+      # SAME pooling: windows cut by the border average what they hold. A window
+      # larger than the map is summed twice by XLA on CPU (jax 0.10 to 0.12).
+      height, width = x.shape[1:3]
+      window = (1, min(2, height), min(2, width), 1)
+      x = hk.avg_pool(x, window, (1, 2, 2, 1), 'SAME')
     return self.conv_shortcut(x)
