@@ -131,7 +131,9 @@ class Experiment:
 
   def abstract_state(self) -> state_lib.TrainState:
     """Returns the state's shapes and dtypes."""
-    return jax.eval_shape(self.create_state)
+    return state_lib.abstract_state(
+      self.trainer.model, self.trainer.optimizer, self.config.data.image_size
+    )
 
   def train_batches(self, first_step: int) -> Iterator[loop.Batch]:
     """Streams this process's training batches from a step on."""

@@ -96,7 +96,7 @@ class Loop:
         self._hold_back()
         self.progress.resume()  # After the first step, which compiles.
         if self._due(step, self.cadence.log):
-          self._flush(state, keep=1)
+          self._flush(state, keep=int(step < self.cadence.total))
     except interrupt.Interrupted:
       self._save(state)
       self.checkpoints.wait()

@@ -1,5 +1,6 @@
 """What a training step takes and returns, and what a checkpoint holds."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,8 +40,29 @@ def create_state(
   image_size: int,
 ) -> TrainState:
   """Initialises a run. The averages start as copies of what they average."""
+  # Run once, so compiled in a hurry: in a third of the time for NFNet-nano.
+  hurry = {'xla_backend_optimization_level': 0}
+  init = jax.jit(_initializer(model, optimizer, image_size))
+  key = jax.random.key(seed)
+  return init.lower(key).compile(hurry)(key)
 
-  def init(key):
+
+def abstract_state(
+  model: registry.Model,
+  optimizer: optax.GradientTransformation,
+  image_size: int,
+) -> TrainState:
+  """Returns the state's shapes and dtypes without computing anything."""
+  init = _initializer(model, optimizer, image_size)
+  return jax.eval_shape(init, jax.random.key(0))
+
+
+def _initializer(
+  model: registry.Model,
+  optimizer: optax.GradientTransformation,
+  image_size: int,
+) -> Callable[[jax.Array], TrainState]:
+  def init(key: jax.Array) -> TrainState:
     images = jnp.zeros((1, image_size, image_size, 3))
     params, model_state = model.init(key, images, False)
     return TrainState(
@@ -52,15 +74,4 @@ def create_state(
       ema_model_state=model_state,
     )
 
-  return jax.jit(init)(jax.random.key(seed))
-
-
-def abstract_state(
-  model: registry.Model,
-  optimizer: optax.GradientTransformation,
-  image_size: int,
-) -> TrainState:
-  """Returns the state's shapes and dtypes without computing anything."""
-  return jax.eval_shape(
-    lambda: create_state(model, optimizer, seed=0, image_size=image_size)
-  )
+  return init

@@ -53,7 +53,9 @@ def arrays(shape, elements):
 
 anything = st.one_of(signed(1e-3, 1e3), st.floats(width=32))
 # Some are subnormal; squares stay finite.
-gradients = st.one_of(signed(1e-4, 1e2), signed(1e-42, 1e15))
+gradients = st.one_of(
+  signed(1e-4, 1e2), signed(1e-42, 1e-38), signed(1e-38, 1e15)
+)
 weights = signed(1e-3, 1e1)
 
 

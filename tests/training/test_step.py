@@ -156,11 +156,7 @@ def test_a_batch_of_another_step_is_refused(eight):
 
 def test_bfloat16_computes_low_and_keeps_high():
   trainer = make_trainer(compute_dtype=jnp.dtype('bfloat16'))
-  initial = jax.eval_shape(
-    lambda: state.create_state(
-      trainer.model, trainer.optimizer, seed=0, image_size=SIZE
-    )
-  )
+  initial = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), make_batch(0)
   )
