@@ -2,12 +2,14 @@
 
   python experiments/digits/run.py
 
-Writes `results.csv` and `curves.png` beside itself.
+Writes `results.csv`, `curves.png` and `run.png` (the first seed's own curves)
+beside itself.
 """
 
 import csv
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,6 +70,7 @@ def main() -> None:
     folder = pathlib.Path(name)
     rows = [measure(seed, folder) for seed in SEEDS]
     plot(folder)
+    shutil.copy(folder / 'seed0' / 'curves.png', HERE / 'run.png')
   with (HERE / 'results.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0])
     writer.writeheader()

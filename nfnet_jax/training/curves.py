@@ -14,7 +14,10 @@ _PANELS = (
 
 
 def plot(workdir: str | os.PathLike) -> pathlib.Path:
-  """Writes `WORKDIR/curves.png` from `metrics.jsonl`; returns its path."""
+  """Writes `WORKDIR/curves.png` from `metrics.jsonl`; returns its path.
+
+  Training metrics are averaged over 20 steps.
+  """
   import matplotlib
 
   matplotlib.use('agg')
@@ -30,11 +33,12 @@ def plot(workdir: str | os.PathLike) -> pathlib.Path:
       ]
       if points:
         steps, values = zip(*points)
-        evaluated = name.startswith('eval')
+        is_evaluation = name.startswith('eval')
+        is_noisy = not is_evaluation and name != 'learning_rate'
         axis.plot(
           steps,
-          values if evaluated else _smooth(values),
-          marker='o' if evaluated else '',
+          _smooth(values) if is_noisy else values,
+          marker='o' if is_evaluation else '',
           label=label,
         )
     axis.set_title(title)
