@@ -25,7 +25,7 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.1',
     'dm-haiku>=0.0.16',
-    'etils[epath]>=1.9',
+    'etils[epath]>=1.9.1',
     'importlib_resources',  # TFDS needs it to prepare imagenet2012.
     'jax>=0.10',
     'jaxlib>=0.10',
@@ -35,7 +35,7 @@ setuptools.setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.11.30',
     'scikit-learn>=1.5',
-    'tensorboardX>=2.6.2',
+    'tensorboardX>=2.6.2.2',
     'tensorflow-cpu>=2.20',
     'tensorflow-datasets>=4.9.9',
     'tqdm>=4.66',

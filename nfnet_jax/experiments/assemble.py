@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 import functools
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from nfnet_jax.optim import groups, recipe
 from nfnet_jax.training import loop
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
+
+_REPORTED = ('nfnet_jax', 'jax', 'dm-haiku', 'optax', 'tensorflow-cpu')
 
 
 def resolve_and_check(
@@ -190,7 +193,9 @@ class Experiment:
         f'{config.optimizer.learning_rate:g}, {config.compute_dtype}',
         f'devices    {jax.device_count()} x {device.device_kind} '
         f'({device.platform}), process {jax.process_index()} of '
-        f'{jax.process_count()}; jax {jax.__version__}',
+        f'{jax.process_count()}',
+        'versions   '
+        + ', '.join(f'{name} {metadata.version(name)}' for name in _REPORTED),
         '',
         groups.group_table(params),
       ]

@@ -107,6 +107,7 @@ class Units:
 
 # Setting -> smallest value, and the value that it must stay below.
 _RANGES = {
+  'seed': (0, 2**31),
   'label_smoothing': (0, 1),
   'ema_decay': (0, 1),
   'model.stochdepth_rate': (0, 1),

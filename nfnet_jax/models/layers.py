@@ -58,7 +58,7 @@ def scaled_activation(name: str) -> Activation:
       f"Unknown activation '{name}'; known: {', '.join(sorted(ACTIVATIONS))}."
     )
   function, gamma = ACTIVATIONS[name]
-  return lambda x: function(x) * jnp.asarray(gamma, x.dtype)
+  return lambda x: function(x) * gamma
 
 
 def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:

@@ -184,6 +184,14 @@ def test_bfloat16_computes_low_and_keeps_high():
   )
 
 
+def test_bfloat16_trains_about_the_same(ten_steps):
+  runner = Runner(make_trainer(compute_dtype=jnp.dtype('bfloat16')), 8)
+  _, rows = runner.run(runner.fresh_state(), map(make_batch, range(4)))
+  for ours, theirs in zip(rows, ten_steps[1]):
+    assert ours['applied'] == 1
+    np.testing.assert_allclose(ours['loss'], theirs['loss'], rtol=0.02)
+
+
 def _equations(jaxpr):
   for equation in jaxpr.eqns:
     yield equation
