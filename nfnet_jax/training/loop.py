@@ -67,6 +67,7 @@ class Loop:
     self._eval_step = self.parallel.eval_step(self.trainer.eval_step)
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()
+    self._last_row = None
 
   def run(self, state: state_lib.TrainState) -> dict[str, float]:
     """Trains from `state` to the end.
@@ -95,12 +96,15 @@ class Loop:
         self._pending.append((step, metrics))
         self._hold_back()
         self.progress.resume()  # After the first step, which compiles.
-        if self._due(step, self.cadence.log):
-          self._flush(state, keep=int(step < self.cadence.total))
+        # A step late, so that the wait is for a step already done.
+        if self._due(step - 1, self.cadence.log):
+          self._flush(state, keep=1)
+          self._show()
     except interrupt.Interrupted:
       self._save(state)
       self.checkpoints.wait()
       raise
+    self._show()
     self.checkpoints.wait()
     return self.writer.evaluations[step]
 
@@ -148,7 +152,11 @@ class Loop:
       rows.append(row)
     self.writer.write(rows)
     if rows:
-      self.progress.update(rows[-1]['step'], rows[-1])
+      self._last_row = rows[-1]
+
+  def _show(self) -> None:
+    if self._last_row:
+      self.progress.update(self._last_row['step'], self._last_row)
 
   def _diagnose(self, state: state_lib.TrainState) -> None:
     """Saves the last good state and says what broke the step after it."""

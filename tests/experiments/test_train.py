@@ -75,7 +75,7 @@ class TestRun:
       'devices    8 x cpu (cpu), process 0 of 1',
       f'jax {jax.__version__}',
       'classifier kernel',
-      'step 5/6  loss 2.30',
+      'step 4/6  loss 2.30',
       'img/s',
       'clipped',
       'eta',

@@ -151,8 +151,10 @@ def test_cadence(whole):
   assert whole.saved() == [5, 10, 12]
   assert whole.results == rows[-1] | {'step': 12}
   lines = whole.said.getvalue().splitlines()
-  assert [line.split()[1] for line in lines if line.startswith('step')]
-  assert lines[-1].startswith('evaluation at step 12: top-1 ')
+  shown = [line.split()[1] for line in lines if line.startswith('step')]
+  assert shown == ['3/12', '6/12', '9/12', '12/12']
+  evaluated = [line for line in lines if line.startswith('evaluation')]
+  assert [line.split()[3] for line in evaluated] == ['5:', '9:', '12:']
 
 
 def test_evaluation_is_exact(whole):
