@@ -1,15 +1,17 @@
 """Shared fixtures. Eight CPU devices stand in for the cores of a TPU."""
 
 import os
-
-# Before anything imports JAX.
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
-
 import sys
+import tempfile
 
 from absl import flags
 import pytest
+
+# Before anything imports JAX. The tests' processes share what they compile.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 
 
 @pytest.fixture(scope='session')

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 import dataclasses
 import functools
-from importlib import metadata
 
+import haiku
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
+import nfnet_jax
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import errors
 from nfnet_jax.models import complexity, registry
@@ -17,7 +19,7 @@ from nfnet_jax.training import loop
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
-_REPORTED = ('nfnet_jax', 'jax', 'dm-haiku', 'optax', 'tensorflow-cpu')
+_REPORTED = (nfnet_jax, jax, haiku, optax)
 
 
 def resolve_and_check(
@@ -195,7 +197,7 @@ class Experiment:
         f'({device.platform}), process {jax.process_index()} of '
         f'{jax.process_count()}',
         'versions   '
-        + ', '.join(f'{name} {metadata.version(name)}' for name in _REPORTED),
+        + ', '.join(f'{m.__name__} {m.__version__}' for m in _REPORTED),
         '',
         groups.group_table(params),
       ]

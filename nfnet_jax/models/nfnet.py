@@ -84,8 +84,8 @@ class NFNet(hk.Module):
     ...   return NFNet(10, 'pico')(images, is_training=False)
     >>> net = hk.transform_with_state(predict)
     >>> images = jnp.zeros((2, 32, 32, 3))
-    >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
-    >>> logits, _ = jax.jit(net.apply)(params, state, None, images)
+    >>> params, state = jax.eval_shape(net.init, jax.random.key(0), images)
+    >>> logits, _ = jax.eval_shape(net.apply, params, state, None, images)
     >>> logits.shape
     (2, 10)
   """

@@ -119,8 +119,8 @@ def create(name: str, num_classes: int = 1000, **options) -> Model:
     >>> import jax.numpy as jnp
     >>> model = create('nfnet_pico', num_classes=10)
     >>> images = jnp.zeros((2, model.spec.test_size, model.spec.test_size, 3))
-    >>> init = jax.jit(model.init, static_argnums=2)
-    >>> params, state = init(jax.random.key(0), images, False)
+    >>> init = lambda key: model.init(key, images, False)
+    >>> params, state = jax.eval_shape(init, jax.random.key(0))
     >>> params['NFNet/~/linear']['w'].shape
     (192, 10)
   """

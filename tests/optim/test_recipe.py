@@ -44,8 +44,9 @@ def test_chain_is_the_papers_update(pico_params):
   tx = nfnet_jax.nfnet_sgd(schedule)
   params, state = pico_params, tx.init(pico_params)
   all_grads = [random_like(params, seed, 0.01) for seed in range(4)]
+  update = jax.jit(tx.update)
   for grads in all_grads:
-    updates, state = tx.update(grads, state, params)
+    updates, state = update(grads, state, params)
     params = optax.apply_updates(params, updates)
   rates = [0.0, 0.2, 0.4, 0.4 * 0.5 * (1 + math.cos(math.pi / 4))]
   named_grads = [dict(paths.named_leaves(grads)) for grads in all_grads]

@@ -184,6 +184,7 @@ def test_bfloat16_computes_low_and_keeps_high():
   )
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_about_the_same(ten_steps):
   runner = Runner(make_trainer(compute_dtype=jnp.dtype('bfloat16')), 8)
   _, rows = runner.run(runner.fresh_state(), map(make_batch, range(4)))
