@@ -37,7 +37,7 @@ setuptools.setup(
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.2.2',
     'tensorflow-cpu>=2.20',
-    'tensorflow-datasets>=4.9.9',
+    'tensorflow-datasets>=4.9.10',
     'tqdm>=4.66',
   ],
   extras_require={
