@@ -48,6 +48,7 @@ setuptools.setup(
       'setuptools>=77',  # Builds the wheel that a test looks into.
       'wheel>=0.43',
     ],
+    'plan': ['jax[tpu]>=0.10'],  # Brings the matching libtpu.
     'tpu': ['jax[tpu]>=0.10'],
   },
   classifiers=[

@@ -56,12 +56,12 @@ def door(capfd, monkeypatch):
   """
   from nfnet_jax.experiments import cli
 
-  def run(main, *arguments):
+  def run(main, *arguments, **options):
     _forget_flags()
     monkeypatch.setattr(sys, 'argv', [])
     capfd.readouterr()
     with pytest.raises(SystemExit) as exit_info:
-      cli.run(main, ['door', *arguments])
+      cli.run(main, ['door', *arguments], **options)
     out, err = capfd.readouterr()
     return exit_info.value.code or 0, out, err
 

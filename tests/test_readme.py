@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from nfnet_jax.experiments import cli
+from nfnet_jax.experiments import assemble, cli
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 
@@ -26,7 +26,8 @@ def test_example_config_is_a_config(door, tmp_path):
   seen = []
   result = door(lambda: seen.append(cli.get_config()), f'--config={path}')
   assert result[0] == 0, result
-  assert seen[0].data.dataset == 'cifar10'
+  config = assemble.resolve_and_check(seen[0])
+  assert config.data.dataset == 'cifar10'
 
 
 def test_pictures_are_there():

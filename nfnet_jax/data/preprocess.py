@@ -14,7 +14,8 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
   """Resizes to float32 `[size, size, 3]`, bicubic without antialiasing.
 
-  The aspect ratio is not kept and values may leave 0..255, as published.
+  The aspect ratio is not kept and values may leave 0..255. The published
+  evaluation also cuts a margin, which small images cannot spare.
   """
   image = tf.image.resize(image, (size, size), tf.image.ResizeMethod.BICUBIC)
   image.set_shape([size, size, 3])
@@ -22,7 +23,7 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def random_shift(image: tf.Tensor, pixels: int, seed: tf.Tensor) -> tf.Tensor:
-  """Moves `[H, W, 3]` by up to `pixels` each way; the border is repeated."""
+  """Moves `[H, W, 3]` by up to `pixels` each way; the border is mirrored."""
   height, width, channels = image.shape
   mode = [[pixels, pixels], [pixels, pixels], [0, 0]]
   padded = tf.pad(image, mode, 'SYMMETRIC')

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import io
+import sys
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -96,10 +97,10 @@ def load(name: str, data_dir: str | None = None) -> Source:
     from nfnet_jax.data import digits  # noqa: F401  Registers the builder.
   try:
     builder = tfds.builder(name, data_dir=data_dir)
-  except tfds.core.registered.DatasetNotFoundError as error:
+  except (tfds.core.registered.DatasetNotFoundError, AssertionError) as error:
     raise MissingDatasetError(
-      f"TFDS knows no dataset '{name}'; the embedded ones are: "
-      f'{", ".join(EMBEDDED)}.'
+      f"TFDS knows no dataset '{name}', or not in that version; the embedded "
+      f'ones are: {", ".join(EMBEDDED)}.'
     ) from error
   if not builder.info.splits:
     if name not in EMBEDDED:
@@ -127,7 +128,8 @@ def load(name: str, data_dir: str | None = None) -> Source:
 
 
 def _how_to_prepare(name: str, builder: tfds.core.DatasetBuilder) -> str:
-  command = f'tfds build {name} --data_dir={builder.data_dir_root}'
+  tool = f'{sys.executable} -m tensorflow_datasets.scripts.cli.main'
+  command = f'{tool} build {name} --data_dir={builder.data_dir_root}'
   return (
     f"Dataset '{name}' is not prepared under {builder.data_dir_root}; run "
     f"'{command}', or name another folder with --config.run.data_dir."

@@ -25,26 +25,29 @@ _REPORTED = (nfnet_jax, jax, haiku, optax)
 def resolve_and_check(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Resolves a configuration, and checks all that is known without data.
+  """Resolves a configuration, and checks it as far as it goes without data.
 
   Raises:
     errors.InputError: in one line, what is wrong and the way out.
   """
+  config_lib.check_keys(config)
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
   config = config_lib.resolve(config, spec.train_size, spec.test_size)
   config_lib.check_values(config)
+  return config
+
+
+def check_layout(config: ml_collections.ConfigDict) -> None:
+  """Checks that a resolved configuration can be trained on these devices.
+
+  Raises:
+    errors.InputError: with the arithmetic and the nearest sizes that work.
+  """
   devices = jax.device_count()
   check, shards = config_lib.check_divides, config.data.shards
   check('data.shards', shards, 'the number of devices', devices)
   check('batch_size', config.batch_size, 'data.shards', shards)
-  check(
-    'run.eval_batch_size',
-    config.run.eval_batch_size,
-    'the number of devices',
-    devices,
-  )
-  return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +73,17 @@ class Experiment:
 
     with errors.as_input_error():
       source = sources.load(config.data.dataset, config.run.data_dir)
-      for split in (config.data.train_split, config.data.eval_split):
-        source.num_examples(split)
+      for name, least in (
+        ('train_split', config.data.shards),
+        ('eval_split', 1),
+      ):
+        split = config.data[name]
+        examples = source.num_examples(split)
+        if examples < least:
+          raise errors.InputError(
+            f"data.{name} '{split}' has {examples} examples; it needs at least "
+            f'{least}, {"one a data shard" if least > 1 else "to evaluate"}.'
+          )
     return cls(config, source)
 
   @functools.cached_property
@@ -163,10 +175,12 @@ class Experiment:
     """Streams this process's padded evaluation batches."""
     from nfnet_jax.data import pipeline
 
+    devices = jax.device_count()
     return pipeline.eval_batches(
       self.source,
       self.config.data.eval_split,
-      batch_size=self.config.run.eval_batch_size,
+      # Rounded up: padding is masked, so any number of devices will do.
+      batch_size=-(-self.config.run.eval_batch_size // devices) * devices,
       image_size=self.config.data.eval_size,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -182,7 +196,11 @@ class Experiment:
       lambda p, i: model.apply(p, {}, None, i, False)[0], params, images
     )
     device = jax.devices()[0]
-    epochs = self.cadence.total * config.batch_size / self.units.examples
+    total = self.cadence.total
+    epochs = total * config.batch_size / self.units.examples
+    warmup = self.units.steps(config.optimizer.warmup)
+    peak = config.optimizer.learning_rate * min(1, total / max(warmup, 1e-9))
+    cut = ' (warm-up is longer than the run)' if warmup > total else ''
     return '\n'.join(
       [
         f'model      {config.model.name}: '
@@ -190,9 +208,9 @@ class Experiment:
         f'{macs / 1e9:.3g} G multiply-adds at {size} px',
         f'data       {config.data.dataset}: {self.units.examples:,} images, '
         f'{self.source.num_classes} classes, {config.data.shards} shards',
-        f'run        {self.cadence.total:,} steps of {config.batch_size} '
-        f'({epochs:.1f} epochs), peak learning rate '
-        f'{config.optimizer.learning_rate:g}, {config.compute_dtype}',
+        f'run        {total:,} steps of {config.batch_size} '
+        f'({epochs:.1f} epochs), peak learning rate {peak:g}{cut}, '
+        f'{config.compute_dtype}',
         f'devices    {jax.device_count()} x {device.device_kind} '
         f'({device.platform}), process {jax.process_index()} of '
         f'{jax.process_count()}',

@@ -35,12 +35,18 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
 
 
-def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
+def run(
+  main: Callable[[], int | None],
+  argv: Sequence[str] | None = None,
+  *,
+  on_a_run: bool = False,
+) -> None:
   """Runs a door: parses flags, calls `main`, and exits with its code.
 
   Args:
     main: the door; reads its flags itself.
     argv: the command line; the process's own by default.
+    on_a_run: whether `--config` defaults to that of the run in `--workdir`.
   """
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
@@ -55,9 +61,14 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
       return main()
     except errors.InputError as error:
       return _complain(error)
+    except KeyboardInterrupt:
+      print('nfnet_jax: Interrupted.', file=sys.stderr)
+      return EXIT_FAILED
 
   try:
     argv = with_config_path(argv)
+    if on_a_run:
+      argv = _with_saved_config(argv)
   except errors.InputError as error:
     sys.exit(_complain(error))
   sys.argv = argv  # config_flags looks for overrides there.
@@ -70,16 +81,11 @@ def get_config() -> ml_collections.ConfigDict:
   Raises:
     errors.InputError: if none was given.
   """
-  if not has_config():
+  if _CONFIG.value is None:
     raise errors.InputError(
       f'Give an experiment: --config=NAME. Known: {", ".join(config_names())}.'
     )
   return _CONFIG.value
-
-
-def has_config() -> bool:
-  """Whether `--config` was given."""
-  return _CONFIG.value is not None
 
 
 def get_workdir() -> pathlib.Path:
@@ -90,6 +96,10 @@ def get_workdir() -> pathlib.Path:
   """
   if not _WORKDIR.value:
     raise errors.InputError('Say where the run lives: --workdir=DIR.')
+  if '://' in _WORKDIR.value:
+    raise errors.InputError(
+      f"--workdir='{_WORKDIR.value}' is a bucket; only local folders serve yet."
+    )
   return pathlib.Path(_WORKDIR.value).resolve()
 
 
@@ -141,6 +151,23 @@ def with_config_path(argv: Sequence[str]) -> list[str]:
   return argv
 
 
+def _with_saved_config(argv: list[str]) -> list[str]:
+  """Puts the run's own configuration first, unless one is given."""
+  workdir = _flag_value(argv, 'workdir')
+  if _flag_value(argv, 'config') or not workdir:
+    return argv
+  path = pathlib.Path(__file__).parent / 'saved.py'
+  return [argv[0], f'--config={path}:{workdir}', *argv[1:]]
+
+
+def _flag_value(argv: list[str], name: str) -> str | None:
+  for word, following in zip(argv, [*argv[1:], None]):
+    flag, equals, value = word.partition('=')
+    if flag in (f'--{name}', f'-{name}'):
+      return value if equals else following
+  return None
+
+
 def _expand(name: str) -> str:
   name, colon, argument = name.partition(':')
   return f'{config_path(name)}{colon}{argument}'
@@ -149,13 +176,19 @@ def _expand(name: str) -> str:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(list(argv))
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    sys.exit(_complain(e))
+  except (flags.Error, errors.InputError) as error:
+    sys.exit(_complain(error))
   except Exception as error:  # A config file may raise anything.
     place = traceback.extract_tb(error.__traceback__)[-1]
+    if _is_of_flags(place.filename):
+      sys.exit(_complain(error))
     said = f'{type(error).__name__}: {error}'
     where = f'{place.filename}:{place.lineno}'
     sys.exit(_complain(errors.InputError(f'{where}: {said}')))
+
+
+def _is_of_flags(filename: str) -> bool:
+  return bool({'absl', 'ml_collections'} & set(pathlib.Path(filename).parts))
 
 
 def _complain(error: Exception) -> int:

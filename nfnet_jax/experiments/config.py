@@ -25,9 +25,10 @@ _DURATION = re.compile(
 
 
 def base() -> ml_collections.ConfigDict:
-  """Returns the published ImageNet recipe (arXiv 2102.06171, appendix A).
+  """Returns the published ImageNet settings (arXiv 2102.06171, appendix A).
 
-  None stands for a value that `resolve` derives.
+  None stands for a value that `resolve` derives. Of the published input
+  pipeline only flips are here: not its crops, mixing and RandAugment.
   """
   return ml_collections.ConfigDict(
     {
@@ -69,7 +70,7 @@ def base() -> ml_collections.ConfigDict:
         'keep_checkpoints': 3,
       },
     }
-  )
+  ).lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Units:
 # Setting -> smallest value, and the value that it must stay below.
 _RANGES = {
   'seed': (0, 2**31),
+  'batch_size': (1, math.inf),
   'label_smoothing': (0, 1),
   'ema_decay': (0, 1),
   'model.stochdepth_rate': (0, 1),
@@ -120,9 +122,24 @@ _RANGES = {
   'data.eval_size': (1, math.inf),
   'data.shuffle_buffer': (1, math.inf),
   'data.shift': (0, math.inf),
+  'run.eval_batch_size': (1, math.inf),
   'run.keep_checkpoints': (1, math.inf),
 }
 _DTYPES = ('float32', 'bfloat16')
+
+
+def check_keys(config: ml_collections.ConfigDict) -> None:
+  """Checks that a configuration has the keys of `base` and no others.
+
+  Raises:
+    errors.InputError: naming those too many or too few.
+  """
+  wrong = set(_flat(base().to_dict())) ^ set(_flat(config.to_dict()))
+  if wrong:
+    raise errors.InputError(
+      f'The config has keys too many or too few: {", ".join(sorted(wrong))}. '
+      'Start from the configuration of another experiment.'
+    )
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -136,6 +153,11 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     value = flat[name]
     if value is not None and not least <= value < limit:
       raise errors.InputError(f'{name} {value} is not in [{least}, {limit}).')
+  if config.data.shift > config.data.image_size:
+    raise errors.InputError(
+      f'data.shift {config.data.shift} is more than the image of '
+      f'{config.data.image_size} pixels.'
+    )
   if config.compute_dtype not in _DTYPES:
     raise errors.InputError(
       f"compute_dtype '{config.compute_dtype}' is none of {', '.join(_DTYPES)}."
@@ -180,17 +202,24 @@ def resolve(
     data.image_size = train_size
   if data.eval_size is None:
     data.eval_size = test_size
+  if run.data_dir and '://' not in run.data_dir:
+    run.data_dir = os.path.abspath(run.data_dir)
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()
 
 
 def save(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
-  """Writes `WORKDIR/config.json`."""
+  """Writes `WORKDIR/config.json`.
+
+  Raises:
+    errors.InputError: if the workdir cannot be written.
+  """
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(config.to_dict(), indent=2) + '\n'
-  files.write_atomically(workdir / _FILE, text)
+  with errors.as_input_error(OSError):
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(workdir / _FILE, text)
 
 
 def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
@@ -204,7 +233,10 @@ def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
     raise errors.InputError(
       f"'{workdir}' holds no run: there is no {path.name} in it."
     )
-  return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+  config = base()
+  with errors.as_input_error(KeyError):
+    config.update(json.loads(path.read_text()))
+  return config
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:

@@ -2,12 +2,12 @@
 
   python -m nfnet_jax.experiments.evaluate --workdir=/tmp/digits
 
-Without `--config` the run's own settings hold; with it, those under `run` may
-differ. `--json` prints one object: `step`, `examples`, and `loss`, `top1`,
-`top5` of the raw weights and, with the prefix `ema_`, of the averaged ones.
+The run's own settings hold; those under `run` may be overridden, as in
+`--config.run.data_dir=DIR`. `--json` prints one object: `step`, `examples`, and
+`loss`, `top1`, `top5` of the raw weights and, with the prefix `ema_`, of the
+averaged ones.
 """
 
-import json
 import pathlib
 
 from absl import flags
@@ -25,8 +25,7 @@ def main() -> None:
   from nfnet_jax.training import parallel as parallel_lib
 
   workdir = cli.get_workdir()
-  given = cli.get_config() if cli.has_config() else config_lib.load(workdir)
-  config = assemble.resolve_and_check(given)
+  config = assemble.resolve_and_check(cli.get_config())
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
   state = _restore_latest(workdir, experiment)
@@ -39,7 +38,7 @@ def main() -> None:
   )
   step = int(state.step)
   if cli.JSON.value:
-    print(json.dumps({'step': step, **evaluation.flat_names(results)}))
+    print(evaluation.to_json(step, results))
   else:
     print(f'checkpoint of step {step}')
     print(evaluation.report(results))
@@ -53,7 +52,7 @@ def _restore_latest(workdir: pathlib.Path, experiment):
   if directory.is_dir():
     with (
       errors.as_input_error(checkpoint.UnreadableError),
-      checkpoint.Checkpoints(directory) as checkpoints,
+      checkpoint.Checkpoints(directory, read_only=True) as checkpoints,
     ):
       state = checkpoints.restore_latest(like=experiment.abstract_state())
   if state is None:
@@ -62,4 +61,4 @@ def _restore_latest(workdir: pathlib.Path, experiment):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, on_a_run=True)

@@ -10,7 +10,7 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('config', 'list_configs', 'workdir'):
+for _name in ('config', 'list_configs', 'workdir', 'json'):
   flags.declare_key_flag(_name)
 
 
@@ -21,6 +21,7 @@ def main() -> int:
 
   workdir = cli.get_workdir()
   config = assemble.resolve_and_check(cli.get_config())
+  assemble.check_layout(config)
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
   _say(experiment.summary())
@@ -33,6 +34,8 @@ def main() -> int:
   except diagnosis.NonFiniteError as error:
     _say(f'nfnet_jax: {error}')
     return cli.EXIT_FAILED
+  if cli.JSON.value:
+    print(evaluation.to_json(experiment.cadence.total, results))
   _say(evaluation.report(results))
   _say(f'curves     {curves.plot(workdir)}')
   return 0

@@ -1,6 +1,7 @@
 """Saving and restoring the state of a run with Orbax."""
 
 from collections.abc import Iterator
+import itertools
 import os
 from typing import Any
 import zlib
@@ -38,12 +39,20 @@ class Checkpoints:
     7
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 3):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    keep: int = 3,
+    *,
+    read_only: bool = False,
+  ):
     self.directory = epath.Path(directory)
     self._unreadable: set[int] = set()
     self._manager = ocp.CheckpointManager(
       self.directory,
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=not read_only, read_only=read_only
+      ),
     )
 
   def __enter__(self) -> 'Checkpoints':
@@ -105,17 +114,27 @@ class Checkpoints:
     steps = self.steps()
     for step in reversed(steps):
       try:
-        return self.restore(step, like)
+        return self._restore_patiently(step, like)
       except Exception as error:  # Orbax raises many kinds.
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
         self._unreadable.add(step)
     if steps:
       raise UnreadableError(
-        f'None of the checkpoints {steps} under {self.directory} can be read; '
-        'start again in a new workdir.'
+        f'None of the checkpoints {steps} under {self.directory} can be read '
+        f'(the oldest: {reason}). If the disk is well, start again in a new '
+        'workdir.'
       )
     return None
+
+  def _restore_patiently(
+    self, step: int, like: state_lib.TrainState
+  ) -> state_lib.TrainState:
+    """Tries twice where the disk, not the contents, may be to blame."""
+    try:
+      return self.restore(step, like)
+    except OSError:
+      return self.restore(step, like)
 
   def restore(
     self, step: int, like: state_lib.TrainState
@@ -142,7 +161,9 @@ class Checkpoints:
 
   def _set_aside_unreadable(self) -> None:
     for step in sorted(self._unreadable):
-      aside = self.directory / f'{step}.unreadable'
+      names = (f'{step}.unreadable{n or ""}' for n in itertools.count())
+      free = (self.directory / name for name in names)
+      aside = next(path for path in free if not path.exists())
       (self.directory / str(step)).rename(aside)
     if self._unreadable:
       self._unreadable.clear()

@@ -14,8 +14,8 @@ from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
 _ADVICE = (
-  'Lower the learning rate or the clipping threshold, lengthen the warm-up, '
-  'or check the images; the last good state is saved.'
+  'The last good state is saved. Check the images; or start in a new workdir '
+  'with a lower learning rate, a lower clipping threshold or a longer warm-up.'
 )
 
 
@@ -71,8 +71,12 @@ def _tensors(
   batch: step_lib.Batch,
   reduce: step_lib.Reduce,
 ) -> Iterator[tuple[str, jax.Array]]:
-  """Yields a step's tensors, named, in the order of computation."""
-  yield from paths.named_leaves(state.params)
+  """Yields a step's tensors, named; of one kind, the first computed first."""
+  order = _creation_order(trainer, batch)
+  in_order = lambda tree: sorted(
+    paths.named_leaves(tree), key=lambda named: order.index(named[0])
+  )
+  yield from in_order(state.params)
   yield 'images', batch['image']
   outputs, _ = trainer.model.endpoints(
     *trainer.model_inputs(state.params, state, batch)
@@ -84,7 +88,24 @@ def _tensors(
   loss, grads = reduce((loss, grads))
   yield 'loss', loss
   # Backward, the last layer's gradient is the first to break.
-  for path, grad in reversed(paths.named_leaves(grads)):
+  for path, grad in reversed(in_order(grads)):
     yield f'gradient of {path}', grad
   # Squares overflow before gradients do.
   yield 'gradient norm', optax.tree.norm(grads)
+
+
+def _creation_order(
+  trainer: step_lib.Trainer, batch: step_lib.Batch
+) -> list[str]:
+  """Lists parameter paths as the model creates them, from input to output."""
+  order = []
+
+  def init(key, images):
+    # A fresh tree of Haiku keeps this order; JAX's copies are sorted.
+    params, _ = trainer.model.init(key, images, False)
+    order.extend(
+      f'{module}/{name}' for module in params for name in params[module]
+    )
+
+  jax.eval_shape(init, jax.random.key(0), step_lib.normalize(batch['image']))
+  return order

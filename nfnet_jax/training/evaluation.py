@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 
+from nfnet_jax.training import files
 from nfnet_jax.training import parallel as parallel_lib
 from nfnet_jax.training import state as state_lib
 
@@ -75,6 +76,11 @@ def flat_names(results: Mapping[str, float]) -> dict[str, float]:
       for name in ('loss', 'top1', 'top5')
     },
   }
+
+
+def to_json(step: int, results: Mapping[str, float]) -> str:
+  """Formats results as one JSON object; a NaN becomes null."""
+  return files.to_json({'step': step, **flat_names(results)})
 
 
 def report(results: Mapping[str, float]) -> str:

@@ -1,5 +1,8 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and scalars in them."""
 
+from collections.abc import Mapping
+import json
+import math
 import os
 import pathlib
 
@@ -10,3 +13,13 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(text)
   temporary.replace(path)
+
+
+def to_json(scalars: Mapping[str, float]) -> str:
+  """Formats scalars as one line; JSON has no NaN, so null stands for it."""
+  return json.dumps(
+    {
+      name: value if math.isfinite(value) else None
+      for name, value in scalars.items()
+    }
+  )

@@ -4,7 +4,7 @@ import signal
 
 
 class Interrupted(Exception):
-  """The run was asked to stop, and has saved its state."""
+  """The run was asked to stop; what raises it to the caller has saved."""
 
 
 class StopRequest:
@@ -34,4 +34,5 @@ class StopRequest:
   def _note(self, number: int, frame) -> None:
     del frame
     self.requested = True
-    signal.signal(number, self._previous[number])
+    if number == signal.SIGINT:
+      signal.signal(number, self._previous[number])

@@ -104,7 +104,6 @@ class Loop:
       self._save(state)
       self.checkpoints.wait()
       raise
-    self._show()
     self.checkpoints.wait()
     return self.writer.evaluations[step]
 
@@ -167,6 +166,8 @@ class Loop:
 
   def _evaluate(self, state: state_lib.TrainState, step: int) -> None:
     self._flush(state)
+    if step == self.cadence.total:
+      self._show()
     self.progress.pause()
     results = evaluation.evaluate(
       self._eval_step,

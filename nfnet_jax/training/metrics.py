@@ -19,6 +19,9 @@ class MetricsWriter:
   Every training step has a row, and so has every evaluation. A row's `step` is
   the number of updates made.
 
+  Attributes:
+    evaluations: step -> the row of its evaluation, earlier runs' included.
+
   Example:
     >>> import tempfile
     >>> with MetricsWriter(tempfile.mkdtemp(), resumed_step=0) as writer:
@@ -26,16 +29,14 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir: str | os.PathLike, resumed_step: int):
-    """Opens the files; rows after `resumed_step` are dropped.
-
-    Attributes:
-      evaluations: step -> the row of its evaluation, those kept included.
-    """
+    """Opens the files; rows after `resumed_step` are dropped."""
     self.evaluations: dict[int, Mapping[str, float]] = {}
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
     kept = [row for row in read_metrics(path) if row['step'] <= resumed_step]
-    files.write_atomically(path, ''.join(map(_to_line, kept)))
+    files.write_atomically(
+      path, ''.join(files.to_json(row) + '\n' for row in kept)
+    )
     self._note_evaluations(kept)
     self._file = path.open('a')
     self._events = tensorboardX.SummaryWriter(
@@ -54,7 +55,7 @@ class MetricsWriter:
     rows = list(rows)
     self._note_evaluations(rows)
     for row in rows:
-      self._file.write(_to_line(row))
+      self._file.write(files.to_json(row) + '\n')
       for name, value in row.items():
         if name != 'step':
           self._events.add_scalar(name, value, row['step'])
@@ -67,17 +68,16 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike) -> list[Row]:
-  """Reads a `metrics.jsonl`; a last line cut by a kill is left out."""
+  """Reads a `metrics.jsonl`; a last line cut by a kill is left out.
+
+  Where the file has null, rows have NaN.
+  """
   path = pathlib.Path(path)
   if not path.exists():
     return []
   lines = path.read_text().splitlines(keepends=True)
-  return [json.loads(line) for line in lines if line.endswith('\n')]
-
-
-def _to_line(row: Mapping[str, float]) -> str:
-  # JSON has no NaN; null reads back everywhere.
-  clean = {
-    name: value if math.isfinite(value) else None for name, value in row.items()
-  }
-  return json.dumps(clean) + '\n'
+  rows = [json.loads(line) for line in lines if line.endswith('\n')]
+  return [
+    {name: math.nan if value is None else value for name, value in row.items()}
+    for row in rows
+  ]

@@ -30,10 +30,12 @@ class Progress:
     self._seconds = 0.0
     self._resumed_at = None
     self._rate = 0.0
+    self._untimed_steps = 1  # The first one, which compiles.
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=first_step,
       unit='step',
+      bar_format='{percentage:3.0f}%|{bar}| {n}/{total} {postfix}',
       file=self._stream,
       disable=not self._stream.isatty(),
       dynamic_ncols=True,
@@ -46,7 +48,7 @@ class Progress:
     self._bar.close()
 
   def resume(self) -> None:
-    """Starts the clock, which stands at first: the first step compiles."""
+    """Starts the clock, which stands while the first step compiles."""
     if self._resumed_at is None:
       self._resumed_at = time.perf_counter()
 
@@ -60,8 +62,9 @@ class Progress:
     """Shows the metrics of a step, and the rate since the last call."""
     self.pause()
     steps = step - self._step
-    if self._seconds > 0:
-      self._rate = steps * self._batch_size / self._seconds
+    timed, self._untimed_steps = steps - self._untimed_steps, 0
+    if timed > 0 and self._seconds > 0:
+      self._rate = timed * self._batch_size / self._seconds
     self._step, self._seconds = step, 0.0
     shown = {
       'loss': f'{row["loss"]:.3f}',
@@ -70,8 +73,8 @@ class Progress:
     }
     if 'clipped' in row:
       shown['clipped'] = f'{100 * row["clipped"]:.1f}%'
+    shown['eta'] = self._time_left()
     if self._bar.disable:
-      shown['eta'] = self._time_left()
       self.note(
         f'step {step}/{self._total}  '
         + '  '.join(f'{name} {value}' for name, value in shown.items())

@@ -28,6 +28,16 @@ def complaint(result):
   return lines[0]
 
 
+def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
+  result = door(
+    evaluate.main,
+    f'--workdir={tmp_path}',
+    '--config.run.eval_batch_size=8',
+    on_a_run=True,
+  )
+  assert 'holds no run' in complaint(result)
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
@@ -56,16 +66,31 @@ def complaint(result):
     ),
     (
       ['--config=digits', '--config.batch_size=0'],
-      'batch_size 0 is not a positive multiple',
+      'batch_size 0 is not in [1, inf)',
     ),
     (
       ['--config=digits', '--config.data.shards=12'],
       'data.shards 12 is not a positive multiple of the number of devices 8',
     ),
     (
-      ['--config=digits', '--config.run.eval_batch_size=3'],
-      'run.eval_batch_size 3 is not a positive multiple of the number of '
-      'devices 8 (3 = 0 x 8 + 3). Use --config.run.eval_batch_size=8.',
+      ['--config=digits', '--config.run.eval_batch_size=0'],
+      'run.eval_batch_size 0 is not in [1, inf)',
+    ),
+    (
+      ['--config=digits', '--config.data.train_split=train[:5]'],
+      "data.train_split 'train[:5]' has 5 examples; it needs at least 8",
+    ),
+    (
+      ['--config=digits', '--config.data.eval_split=test[:0]'],
+      "data.eval_split 'test[:0]' has 0 examples; it needs at least 1",
+    ),
+    (
+      ['--config=digits', '--config.data.shift=33'],
+      'data.shift 33 is more than the image of 32 pixels',
+    ),
+    (
+      ['--config=digits', '--config.data.dataset=mnist:9.9.9'],
+      "TFDS knows no dataset 'mnist:9.9.9', or not in that version",
     ),
     (
       ['--config=digits', '--config.model.name=nfnet_f00'],
@@ -119,16 +144,39 @@ def test_train_without_a_workdir(door):
   assert '--workdir=DIR' in complaint(result)
 
 
-def test_a_config_file_that_fails_is_named_with_its_error(door, tmp_path):
+@pytest.mark.parametrize(
+  ('body', 'message'),
+  [
+    ('return 1 / 0', 'mine.py:3: ZeroDivisionError: division by zero'),
+    ('return math.foo', "mine.py:3: AttributeError: module 'math' has no"),
+    ('return ml_collections.ConfigDict({"model": {}})', 'too few'),
+    ('c = digits.get_config(); c.optimizer.learning_rte = 5', 'learning_rate'),
+  ],
+)
+def test_a_config_file_that_is_wrong(door, tmp_path, body, message):
   path = tmp_path / 'mine.py'
-  path.write_text('def get_config():\n  return 1 / 0\n')
-  result = door(train.main, f'--config={path}', f'--workdir={tmp_path}')
-  assert 'mine.py' in complaint(result)
-  assert 'ZeroDivisionError: division by zero' in complaint(result)
+  imports = 'import math, ml_collections; '
+  imports += 'from nfnet_jax.experiments.configs import digits'
+  path.write_text(f'{imports}\ndef get_config():\n  {body}\n')
+  result = door(train.main, f'--config={path}', f'--workdir={tmp_path}/run')
+  assert message in complaint(result)
+
+
+@pytest.mark.parametrize('name', ['{tmp}/file/run', 'gs://bucket/run'])
+def test_a_workdir_that_cannot_be_written(door, data_dir, tmp_path, name):
+  (tmp_path / 'file').write_text('')
+  workdir = name.format(tmp=tmp_path)
+  data = f'--config.run.data_dir={data_dir}'
+  code, _, err = door(
+    train.main, '--config=digits', data, f'--workdir={workdir}'
+  )
+  assert code == 2
+  assert 'file/run' in err or 'gs://bucket/run' in err
+  assert 'Traceback' not in err
 
 
 def test_evaluate_without_a_run(door, tmp_path):
-  result = door(evaluate.main, f'--workdir={tmp_path}')
+  result = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no run: there is no config.json in it' in complaint(result)
 
 
@@ -139,7 +187,7 @@ def test_evaluate_before_the_first_checkpoint(door, data_dir, tmp_path):
   settings = digits.get_config()
   settings.run.data_dir = data_dir
   config.save(assemble.resolve_and_check(settings), tmp_path)
-  result = door(evaluate.main, f'--workdir={tmp_path}')
+  result = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no checkpoint yet' in complaint(result)
 
 

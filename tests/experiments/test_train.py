@@ -112,15 +112,32 @@ class TestRun:
     assert evaluation['eval_ema/examples'] == 355
 
   def test_evaluate_repeats_the_last_evaluation(self, door, workdir):
-    code, out, err = door(evaluate.main, f'--workdir={workdir}', '--json')
+    # Half the batch, so that padding differs.
+    arguments = f'--workdir={workdir}', '--config.run.eval_batch_size=30'
+    code, out, err = door(evaluate.main, *arguments, '--json', on_a_run=True)
     assert code == 0, err
     result = json.loads(out)
     (row,) = [row for row in rows_of(workdir) if 'eval/top1' in row]
     assert result['step'] == 6
     assert result['examples'] == 355
     for name in ('loss', 'top1', 'top5'):
-      assert result[name] == row[f'eval/{name}']
-      assert result[f'ema_{name}'] == row[f'eval_ema/{name}']
+      expected = row[f'eval/{name}'], row[f'eval_ema/{name}']
+      assert (result[name], result[f'ema_{name}']) == pytest.approx(
+        expected, rel=1e-6
+      )
+
+  def test_evaluates_on_a_device_count_that_fits_nothing(
+    self, door, workdir, monkeypatch
+  ):
+    three = jax.local_devices()[:3]
+    monkeypatch.setattr(jax, 'local_devices', lambda: three)
+    monkeypatch.setattr(jax, 'device_count', lambda: 3)
+    arguments = f'--workdir={workdir}', '--json'
+    code, out, err = door(evaluate.main, *arguments, on_a_run=True)
+    assert code == 0, err
+    (row,) = [row for row in rows_of(workdir) if 'eval/top1' in row]
+    assert json.loads(out)['top1'] == row['eval/top1']
+    assert json.loads(out)['examples'] == 355
 
   def test_crashed_and_resumed_is_the_same_run_bit_for_bit(
     self, door, small, workdir, tmp_path, monkeypatch
@@ -139,8 +156,9 @@ class TestRun:
 
   def test_finished_run_is_only_evaluated(self, door, small, workdir):
     before = rows_of(workdir)
-    code, _, err = door(train.main, *small, f'--workdir={workdir}')
+    code, out, err = door(train.main, *small, f'--workdir={workdir}', '--json')
     assert code == 0, err
+    assert json.loads(out)['step'] == 6
     assert 'Resuming after step 6.' in err
     assert [row for row in rows_of(workdir) if 'loss' in row] == [
       row for row in before if 'loss' in row

@@ -95,6 +95,45 @@ def test_nothing_readable_is_an_error(tmp_path, saved_state):
     checkpoints.restore_latest(like=saved_state)
 
 
+def test_one_failed_read_is_tried_again(tmp_path, saved_state, monkeypatch):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    for step in (3, 6):
+      checkpoints.save(at(saved_state, step))
+    checkpoints.wait()
+    restore, failures = checkpoints.restore, [OSError(5, 'disk')]
+
+    def flaky(step, like):
+      if failures:
+        raise failures.pop()
+      return restore(step, like)
+
+    monkeypatch.setattr(checkpoints, 'restore', flaky)
+    assert checkpoints.restore_latest(like=saved_state).step == 6
+
+
+def test_the_same_step_can_be_damaged_twice(tmp_path, saved_state):
+  for _ in range(2):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.restore_latest(like=saved_state)
+      for step in (3, 6):
+        checkpoints.save(at(saved_state, step))
+    damage(tmp_path / '6', 'cut')
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.restore_latest(like=saved_state)
+    checkpoints.save(at(saved_state, 6))
+  names = {path.name for path in tmp_path.iterdir()}
+  assert names == {'3', '6', '6.unreadable', '6.unreadable1'}
+
+
+def test_reading_only_changes_nothing(tmp_path, saved_state):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(at(saved_state, 3))
+  before = sorted(tmp_path.rglob('*'))
+  with checkpoint.Checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.restore_latest(like=saved_state).step == 3
+  assert sorted(tmp_path.rglob('*')) == before
+
+
 def test_half_written_checkpoint_is_not_seen(tmp_path, saved_state):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(at(saved_state, 3))

@@ -153,6 +153,7 @@ def test_cadence(whole):
   lines = whole.said.getvalue().splitlines()
   shown = [line.split()[1] for line in lines if line.startswith('step')]
   assert shown == ['3/12', '6/12', '9/12', '12/12']
+  assert lines[-2].startswith('step 12/12')
   evaluated = [line for line in lines if line.startswith('evaluation')]
   assert [line.split()[3] for line in evaluated] == ['5:', '9:', '12:']
 
@@ -220,6 +221,31 @@ def test_interrupted_evaluation_is_made_up_for(tmp_path, whole):
   assert_same_run(resumed, whole)
 
 
+def test_a_second_sigterm_does_not_disturb_the_saving(
+  tmp_path, whole, monkeypatch
+):
+  save = checkpoint.Checkpoints.save
+
+  def disturbed(self, train_state):
+    os.kill(os.getpid(), signal.SIGTERM)
+    save(self, train_state)
+
+  def interrupted(first):
+    for batch in train_batches(first):
+      if batch['step'] == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', disturbed)
+    with pytest.raises(interrupt.Interrupted):
+      Run(tmp_path, train_batches=interrupted).go()
+  resumed = Run(tmp_path)
+  assert resumed.saved()
+  resumed.go()
+  assert_same_run(resumed, whole)
+
+
 def test_signals_are_handed_back():
   before = signal.getsignal(signal.SIGTERM)
   with interrupt.StopRequest() as stop:
@@ -241,7 +267,7 @@ def test_bad_images_end_the_run_with_the_last_good_state(tmp_path, whole, at):
   with pytest.raises(diagnosis.NonFiniteError, match="first in 'images'") as e:
     run.go()
   assert e.value.step == at
-  assert 'Lower the learning rate' in str(e.value)
+  assert 'a lower learning rate' in str(e.value)
   assert run.saved()[-1] == at
   steps = [row['step'] for row in run.rows() if 'loss' in row]
   assert steps == list(range(1, at + 1))

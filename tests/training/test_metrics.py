@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -25,7 +26,9 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
 def test_a_nan_is_still_json(tmp_path):
   with metrics.MetricsWriter(tmp_path, resumed_step=0) as writer:
     writer.write([{'step': 1, 'loss': float('nan')}])
-  assert lines(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': None}]
+  path = tmp_path / 'metrics.jsonl'
+  assert lines(path) == [{'step': 1, 'loss': None}]
+  assert math.isnan(metrics.read_metrics(path)[0]['loss'])
 
 
 def test_tensorboard_events_hold_the_rows(tmp_path):

@@ -14,8 +14,9 @@ import optax
 import pytest
 
 import nfnet_jax
+from nfnet_jax.models import layers
 from nfnet_jax.optim import paths
-from nfnet_jax.training import parallel, state, step
+from nfnet_jax.training import diagnosis, parallel, state, step
 
 GOLDEN_LOSSES = pathlib.Path(__file__).parents[1] / 'golden' / 'losses.json'
 BATCH = 16
@@ -200,6 +201,33 @@ def _equations(jaxpr):
       inner = getattr(value, 'jaxpr', value)
       if hasattr(inner, 'eqns'):
         yield from _equations(inner)
+
+
+def test_diagnosis_names_the_gradient_that_broke_first(eight, monkeypatch):
+  """A NaN that arises in the backward pass of the third block's squeeze."""
+
+  @jax.custom_vjp
+  def poison(x):
+    return x
+
+  poison.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.nan,))
+  squeeze, calls = layers.SqueezeExcite.__call__, []
+
+  def poisoned(self, x):
+    calls.append(self.module_name)
+    return squeeze(self, poison(x) if 'nf_block_2' in self.module_name else x)
+
+  monkeypatch.setattr(layers.SqueezeExcite, '__call__', poisoned)
+  batch = make_batch(0)
+  error = diagnosis.diagnose(
+    make_trainer(), eight.parallel, eight.fresh_state(), batch
+  )
+  assert error.step == 0
+  first = error.tensors[0]
+  assert first.startswith('gradient of NFNet/~/nf_block_2/~/conv2/'), first
+  assert 'gradient of NFNet/~/stem_conv0/w' in error.tensors
+  assert 'gradient of NFNet/~/final_conv/w' not in error.tensors
+  assert calls
 
 
 def test_smoothed_labels():

@@ -1,0 +1,18 @@
+"""The configuration that a workdir was made with, as a config file.
+
+Doors that work on a finished run take it where `--config` is not given, so that
+single settings can be overridden.
+"""
+
+import ml_collections
+
+from nfnet_jax.experiments import config as config_lib
+
+
+def get_config(*workdir: str) -> ml_collections.ConfigDict:
+  """Returns the configuration of `WORKDIR/config.json`.
+
+  Args:
+    *workdir: its path, cut at colons as config arguments are.
+  """
+  return config_lib.load(':'.join(workdir))
