@@ -185,6 +185,7 @@ def eval_batches(
   *,
   batch_size: int,
   image_size: int,
+  margin: int = 0,
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -195,6 +196,7 @@ def eval_batches(
     split: TFDS split.
     batch_size: examples of the global batch, a multiple of `process_count`.
     image_size: pixels a side.
+    margin: pixels resized to and cut off; see `preprocess.squash`.
     process_index: which part.
     process_count: of how many.
 
@@ -209,7 +211,7 @@ def eval_batches(
 
   def make(record: tf.Tensor):
     encoded, label = source.parse(record)
-    image = preprocess.resize(preprocess.decode(encoded), image_size)
+    image = preprocess.squash(preprocess.decode(encoded), image_size, margin)
     return {'image': image, 'label': label, 'mask': 1.0}
 
   examples = _records(_files(parts[process_index]))

@@ -182,6 +182,7 @@ class Experiment:
       # Rounded up: padding is masked, so any number of devices will do.
       batch_size=-(-self.config.run.eval_batch_size // devices) * devices,
       image_size=self.config.data.eval_size,
+      margin=self.config.data.eval_margin,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )

@@ -27,8 +27,8 @@ _DURATION = re.compile(
 def base() -> ml_collections.ConfigDict:
   """Returns the published ImageNet settings (arXiv 2102.06171, appendix A).
 
-  None stands for a value that `resolve` derives. Of the published input
-  pipeline only flips are here: not its crops, mixing and RandAugment.
+  None stands for a value that `resolve` derives. Of the published training
+  images only flips are here: not their crops, mixing and RandAugment.
   """
   return ml_collections.ConfigDict(
     {
@@ -56,6 +56,7 @@ def base() -> ml_collections.ConfigDict:
         'eval_split': 'validation',
         'image_size': config_dict.placeholder(int),
         'eval_size': config_dict.placeholder(int),
+        'eval_margin': 32,
         'shards': 8,
         'shuffle_buffer': 16_384,
         'shift': 0,
@@ -120,6 +121,7 @@ _RANGES = {
   'optimizer.clipping': (0, math.inf),
   'data.image_size': (1, math.inf),
   'data.eval_size': (1, math.inf),
+  'data.eval_margin': (0, math.inf),
   'data.shuffle_buffer': (1, math.inf),
   'data.shift': (0, math.inf),
   'run.eval_batch_size': (1, math.inf),

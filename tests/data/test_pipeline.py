@@ -194,6 +194,17 @@ def test_resize_is_bicubic_and_keeps_values(digits):
   assert float(np.min(preprocess.resize(edge, 32))) < 0  # Overshoot is kept.
 
 
+@pytest.mark.parametrize(('size', 'margin'), [(32, 32), (24, 5), (16, 0)])
+def test_evaluation_squashes_then_cuts_the_margin(size, margin):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (37, 61, 3), np.uint8)
+  whole = tf.image.resize(image, [size + margin] * 2, 'bicubic').numpy()
+  start = margin // 2
+  expected = whole[start : start + size, start : start + size]
+  view = preprocess.squash(image, size, margin)
+  np.testing.assert_array_equal(view, expected)
+
+
 def test_shift_moves_the_whole_image():
   image = np.zeros((9, 9, 3), np.float32)
   image[4, 4] = 1
@@ -209,7 +220,7 @@ def test_shift_moves_the_whole_image():
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('cifar10', 'is not prepared under .*run .tfds build cifar10'),
+    ('cifar10', 'is not prepared under .*run .*python.* build cifar10'),
     ('no_such_set', "TFDS knows no dataset 'no_such_set'.*digits"),
   ],
 )

@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 0.1
   config.data.dataset = 'digits'
   config.data.eval_split = 'test'
+  config.data.eval_margin = 0
   config.data.shift = 3
   config.data.flip = False
   config.run.log_every = '50 steps'
