@@ -128,11 +128,13 @@ def load(name: str, data_dir: str | None = None) -> Source:
 
 
 def _how_to_prepare(name: str, builder: tfds.core.DatasetBuilder) -> str:
-  tool = f'{sys.executable} -m tensorflow_datasets.scripts.cli.main'
-  command = f'{tool} build {name} --data_dir={builder.data_dir_root}'
+  # Not `tfds build`, which wants apache_beam.
+  folder = str(builder.data_dir_root)
+  call = f"tfds.builder('{name}', data_dir='{folder}').download_and_prepare()"
   return (
-    f"Dataset '{name}' is not prepared under {builder.data_dir_root}; run "
-    f"'{command}', or name another folder with --config.run.data_dir."
+    f"Dataset '{name}' is not prepared under {folder}; run: {sys.executable} "
+    f'-c "import tensorflow_datasets as tfds; {call}", or name another folder '
+    'with --config.run.data_dir.'
   )
 
 

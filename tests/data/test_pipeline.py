@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -220,13 +221,21 @@ def test_shift_moves_the_whole_image():
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('cifar10', 'is not prepared under .*run .*python.* build cifar10'),
+    ('cifar10', 'is not prepared under .*; run: .*download_and_prepare'),
     ('no_such_set', "TFDS knows no dataset 'no_such_set'.*digits"),
   ],
 )
 def test_missing_dataset_says_what_to_run(name, message, data_dir):
   with pytest.raises(sources.MissingDatasetError, match=message):
     sources.load(name, data_dir)
+
+
+def test_what_to_run_prepares_the_dataset(tmp_path):
+  with pytest.raises(sources.MissingDatasetError) as error:
+    sources.load('numbered', str(tmp_path))
+  (code,) = re.findall('-c "(.*)"', str(error.value))
+  exec(code, {})
+  assert sources.load('numbered', str(tmp_path)).num_classes == 7
 
 
 @pytest.mark.parametrize('split', ['validation', 'train[:3%', 'train[0:9999]'])
