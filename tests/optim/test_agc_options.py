@@ -125,8 +125,6 @@ def test_vmap_over_a_leading_axis():
 
 
 def test_pmap_over_devices():
-  if jax.local_device_count() < 2:
-    pytest.skip('needs two devices')
   tx, (grads, params), desired = batch_of(2)
   state = jax.pmap(tx.init)(params)
   assert_close(jax.pmap(tx.update)(grads, state, params), desired)
