@@ -86,6 +86,8 @@ class Loop:
     step = int(state.step)
     state = self.parallel.replicate(state)
     batches = self._place(self.train_batches(step))
+    if step < self.cadence.total:
+      self.progress.note('Compiling the training step ...')
     try:
       while True:
         self._look_up(state, step)

@@ -35,7 +35,7 @@ class Progress:
       total=total_steps,
       initial=first_step,
       unit='step',
-      bar_format='{percentage:3.0f}%|{bar}| {n}/{total} {postfix}',
+      bar_format='{percentage:3.0f}%|{bar}| {n}/{total}{postfix}',
       file=self._stream,
       disable=not self._stream.isatty(),
       dynamic_ncols=True,
