@@ -51,7 +51,9 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=not read_only, read_only=read_only
+        # Orbax's own read_only is as harmless, but complains at length.
+        max_to_keep=keep,
+        create=not read_only,
       ),
     )
 
