@@ -46,6 +46,13 @@ class Checkpoints:
     *,
     read_only: bool = False,
   ):
+    """Opens a folder of checkpoints, a local one or a bucket.
+
+    Args:
+      directory: absolute path; made if it is not there.
+      keep: how many of the newest checkpoints stay.
+      read_only: for those who only restore: nothing is made or removed.
+    """
     self.directory = epath.Path(directory)
     self._unreadable: set[int] = set()
     self._manager = ocp.CheckpointManager(
