@@ -34,7 +34,6 @@ class Progress:
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=first_step,
-      unit='step',
       bar_format='{percentage:3.0f}%|{bar}| {n}/{total}{postfix}',
       file=self._stream,
       disable=not self._stream.isatty(),
