@@ -2,34 +2,26 @@
 
 A run has a fixed number of data shards. Shard s reads its own slice of the
 data, in an order that is a function of (seed, epoch, s), and fills its own part
-of every global batch; augmentation is a function of (seed, step, position).
-So batches depend neither on processes and devices nor on where a run was
-resumed.
+of every global batch; augmentation is a function of (seed, step, position), and
+mixing stays within a shard's part. So batches depend neither on processes and
+devices nor on where a run was resumed.
 """
 
 from collections.abc import Callable, Iterator
 import dataclasses
-import itertools
 
 import numpy as np
 import tensorflow as tf
 
-from nfnet_jax.data import preprocess, sources
+from nfnet_jax.data import examples, faults, preprocess, records, sources
 
 Batch = dict[str, np.ndarray]
+Note = Callable[[str], None]
 
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-  """What happens to a training image after decoding.
-
-  Attributes:
-    shift: pixels of random translation, at the final size.
-    flip: whether images are mirrored at random.
-  """
-
-  shift: int = 0
-  flip: bool = False
+EVAL_CROPS = {
+  'squash': preprocess.squash,
+  'centre': preprocess.centre_crop,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +31,15 @@ class TrainSpec:
   Attributes:
     source: where records come from.
     split: TFDS split.
-    batch_size: examples of the global batch, a multiple of `shards`.
+    batch_size: examples of the global batch, a multiple of `shards`; with
+      partners in the batch, of twice as many.
     image_size: pixels a side.
     shards: data shards of the run, a multiple of the number of processes.
     seed: root of order and augmentation.
-    augmentation: see `Augmentation`.
-    shuffle_buffer: records of a shard that are shuffled together; a buffer
-      smaller than the shard shuffles approximately.
+    augmentation: see `examples.Augmentation`.
+    shuffle_buffer: records of all shards together that are held to be shuffled;
+      fewer than there are shuffle approximately.
+    max_bad_records: how many unusable records a process passes over.
   """
 
   source: sources.Source
@@ -54,8 +48,14 @@ class TrainSpec:
   image_size: int
   shards: int
   seed: int
-  augmentation: Augmentation = Augmentation()
-  shuffle_buffer: int = 16_384
+  augmentation: examples.Augmentation
+  shuffle_buffer: int = 65_536
+  max_bad_records: int = 0
+
+  @property
+  def per_shard(self) -> int:
+    """Examples of a shard in every batch."""
+    return self.batch_size // self.shards
 
 
 def train_batches(
@@ -63,6 +63,7 @@ def train_batches(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  note: Note = lambda line: None,
 ) -> Iterator[Batch]:
   """Streams this process's part of the global batches, without end.
 
@@ -72,111 +73,88 @@ def train_batches(
       skipped to get there, undecoded.
     process_index: which part.
     process_count: of how many; divides `spec.shards`.
+    note: shows a line to the person.
 
   Yields:
-    `image [n, S, S, 3]` float32 in pixel units, `label [n]` int32,
-    `position [n]` int32 in the global batch, and the scalar `step`.
+    `image [n, S, S, 3]` in pixel units, uint8 after RandAugment and float32
+    without it; `label [n, K]` int32 and `weight [n, K]` float32, whose rows sum
+    to 1 (to 0 where no record was usable), K being 2 for mixed images and 1
+    otherwise; `position [n]` int32 in the global batch; the scalar `step`.
+
+  Raises:
+    faults.BadDataError: naming what cannot be used.
   """
-  per_process = spec.shards // process_count
-  first = process_index * per_process
-  per_shard = spec.batch_size // spec.shards
-  slices = spec.source.shards(spec.split, spec.shards)
-  streams = [
-    _shard_stream(slices[s], spec, s, start_step * per_shard)
-    for s in range(first, first + per_process)
-  ]
-  turns = tf.data.Dataset.range(per_process * per_shard)
-  turns = turns.map(lambda i: i // per_shard).repeat()
-  records = tf.data.Dataset.choose_from_datasets(
-    streams, turns, stop_on_empty_dataset=False
+  mine = spec.shards // process_count
+  shards = range(process_index * mine, (process_index + 1) * mine)
+  parts = spec.source.shards(spec.split, spec.shards)
+  parts = [parts[shard] for shard in shards]
+  groups = mine * spec.per_shard // spec.augmentation.examples_out
+  maker = examples.ExampleMaker(
+    spec.source,
+    spec.augmentation,
+    image_size=spec.image_size,
+    seed=spec.seed,
+    per_shard=spec.per_shard,
+    groups=groups,
+    first_position=shards.start * spec.per_shard,
   )
-  local = per_process * per_shard
-  dataset = (
-    records.enumerate(start_step * local)
-    .map(_train_example(spec, local, first * per_shard), tf.data.AUTOTUNE)
-    .batch(local, drop_remainder=True)
-    .prefetch(2)
-    .with_options(_options())
+
+  def make(step: int, careful: bool) -> tf.data.Dataset:
+    return (
+      _raw_records(spec, shards, parts, step)
+      .batch(spec.augmentation.records_in, drop_remainder=True)
+      .enumerate(step * groups)
+      .map(maker.careful if careful else maker, tf.data.AUTOTUNE)
+      .batch(groups, drop_remainder=True)
+      .map(_merge_groups)
+      .prefetch(2)
+      .with_options(_options())
+    )
+
+  slices = [file for part in parts for file in part]
+  bad = faults.BadRecords(
+    spec.source, spec.split, slices, spec.max_bad_records, note
   )
-  for step, batch in zip(
-    itertools.count(start_step), dataset.as_numpy_iterator()
-  ):
-    yield {**batch, 'step': np.int32(step)}
+  for step, batch in enumerate(faults.guarded(make, start_step, bad)):
+    yield {**batch, 'step': np.int32(start_step + step)}
 
 
-def _shard_stream(
-  slices: list[sources.FileSlice], spec: TrainSpec, shard: int, start: int
+def _raw_records(
+  spec: TrainSpec,
+  shards: range,
+  parts: list[list[sources.FileSlice]],
+  step: int,
 ) -> tf.data.Dataset:
-  """Streams a shard's raw records from its `start`-th on, epoch by epoch."""
-  size = sources.total_examples(slices)
-  first_epoch, offset = divmod(start, size)
-
-  def epoch(index: tf.Tensor) -> tf.data.Dataset:
-    seeds = tf.random.stateless_uniform(
-      [2],
-      (spec.seed, index * spec.shards + shard),
-      minval=None,
-      maxval=None,
-      dtype=tf.int64,
-    )
-    order = _files(slices).shuffle(
-      len(slices), seeds[0], reshuffle_each_iteration=False
-    )
-    shuffled = _records(order).shuffle(
-      min(size, spec.shuffle_buffer), seeds[1], reshuffle_each_iteration=False
-    )
-    return shuffled.skip(tf.where(index == first_epoch, np.int64(offset), 0))
-
-  epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-  return epochs.flat_map(epoch)
-
-
-def _files(slices: list[sources.FileSlice]) -> tf.data.Dataset:
-  return tf.data.Dataset.from_tensor_slices(
-    (
-      [part.path for part in slices],
-      np.asarray([part.skip for part in slices], np.int64),
-      np.asarray([part.take for part in slices], np.int64),
-    )
-  )
-
-
-def _records(files: tf.data.Dataset) -> tf.data.Dataset:
-  return files.interleave(
-    lambda path, skip, take: (
-      tf.data.TFRecordDataset(path).skip(skip).take(take)
-    ),
-    cycle_length=16,
-    block_length=16,
-    num_parallel_calls=tf.data.AUTOTUNE,
-    deterministic=True,
-  )
-
-
-def _train_example(
-  spec: TrainSpec, local_batch: int, first_position: int
-) -> Callable:
-  """Returns the map from a numbered record of this process to an example."""
-
-  def make(index: tf.Tensor, record: tf.Tensor):
-    step = index // local_batch
-    position = first_position + index % local_batch
-    seed = tf.stack([spec.seed * 2**32 + step, position * 2**8])
-    encoded, label = spec.source.parse(record)
-    image = preprocess.resize(preprocess.decode(encoded), spec.image_size)
-    if spec.augmentation.shift:
-      image = preprocess.random_shift(image, spec.augmentation.shift, seed)
-    if spec.augmentation.flip:
-      image = preprocess.random_flip(
-        image, seed + tf.constant([0, 1], tf.int64)
+  """Streams (id, record), each shard's share of a batch in one piece."""
+  augmentation = spec.augmentation
+  share = spec.per_shard * augmentation.records_in // augmentation.examples_out
+  streams, first_slice = [], 0
+  for shard, slices in zip(shards, parts):
+    streams.append(
+      records.shard_stream(
+        spec.source,
+        slices,
+        first_slice=first_slice,
+        seed=spec.seed,
+        shard=shard,
+        shards=spec.shards,
+        buffer=max(1, spec.shuffle_buffer // spec.shards),
+        start=step * share,
       )
-    return {
-      'image': image,
-      'label': label,
-      'position': tf.cast(position, tf.int32),
-    }
+    )
+    first_slice += len(slices)
+  turns = tf.data.Dataset.range(len(shards) * share)
+  return tf.data.Dataset.choose_from_datasets(
+    streams, turns.map(lambda i: i // share).repeat(), False
+  )
 
-  return make
+
+def _merge_groups(batch):
+  """Maps `[groups, examples, ...]` to `[groups x examples, ...]`."""
+  return {
+    name: tf.reshape(value, [-1, *value.shape[2:]])
+    for name, value in batch.items()
+  }
 
 
 def eval_batches(
@@ -185,9 +163,12 @@ def eval_batches(
   *,
   batch_size: int,
   image_size: int,
+  crop: str = 'squash',
   margin: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  max_bad_records: int = 0,
+  note: Note = lambda line: None,
 ) -> Iterator[Batch]:
   """Streams every example of a split exactly once over all processes.
 
@@ -196,41 +177,64 @@ def eval_batches(
     split: TFDS split.
     batch_size: examples of the global batch, a multiple of `process_count`.
     image_size: pixels a side.
-    margin: pixels resized to and cut off; see `preprocess.squash`.
+    crop: 'squash' or 'centre'; see `preprocess`.
+    margin: pixels cut off; see `preprocess.squash`.
     process_index: which part.
     process_count: of how many.
+    max_bad_records: how many unusable records a process leaves out.
+    note: shows a line to the person.
 
   Yields:
     `image [n, S, S, 3]` float32 in pixel units, `label [n]` int32 and
-    `mask [n]` float32, which is 0 where the batch was padded. All processes get
-    the same number of batches, as collectives need.
+    `mask [n]` float32, which is 0 where the batch was padded or a record
+    unusable. All processes get the same number of batches, as collectives need.
+
+  Raises:
+    faults.BadDataError: naming what cannot be used.
   """
   parts = source.shards(split, process_count)
   local = batch_size // process_count
   batches = -(-max(map(sources.total_examples, parts)) // local)
 
-  def make(record: tf.Tensor):
+  def view(record: tf.Tensor):
     encoded, label = source.parse(record)
-    image = preprocess.squash(preprocess.decode(encoded), image_size, margin)
-    return {'image': image, 'label': label, 'mask': 1.0}
+    image = EVAL_CROPS[crop](encoded, image_size, margin)
+    return image, label, examples.in_range(label, source)
 
-  examples = _records(_files(parts[process_index]))
-  padding = tf.data.Dataset.from_tensors(
-    {
-      'image': tf.zeros((image_size, image_size, 3)),
-      'label': tf.zeros((), tf.int32),
-      'mask': 0.0,
+  def example(record_id, view):
+    image, label, usable = view
+    mask = tf.cast(usable, tf.float32)
+    return {
+      'image': image,
+      'label': label,
+      'mask': mask,
+      'id': record_id,
+      'usable': usable,
     }
+
+  nothing = examples.no_view(image_size)
+  padding = {**example(tf.constant(-1, tf.int64), nothing), 'usable': True}
+
+  def make(start: int, careful: bool) -> tf.data.Dataset:
+    look = faults.carefully(view, nothing) if careful else view
+    return (
+      records.in_order(source, parts[process_index])
+      .skip(start * local)
+      .map(lambda i, record: example(i, look(record)), tf.data.AUTOTUNE)
+      .concatenate(tf.data.Dataset.from_tensors(padding).repeat())
+      .batch(local)
+      .take(batches - start)
+      .prefetch(2)
+      .with_options(_options())
+    )
+
+  yield from faults.guarded(
+    make,
+    0,
+    faults.BadRecords(
+      source, split, parts[process_index], max_bad_records, note
+    ),
   )
-  dataset = (
-    examples.map(make, tf.data.AUTOTUNE)
-    .concatenate(padding.repeat())
-    .batch(local)
-    .take(batches)
-    .prefetch(2)
-    .with_options(_options())
-  )
-  yield from dataset.as_numpy_iterator()
 
 
 def _options() -> tf.data.Options:

@@ -1,6 +1,6 @@
 """From a resolved configuration to the objects of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 
@@ -33,7 +33,7 @@ def resolve_and_check(
   config_lib.check_keys(config)
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
-  config = config_lib.resolve(config, spec.train_size, spec.test_size)
+  config = config_lib.resolve(config, spec, jax.default_backend())
   config_lib.check_values(config)
   return config
 
@@ -48,6 +48,10 @@ def check_layout(config: ml_collections.ConfigDict) -> None:
   check, shards = config_lib.check_divides, config.data.shards
   check('data.shards', shards, 'the number of devices', devices)
   check('batch_size', config.batch_size, 'data.shards', shards)
+  mixes = config.data.mixup or config.data.cutmix
+  if mixes and config.data.partners == 'in_batch':
+    twice = 'twice data.shards'
+    check('batch_size', config.batch_size, twice, 2 * shards)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Experiment:
             f"data.{name} '{split}' has {examples} examples; it needs at least "
             f'{least}, {"one a data shard" if least > 1 else "to evaluate"}.'
           )
+        source.check_files(split)
     return cls(config, source)
 
   @functools.cached_property
@@ -152,11 +157,23 @@ class Experiment:
       self.trainer.model, self.trainer.optimizer, self.config.data.image_size
     )
 
-  def train_batches(self, first_step: int) -> Iterator[loop.Batch]:
+  def train_batches(
+    self, first_step: int, note: Callable[[str], None]
+  ) -> Iterator[loop.Batch]:
     """Streams this process's training batches from a step on."""
-    from nfnet_jax.data import pipeline
+    from nfnet_jax.data import examples, pipeline
 
     data = self.config.data
+    augmentation = examples.Augmentation(
+      crop=data.crop,
+      flip=data.flip,
+      shift=data.shift,
+      mixup=data.mixup,
+      cutmix=data.cutmix,
+      partners=data.partners,
+      layers=data.randaugment_layers,
+      magnitude=data.randaugment_magnitude,
+    )
     spec = pipeline.TrainSpec(
       source=self.source,
       split=data.train_split,
@@ -164,28 +181,39 @@ class Experiment:
       image_size=data.image_size,
       shards=data.shards,
       seed=self.config.seed,
-      augmentation=pipeline.Augmentation(data.shift, data.flip),
+      augmentation=augmentation,
       shuffle_buffer=data.shuffle_buffer,
+      max_bad_records=self.config.run.max_bad_records,
     )
-    return pipeline.train_batches(
-      spec, first_step, jax.process_index(), jax.process_count()
-    )
+    with self._as_input_error():
+      yield from pipeline.train_batches(
+        spec, first_step, jax.process_index(), jax.process_count(), note
+      )
 
-  def eval_batches(self) -> Iterator[loop.Batch]:
+  def eval_batches(self, note: Callable[[str], None]) -> Iterator[loop.Batch]:
     """Streams this process's padded evaluation batches."""
     from nfnet_jax.data import pipeline
 
-    devices = jax.device_count()
-    return pipeline.eval_batches(
-      self.source,
-      self.config.data.eval_split,
-      # Rounded up: padding is masked, so any number of devices will do.
-      batch_size=-(-self.config.run.eval_batch_size // devices) * devices,
-      image_size=self.config.data.eval_size,
-      margin=self.config.data.eval_margin,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+    data, run, devices = self.config.data, self.config.run, jax.device_count()
+    with self._as_input_error():
+      yield from pipeline.eval_batches(
+        self.source,
+        data.eval_split,
+        # Rounded up: padding is masked, so any number of devices will do.
+        batch_size=-(-run.eval_batch_size // devices) * devices,
+        image_size=data.eval_size,
+        crop=data.eval_crop,
+        margin=data.eval_margin,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        max_bad_records=run.max_bad_records,
+        note=note,
+      )
+
+  def _as_input_error(self):
+    from nfnet_jax.data import faults
+
+    return errors.as_input_error(faults.BadDataError)
 
   def summary(self) -> str:
     """Says what is about to run, for the start of the log."""
@@ -209,6 +237,7 @@ class Experiment:
         f'{macs / 1e9:.3g} G multiply-adds at {size} px',
         f'data       {config.data.dataset}: {self.units.examples:,} images, '
         f'{self.source.num_classes} classes, {config.data.shards} shards',
+        f'images     {_images(config.data)}',
         f'run        {total:,} steps of {config.batch_size} '
         f'({epochs:.1f} epochs), peak learning rate {peak:g}{cut}, '
         f'{config.compute_dtype}',
@@ -221,3 +250,22 @@ class Experiment:
         groups.group_table(params),
       ]
     )
+
+
+def _images(data: ml_collections.ConfigDict) -> str:
+  """Says what is done to training images."""
+  mixing = ' and '.join(
+    name
+    for name, used in (('MixUp', data.mixup), ('CutMix', data.cutmix))
+    if used
+  )
+  layers = data.randaugment_layers
+  parts = [
+    f'{data.image_size} px',
+    f'{data.crop} crop',
+    'flip' if data.flip else '',
+    f'shift {data.shift} px' if data.shift else '',
+    f'{mixing} ({data.partners})' if mixing else '',
+    f'RandAugment {layers} x {data.randaugment_magnitude}' if layers else '',
+  ]
+  return ', '.join(filter(None, parts))

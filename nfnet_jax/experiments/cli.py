@@ -36,10 +36,11 @@ JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
 
 
 def run(
-  main: Callable[[], int | None],
+  main: Callable[..., int | None],
   argv: Sequence[str] | None = None,
   *,
   on_a_run: bool = False,
+  takes: str = '',
 ) -> None:
   """Runs a door: parses flags, calls `main`, and exits with its code.
 
@@ -47,6 +48,8 @@ def run(
     main: the door; reads its flags itself.
     argv: the command line; the process's own by default.
     on_a_run: whether `--config` defaults to that of the run in `--workdir`.
+    takes: name of the one argument that stands without a flag and that `main`
+      gets; '' for none.
   """
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
@@ -56,9 +59,12 @@ def run(
       print(config_table())
       return 0
     try:
-      if unparsed[1:]:
-        raise errors.InputError(f"Unexpected argument '{unparsed[1]}'.")
-      return main()
+      arguments = unparsed[1:]
+      if takes and not arguments:
+        raise errors.InputError(f'Say which: {takes} is missing.')
+      if unexpected := arguments[bool(takes) :]:
+        raise errors.InputError(f"Unexpected argument '{unexpected[0]}'.")
+      return main(*arguments)
     except errors.InputError as error:
       return _complain(error)
     except KeyboardInterrupt:
@@ -73,6 +79,11 @@ def run(
     sys.exit(_complain(error))
   sys.argv = argv  # config_flags looks for overrides there.
   app.run(guarded, argv=argv, flags_parser=_parse)
+
+
+def say(text: str) -> None:
+  """Tells a person something; standard output is for results."""
+  print(text, file=sys.stderr, flush=True)
 
 
 def get_config() -> ml_collections.ConfigDict:

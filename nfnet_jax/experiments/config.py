@@ -16,6 +16,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from nfnet_jax.experiments import errors
+from nfnet_jax.models import registry
 from nfnet_jax.training import files
 
 _FILE = 'config.json'
@@ -27,15 +28,14 @@ _DURATION = re.compile(
 def base() -> ml_collections.ConfigDict:
   """Returns the published ImageNet settings (arXiv 2102.06171, appendix A).
 
-  None stands for a value that `resolve` derives. Of the published training
-  images only flips are here: not their crops, mixing and RandAugment.
+  None stands for a value that `resolve` derives.
   """
   return ml_collections.ConfigDict(
     {
       'seed': 0,
       'batch_size': 4096,
       'train_for': '360 epochs',
-      'compute_dtype': 'bfloat16',
+      'compute_dtype': 'auto',
       'label_smoothing': 0.1,
       'ema_decay': 0.99999,
       'model': {
@@ -55,15 +55,23 @@ def base() -> ml_collections.ConfigDict:
         'train_split': 'train',
         'eval_split': 'validation',
         'image_size': config_dict.placeholder(int),
-        'eval_size': config_dict.placeholder(int),
-        'eval_margin': 32,
-        'shards': 8,
-        'shuffle_buffer': 16_384,
-        'shift': 0,
+        'crop': 'distorted',
         'flip': True,
+        'shift': 0,
+        'mixup': True,
+        'cutmix': True,
+        'partners': 'fresh',
+        'randaugment_layers': 4,
+        'randaugment_magnitude': config_dict.placeholder(int),
+        'eval_size': config_dict.placeholder(int),
+        'eval_crop': 'squash',
+        'eval_margin': 32,
+        'shards': config_dict.placeholder(int),
+        'shuffle_buffer': 65_536,
       },
       'run': {
         'data_dir': config_dict.placeholder(str),
+        'max_bad_records': 0,
         'eval_batch_size': config_dict.placeholder(int),
         'log_every': '100 steps',
         'eval_every': '5 epochs',
@@ -124,10 +132,23 @@ _RANGES = {
   'data.eval_margin': (0, math.inf),
   'data.shuffle_buffer': (1, math.inf),
   'data.shift': (0, math.inf),
+  'data.randaugment_layers': (0, math.inf),
+  'data.randaugment_magnitude': (0, 31),
+  'data.shards': (1, math.inf),
+  'run.max_bad_records': (0, math.inf),
   'run.eval_batch_size': (1, math.inf),
   'run.keep_checkpoints': (1, math.inf),
 }
-_DTYPES = ('float32', 'bfloat16')
+_CHOICES = {
+  'compute_dtype': ('float32', 'bfloat16'),
+  'data.crop': ('distorted', 'whole'),
+  'data.partners': ('fresh', 'in_batch'),
+  'data.eval_crop': ('squash', 'centre'),
+}
+
+# Data shards of a run where none are asked for: the cores of the pod that the
+# paper's batch of 4,096 was trained on.
+_MOST_SHARDS = 128
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
@@ -160,10 +181,11 @@ def check_values(config: ml_collections.ConfigDict) -> None:
       f'data.shift {config.data.shift} is more than the image of '
       f'{config.data.image_size} pixels.'
     )
-  if config.compute_dtype not in _DTYPES:
-    raise errors.InputError(
-      f"compute_dtype '{config.compute_dtype}' is none of {', '.join(_DTYPES)}."
-    )
+  for name, choices in _CHOICES.items():
+    if flat[name] not in choices:
+      raise errors.InputError(
+        f"{name} '{flat[name]}' is none of {', '.join(choices)}."
+      )
 
 
 def check_divides(
@@ -187,23 +209,32 @@ def check_divides(
 
 
 def resolve(
-  config: ml_collections.ConfigDict, train_size: int, test_size: int
+  config: ml_collections.ConfigDict, spec: registry.ModelSpec, platform: str
 ) -> ml_collections.ConfigDict:
   """Fills in what depends on other values, and locks the result.
 
   Args:
     config: with overrides applied.
-    train_size: the model's native pixels in training.
-    test_size: the model's native pixels in evaluation.
+    spec: the model's native sizes and RandAugment magnitude.
+    platform: 'cpu', 'tpu' or another of JAX's, which 'auto' dtypes depend on.
   """
   config = config.copy_and_resolve_references()
   optimizer, data, run = config.optimizer, config.data, config.run
+  if config.compute_dtype == 'auto':
+    config.compute_dtype = 'float32' if platform == 'cpu' else 'bfloat16'
   if optimizer.learning_rate is None:
     optimizer.learning_rate = 0.1 * config.batch_size / 256
   if data.image_size is None:
-    data.image_size = train_size
+    data.image_size = spec.train_size
   if data.eval_size is None:
-    data.eval_size = test_size
+    data.eval_size = spec.test_size
+  if data.randaugment_magnitude is None:
+    data.randaugment_magnitude = spec.augment_magnitude
+  if not data.randaugment_magnitude:  # A model that has no published one.
+    data.randaugment_layers = 0
+  if data.shards is None:
+    # Parts of four or more, for both kinds of mixing.
+    data.shards = math.gcd(config.batch_size // 4, _MOST_SHARDS) or 1
   if run.data_dir and '://' not in run.data_dir:
     run.data_dir = os.path.abspath(run.data_dir)
   if run.eval_batch_size is None:

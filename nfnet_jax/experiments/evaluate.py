@@ -34,7 +34,7 @@ def main() -> None:
     parallel.eval_step(experiment.trainer.eval_step),
     parallel,
     parallel.replicate(state),
-    experiment.eval_batches(),
+    experiment.eval_batches(cli.say),
   )
   step = int(state.step)
   if cli.JSON.value:

@@ -4,7 +4,6 @@ python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
 """
 
 import pathlib
-import sys
 
 from absl import flags
 
@@ -24,20 +23,20 @@ def main() -> int:
   assemble.check_layout(config)
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
-  _say(experiment.summary())
+  cli.say(experiment.summary())
   config_lib.save(config, workdir)
   try:
     results = train(experiment, workdir)
   except interrupt.Interrupted:
-    _say(f'Interrupted and saved. The same command resumes from {workdir}.')
+    cli.say(f'Interrupted and saved. The same command resumes from {workdir}.')
     return cli.EXIT_INTERRUPTED
   except diagnosis.NonFiniteError as error:
-    _say(f'nfnet_jax: {error}')
+    cli.say(f'nfnet_jax: {error}')
     return cli.EXIT_FAILED
   if cli.JSON.value:
     print(evaluation.to_json(experiment.cadence.total, results))
-  _say(evaluation.report(results))
-  _say(f'curves     {curves.plot(workdir)}')
+  cli.say(evaluation.report(results))
+  cli.say(f'curves     {curves.plot(workdir)}')
   return 0
 
 
@@ -64,7 +63,7 @@ def train(experiment, workdir: pathlib.Path) -> dict[str, float]:
     if state is None:
       state = experiment.create_state()
     else:
-      _say(f'Resuming after step {int(state.step)}.')
+      cli.say(f'Resuming after step {int(state.step)}.')
     first = int(state.step)
     with (
       metrics.MetricsWriter(workdir, resumed_step=first) as writer,
@@ -73,18 +72,14 @@ def train(experiment, workdir: pathlib.Path) -> dict[str, float]:
       return loop.Loop(
         trainer=experiment.trainer,
         parallel=parallel.DataParallel(),
-        train_batches=experiment.train_batches,
-        eval_batches=experiment.eval_batches,
+        train_batches=lambda first: experiment.train_batches(first, shown.note),
+        eval_batches=lambda: experiment.eval_batches(shown.note),
         cadence=cadence,
         checkpoints=checkpoints,
         writer=writer,
         progress=shown,
         stop=stop,
       ).run(state)
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -93,7 +94,7 @@ class Loop:
         self._look_up(state, step)
         if step == self.cadence.total:
           break
-        state, metrics = self._train_step(state, next(batches))
+        state, metrics = self._train_step(state, self._next(batches, state))
         step += 1
         self._pending.append((step, metrics))
         self._hold_back()
@@ -116,6 +117,18 @@ class Loop:
       ahead.append(self.parallel.split(batch))
       if len(ahead) > _BATCHES_AHEAD:
         yield ahead.popleft()
+
+  def _next(self, batches: Iterator[Batch], state: state_lib.TrainState):
+    """Returns the next batch; if the data fails, no step is lost."""
+    start = time.perf_counter()
+    try:
+      return next(batches)
+    except Exception:
+      self._save(state)
+      self.checkpoints.wait()
+      raise
+    finally:
+      self.progress.waited(time.perf_counter() - start)
 
   def _hold_back(self) -> None:
     """Bounds the batches that wait on the devices; no step waits for this."""

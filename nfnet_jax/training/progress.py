@@ -9,7 +9,10 @@ import tqdm
 
 
 class Progress:
-  """Reports loss, accuracy, rate and time left.
+  """Reports loss, accuracy, rate, the time spent on data, and time left.
+
+  `data` is the share of the time in which the host waited for the next batch.
+  The devices work on meanwhile; near 100 % they starve.
 
   Example:
     >>> with Progress(first_step=0, total_steps=100, batch_size=64) as progress:
@@ -28,6 +31,7 @@ class Progress:
     self._batch_size = batch_size
     self._step = first_step
     self._seconds = 0.0
+    self._waited = 0.0
     self._resumed_at = None
     self._rate = 0.0
     self._untimed_steps = 1  # The first one, which compiles.
@@ -57,6 +61,11 @@ class Progress:
       self._seconds += time.perf_counter() - self._resumed_at
       self._resumed_at = None
 
+  def waited(self, seconds: float) -> None:
+    """Notes how long the host waited for a batch."""
+    if self._resumed_at is not None:
+      self._waited += seconds
+
   def update(self, step: int, row: Mapping[str, float]) -> None:
     """Shows the metrics of a step, and the rate since the last call."""
     self.pause()
@@ -64,11 +73,13 @@ class Progress:
     timed, self._untimed_steps = steps - self._untimed_steps, 0
     if timed > 0 and self._seconds > 0:
       self._rate = timed * self._batch_size / self._seconds
-    self._step, self._seconds = step, 0.0
+    wait = self._waited / self._seconds if self._seconds else 0.0
+    self._step, self._seconds, self._waited = step, 0.0, 0.0
     shown = {
       'loss': f'{row["loss"]:.3f}',
       'top1': f'{100 * row["top1"]:.1f}%',
       'img/s': f'{self._rate:.0f}',
+      'data': f'{100 * wait:.0f}%',
     }
     if 'clipped' in row:
       shown['clipped'] = f'{100 * row["clipped"]:.1f}%'

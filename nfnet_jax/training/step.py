@@ -31,11 +31,30 @@ def normalize(images: jax.Array) -> jax.Array:
 
 
 def smooth_labels(
-  labels: jax.Array, num_classes: int, smoothing: float
+  labels: jax.Array, weights: jax.Array, num_classes: int, smoothing: float
 ) -> jax.Array:
-  """Maps class indices `[N]` to smoothed distributions `[N, num_classes]`."""
+  """Maps weighted labels to smoothed distributions `[N, num_classes]`.
+
+  Args:
+    labels: classes of each example, `[N, K]`; K is 2 for mixed images.
+    weights: their shares, `[N, K]`. A row of zeros gives a target of zeros,
+      which has no loss and no gradient.
+    num_classes: size of the distribution.
+    smoothing: share that is spread over all classes.
+  """
   one_hot = jax.nn.one_hot(labels, num_classes)
-  return one_hot * (1 - smoothing) + smoothing / num_classes
+  smoothed = one_hot * (1 - smoothing) + smoothing / num_classes
+  return jnp.sum(smoothed * weights[..., None], axis=1)
+
+
+def main_label(labels: jax.Array, weights: jax.Array) -> jax.Array:
+  """Returns the label `[N]` of greatest weight, of those `[N, K]`.
+
+  It is -1 where all weights are 0.
+  """
+  heaviest = jnp.argmax(weights, axis=1)[:, None]
+  chosen = jnp.take_along_axis(labels, heaviest, axis=1)[:, 0]
+  return jnp.where(jnp.any(weights > 0, axis=1), chosen, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +92,8 @@ class Trainer:
     Args:
       state: the run's state, the same on every device.
       batch: this device's examples: `image [n, H, W, 3]` in 0..255,
-        `label [n]`, `position [n]` in the global batch, and the scalar `step`
-        that the batch was made for.
+        `label [n, K]` and `weight [n, K]`, `position [n]` in the global batch,
+        and the scalar `step` that the batch was made for.
       reduce: sums a tree over the devices.
 
     Returns:
@@ -130,11 +149,12 @@ class Trainer:
         *self.model_inputs(params, state, batch)
       )
       logits = logits.astype(jnp.float32)
+      labels, weights = batch['label'], batch['weight']
       targets = smooth_labels(
-        batch['label'], self.num_classes, self.label_smoothing
+        labels, weights, self.num_classes, self.label_smoothing
       )
       losses = optax.softmax_cross_entropy(logits, targets)
-      hits = jnp.argmax(logits, axis=-1) == batch['label']
+      hits = jnp.argmax(logits, axis=-1) == main_label(labels, weights)
       share = 1 / self.global_batch
       return jnp.sum(losses) * share, (jnp.sum(hits) * share, model_state)
 

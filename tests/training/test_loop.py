@@ -58,7 +58,8 @@ def make_batch(index):
   rng = np.random.default_rng(index)
   return {
     'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, CLASSES, BATCH).astype(np.int32),
+    'label': rng.integers(0, CLASSES, (BATCH, 1)).astype(np.int32),
+    'weight': np.ones((BATCH, 1), np.float32),
     'position': np.arange(BATCH, dtype=np.int32),
     'step': np.int32(index),
   }
@@ -76,7 +77,7 @@ def eval_batches(size=EXAMPLES):
     batch = make_batch(1000 + start)
     mask = (np.arange(start, start + BATCH) < size).astype(np.float32)
     image = np.where(mask[:, None, None, None] > 0, batch['image'], np.nan)
-    yield {'image': image, 'label': batch['label'], 'mask': mask}
+    yield {'image': image, 'label': batch['label'][:, 0], 'mask': mask}
 
 
 class Run:

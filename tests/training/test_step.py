@@ -41,7 +41,8 @@ def make_batch(index):
   rng = np.random.default_rng(index)
   return {
     'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, 10, BATCH).astype(np.int32),
+    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
+    'weight': np.ones((BATCH, 1), np.float32),
     'position': np.arange(BATCH, dtype=np.int32),
     'step': np.int32(index),
   }
@@ -231,8 +232,18 @@ def test_diagnosis_names_the_gradient_that_broke_first(eight, monkeypatch):
 
 
 def test_smoothed_labels():
-  targets = step.smooth_labels(jnp.array([2]), 4, 0.1)
-  np.testing.assert_allclose(targets, [[0.025, 0.025, 0.925, 0.025]], rtol=1e-6)
+  one = step.smooth_labels(jnp.array([[2]]), jnp.ones((1, 1)), 4, 0.1)
+  np.testing.assert_allclose(one, [[0.025, 0.025, 0.925, 0.025]], rtol=1e-6)
+
+
+def test_labels_of_mixed_images_are_smoothed_after_mixing():
+  labels = jnp.array([[2, 0], [1, 1], [3, 2]])
+  weights = jnp.array([[0.7, 0.3], [0.4, 0.6], [0.0, 0.0]])
+  targets = step.smooth_labels(labels, weights, 4, 0.1)
+  mixed = np.array([[0.3, 0, 0.7, 0], [0, 1, 0, 0]])
+  np.testing.assert_allclose(targets[:2], mixed * 0.9 + 0.025, rtol=1e-6)
+  np.testing.assert_array_equal(targets[2], np.zeros(4))
+  np.testing.assert_array_equal(step.main_label(labels, weights), [2, 1, -1])
 
 
 def test_normalisation_has_imagenets_statistics():

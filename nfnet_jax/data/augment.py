@@ -1,0 +1,325 @@
+"""RandAugment on uint8 images: 16 operations, drawn one a layer.
+
+Source: Cubuk et al., arXiv 1909.13719, with the magnitudes of arXiv 2102.06171,
+appendix A.3, and the behaviour of the released pipeline, quirks included:
+
+- An operation is always applied; only its sign (and Cutout's place) is random.
+- At magnitude 5 the factor of Color, Contrast, Brightness and Sharpness is 1:
+  they do nothing.
+- Posterize is harshest at small magnitudes: 2 bits stay at 5, 6 at 15.
+- Solarize's threshold wraps in uint8: 256 at magnitude 10 is 0 and inverts the
+  whole image, 384 at 15 is 128.
+- Contrast blends with a constant that depends on the image's size, not on its
+  mean.
+
+Which operation a layer applies is chosen before anything is computed, and
+images stay uint8. What is cheap in tf.data is not what one would think: a look
+up in a table and `tf.where` with two images cost several times a few vectorised
+arithmetic operations, and `tf.gather` twice `tf.gather_nd`.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+_FILL = 128
+_LUMA = (0.2989, 0.5870, 0.1140)  # ITU-R 601, as in `tf.image`.
+_CHANNELS = 3
+
+# The order fixes which draw means which operation.
+OPERATIONS = (
+  'AutoContrast',
+  'Equalize',
+  'Invert',
+  'Rotate',
+  'Posterize',
+  'Solarize',
+  'Color',
+  'Contrast',
+  'Brightness',
+  'Sharpness',
+  'ShearX',
+  'ShearY',
+  'TranslateX',
+  'TranslateY',
+  'Cutout',
+  'SolarizeAdd',
+)
+
+
+class RandAugment:
+  """Applies `layers` random operations to a uint8 image `[size, size, 3]`.
+
+  Args:
+    size: pixels a side.
+    layers: how many operations.
+    magnitude: strength of all of them, 0 to 30; published are 5, 10 and 15.
+
+  Example:
+    >>> augment = RandAugment(size=32, layers=4, magnitude=5)
+    >>> image = tf.zeros((32, 32, 3), tf.uint8)
+    >>> augment(image, seed=tf.constant([0, 1])).shape
+    TensorShape([32, 32, 3])
+  """
+
+  def __init__(self, size: int, layers: int, magnitude: int):
+    self._size = size
+    self._layers = layers
+    self._magnitude = magnitude
+    self._factor = magnitude / 10 * 1.8 + 0.1
+    self._sources = _source_pixels(size, magnitude)
+    # Not inlined: nodes of a branch cost time even where it is not taken.
+    self._branches = [
+      tf.function(
+        functools.partial(self.apply, name),
+        autograph=False,
+        experimental_attributes={'_noinline': True},
+      )
+      for name in OPERATIONS
+    ]
+
+  def __call__(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Augments an image; the result is a function of `seed` (two integers)."""
+    draws = tf.random.stateless_uniform([self._layers, 4], seed)
+    for draw in tf.unstack(draws):
+      image = tf.switch_case(
+        tf.cast(draw[0] * len(OPERATIONS), tf.int32),
+        [
+          functools.partial(branch, image, draw[1:])
+          for branch in self._branches
+        ],
+      )
+      image.set_shape([self._size, self._size, _CHANNELS])
+    return image
+
+  def apply(self, name: str, image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    """Applies one operation.
+
+    Args:
+      name: one of `OPERATIONS`.
+      image: uint8 `[size, size, 3]`.
+      draw: three numbers in [0, 1): the sign, and Cutout's centre (y, x).
+    """
+    magnitude, factor = self._magnitude, self._factor
+    signed = lambda size: tf.where(draw[0] < 0.5, -size, size)
+    operations: dict[str, Callable[[], tf.Tensor]] = {
+      'AutoContrast': lambda: _auto_contrast(image),
+      'Equalize': lambda: _equalize(image),
+      'Invert': lambda: 255 - image,
+      'Rotate': lambda: self._move('Rotate', image, draw),
+      'Posterize': lambda: _posterize(image, int(0.4 * magnitude)),
+      'Solarize': lambda: _solarize(image, int(25.6 * magnitude) % 256),
+      'Color': lambda: _color(image, factor),
+      'Contrast': lambda: _contrast(image, factor),
+      'Brightness': lambda: _blend(0.0, _to_float(image), factor),
+      'Sharpness': lambda: _sharpness(image, factor),
+      'ShearX': lambda: self._move('ShearX', image, draw),
+      'ShearY': lambda: self._move('ShearY', image, draw),
+      'TranslateX': lambda: _translate(image, signed(10 * magnitude), axis=1),
+      'TranslateY': lambda: _translate(image, signed(10 * magnitude), axis=0),
+      'Cutout': lambda: _cutout(image, 4 * magnitude, draw[1:]),
+      'SolarizeAdd': lambda: _solarize_add(image, int(11 * magnitude)),
+    }
+    # A blend with factor 1 is the image itself, to the bit.
+    if factor == 1 and name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
+      return tf.identity(image)
+    return operations[name]()
+
+  def _move(self, name: str, image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    """Gathers every pixel from its source; the last source is the fill."""
+    pixels = tf.reshape(image, [-1, _CHANNELS])
+    fill = tf.fill([1, _CHANNELS], tf.constant(_FILL, tf.uint8))
+    sign = tf.cast(draw[0] >= 0.5, tf.int32)
+    source = tf.constant(self._sources[name])[sign]
+    moved = tf.gather_nd(tf.concat([pixels, fill], axis=0), source[:, None])
+    return tf.reshape(moved, image.shape)
+
+
+def _source_pixels(size: int, magnitude: int) -> dict[str, np.ndarray]:
+  """Says where each pixel comes from, for both signs: int32 `[2, size^2]`.
+
+  A map depends on nothing but size and magnitude, so TensorFlow's projective
+  transform (nearest neighbour) is applied once, to an image of indices.
+  """
+  angle, shear = math.radians(3 * magnitude), 0.03 * magnitude
+  transforms = {
+    'Rotate': [_rotation(size, sign * angle) for sign in (-1, 1)],
+    'ShearX': [[1, sign * shear, 0, 0, 1, 0, 0, 0] for sign in (-1, 1)],
+    'ShearY': [[1, 0, 0, sign * shear, 1, 0, 0, 0] for sign in (-1, 1)],
+  }
+  indices = np.arange(size * size, dtype=np.int32).reshape(1, size, size, 1)
+  with tf.init_scope():
+    return {
+      name: tf.raw_ops.ImageProjectiveTransformV3(
+        images=np.repeat(indices, 2, axis=0),
+        transforms=tf.constant(pair, tf.float32),
+        output_shape=[size, size],
+        fill_value=float(size * size),
+        interpolation='NEAREST',
+        fill_mode='CONSTANT',
+      )
+      .numpy()
+      .reshape(2, -1)
+      for name, pair in transforms.items()
+    }
+
+
+def _rotation(size: int, angle: float) -> list[float]:
+  """Returns the projective transform that rotates about the centre."""
+  cos, sin, last = math.cos(angle), math.sin(angle), size - 1
+  x_offset = (last - (cos - sin) * last) / 2
+  y_offset = (last - (sin + cos) * last) / 2
+  return [cos, -sin, x_offset, sin, cos, y_offset, 0, 0]
+
+
+def _auto_contrast(image: tf.Tensor) -> tf.Tensor:
+  """Stretches each channel to 0..255; a flat one is left alone."""
+  pixels = tf.reshape(image, [-1, _CHANNELS])
+  low = _to_float(tf.reduce_min(pixels, axis=0))
+  high = _to_float(tf.reduce_max(pixels, axis=0))
+  flat = high <= low
+  scale = 255 / tf.where(flat, 255.0, high - low)
+  offset = tf.where(flat, 0.0, -low * scale)
+  stretched = _rows(_to_float(image)) * _by_column(image, scale)
+  return _to_uint8(stretched + _by_column(image, offset), image)
+
+
+def _equalize(image: tf.Tensor) -> tf.Tensor:
+  """Flattens each channel's histogram."""
+  first_bin = _by_column(image, tf.constant([0, 256, 512]))
+  bins = _rows(tf.cast(image, tf.int32)) + first_bin
+  counts = tf.math.bincount(bins, minlength=768, maxlength=768)
+  counts = tf.reshape(counts, [_CHANNELS, 256])
+  occupied = tf.range(256) * tf.cast(counts > 0, tf.int32)
+  highest = tf.argmax(occupied, axis=1)
+  in_highest = tf.gather(counts, highest, batch_dims=1)
+  step = (tf.reduce_sum(counts, axis=1) - in_highest)[:, None] // 255
+  below = tf.cumsum(counts, axis=1, exclusive=True)
+  table = (below + step // 2) // tf.maximum(step, 1)
+  table = tf.where(step == 0, tf.range(256), tf.minimum(table, 255))
+  table = tf.cast(tf.reshape(table, [-1]), tf.uint8)
+  return tf.reshape(tf.gather_nd(table, bins[..., None]), image.shape)
+
+
+def _posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+  """Keeps the highest bits of each value."""
+  mask = 256 - 2 ** (8 - min(bits, 8))
+  return tf.bitwise.bitwise_and(image, tf.constant(mask, tf.uint8))
+
+
+def _solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+  """Inverts the values from the threshold on."""
+  inverted = tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8) * 255
+  return tf.bitwise.bitwise_xor(image, inverted)
+
+
+def _solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
+  """Adds to the values below 128, up to 255."""
+  dark = tf.cast(image < tf.constant(128, tf.uint8), tf.uint8)
+  if addition < 128:
+    return image + dark * tf.constant(addition, tf.uint8)
+  addition = tf.constant(min(addition, 255), tf.uint8)
+  return image + dark * tf.minimum(addition, 255 - image)
+
+
+def _color(image: tf.Tensor, factor: float) -> tf.Tensor:
+  """Blends with the grey image."""
+  grey = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(image))
+  return _blend(_to_float(grey), _to_float(image), factor)
+
+
+def _contrast(image: tf.Tensor, factor: float) -> tf.Tensor:
+  """Blends with a constant: the number of pixels over 256, at most 255."""
+  constant = min(image.shape[0] * image.shape[1] // 256, 255)
+  return _blend(float(constant), _to_float(image), factor)
+
+
+def _sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
+  """Blends with a smoothed image; the border of one pixel stays as it was.
+
+  The kernel is of ones with 5 in the middle, over 13.
+  """
+  pixels = _rows(_to_float(image))
+  columns = pixels[:-2] + pixels[1:-1] + pixels[2:]
+  step = _CHANNELS
+  sums = columns[:, : -2 * step] + columns[:, step:-step]
+  sums += columns[:, 2 * step :]
+  inner = pixels[1:-1, step:-step]
+  # Sums are whole numbers, so nothing is lost before the division.
+  smoothed = tf.floor((sums + 4 * inner) / 13)
+  blended = _rows(_blend(smoothed, inner, factor))
+  rows = _rows(image)
+  middle = rows[1:-1]
+  middle = tf.concat([middle[:, :step], blended, middle[:, -step:]], axis=1)
+  whole = tf.concat([rows[:1], middle, rows[-1:]], axis=0)
+  return tf.reshape(whole, image.shape)
+
+
+def _translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
+  """Moves the image along an axis, by at most its size."""
+  rows = _rows(image)
+  steps = pixels * (_CHANNELS if axis == 1 else 1)
+  after = tf.clip_by_value(steps, 0, rows.shape[axis])
+  before = tf.clip_by_value(-steps, 0, rows.shape[axis])
+  if axis == 1:
+    kept = rows[:, after : rows.shape[1] - before]
+    paddings = [[0, 0], [before, after]]
+  else:
+    kept = rows[after : rows.shape[0] - before]
+    paddings = [[before, after], [0, 0]]
+  moved = tf.pad(kept, paddings, constant_values=_FILL)
+  return tf.reshape(moved, image.shape)
+
+
+def _cutout(image: tf.Tensor, half: int, centre: tf.Tensor) -> tf.Tensor:
+  """Fills the square of side 2 x half about a centre, cut at the border."""
+  size = image.shape[0]
+  centre = tf.cast(centre * size, tf.int32)
+  top, left = tf.unstack(tf.maximum(centre - half, 0))
+  bottom, right = tf.unstack(tf.minimum(centre + half, size))
+  hole = tf.fill(
+    [bottom - top, right - left, _CHANNELS], tf.constant(_FILL, tf.uint8)
+  )
+  return paste(hole, image, top, left)
+
+
+def paste(
+  patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor
+) -> tf.Tensor:
+  """Puts `patch [h, w, 3]` over a part of `image [H, W, 3]`."""
+  bottom, right = top + tf.shape(patch)[0], left + tf.shape(patch)[1]
+  middle = image[top:bottom]
+  middle = tf.concat([middle[:, :left], patch, middle[:, right:]], axis=1)
+  whole = tf.concat([image[:top], middle, image[bottom:]], axis=0)
+  return tf.ensure_shape(whole, image.shape)
+
+
+def _blend(
+  other: tf.Tensor | float, image: tf.Tensor, factor: float
+) -> tf.Tensor:
+  """Interpolates (or beyond 1 extrapolates) from `other` to `image`."""
+  mixed = other + factor * (image - other)
+  return _to_uint8(mixed, image)
+
+
+def _rows(image: tf.Tensor) -> tf.Tensor:
+  """Views `[H, W, 3]` as `[H, 3 W]`: broadcasting over 3 values is slow."""
+  return tf.reshape(image, [image.shape[0], -1])
+
+
+def _by_column(image: tf.Tensor, by_channel: tf.Tensor) -> tf.Tensor:
+  return tf.tile(by_channel, [image.shape[1]])
+
+
+def _to_float(image: tf.Tensor) -> tf.Tensor:
+  return tf.cast(image, tf.float32)
+
+
+def _to_uint8(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+  clipped = tf.raw_ops.ClipByValue(
+    t=values, clip_value_min=0.0, clip_value_max=255.0
+  )
+  return tf.reshape(tf.cast(clipped, tf.uint8), like.shape)

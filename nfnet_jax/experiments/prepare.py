@@ -1,0 +1,49 @@
+"""Prepares a dataset for training, once, by TFDS's own builder.
+
+  python -m nfnet_jax.experiments.prepare imagenet2012 --manual_dir=DIR
+
+DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as they are to be
+had at https://image-net.org/download-images. Other datasets of TFDS are
+downloaded by it.
+"""
+
+from absl import flags
+
+from nfnet_jax.experiments import cli, errors
+
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, "Folder for datasets; TFDS's own by default."
+)
+_MANUAL_DIR = flags.DEFINE_string(
+  'manual_dir', None, 'Folder of the files that a person must fetch.'
+)
+_PARTIAL = flags.DEFINE_bool(
+  'partial', False, 'Takes tars of any size: for a part of ImageNet.'
+)
+
+
+def main(name: str) -> None:
+  from nfnet_jax.data import prepare
+
+  with errors.as_input_error():
+    source = prepare.prepare(
+      name,
+      data_dir=_DATA_DIR.value,
+      manual_dir=_MANUAL_DIR.value,
+      partial=_PARTIAL.value,
+    )
+  for split in source.splits:
+    print(f'{split:<12}{source.num_examples(split):>12,} images')
+  print(f'{"classes":<12}{source.num_classes:>12,}')
+  root = source.data_dir_root
+  folder = name.partition(':')[0]
+  print(
+    f'To train on it: --config.run.data_dir={root}\n'
+    f'To copy it to a bucket: gcloud storage cp -r {root}/{folder} '
+    'gs://BUCKET/datasets/\n'
+    'To train from there: --config.run.data_dir=gs://BUCKET/datasets'
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main, takes='DATASET')

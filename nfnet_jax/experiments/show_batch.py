@@ -1,0 +1,92 @@
+"""Draws what the network gets to see: contact sheets of a config's images.
+
+  python -m nfnet_jax.experiments.show_batch --config=f0 --out=DIR
+
+writes DIR/train.png, the first training images with their labels and shares,
+and DIR/eval.png, the first images of the evaluation.
+"""
+
+from collections.abc import Sequence
+import math
+import pathlib
+
+from absl import flags
+
+from nfnet_jax.experiments import cli, errors
+
+for _name in ('config', 'list_configs'):
+  flags.declare_key_flag(_name)
+_OUT = flags.DEFINE_string('out', '.', 'Folder for the pictures.')
+_IMAGES = flags.DEFINE_integer(
+  'images', 32, 'Images on a sheet.', lower_bound=4
+)
+
+# Records that are shuffled together before the first is shown.
+_SHUFFLED = 1024
+
+
+def main() -> None:
+  from nfnet_jax.experiments import assemble
+
+  config = cli.get_config()
+  # A batch of what is shown, in one part with both kinds of mixing.
+  config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
+  config.data.shards = 1
+  config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
+  experiment = assemble.Experiment.open(assemble.resolve_and_check(config))
+  names = experiment.source.class_names
+  train = next(experiment.train_batches(0, cli.say))
+  evaluation = next(experiment.eval_batches(cli.say))
+  kept = evaluation['mask'] > 0
+  out = pathlib.Path(_OUT.value)
+  with errors.as_input_error(OSError):
+    out.mkdir(parents=True, exist_ok=True)
+  for name, images, titles in (
+    ('train', train['image'], _titles(train, names)),
+    (
+      'eval',
+      evaluation['image'][kept],
+      [names[label] for label in evaluation['label'][kept]],
+    ),
+  ):
+    path = out / f'{name}.png'
+    _draw(path, images[: _IMAGES.value], titles)
+    print(path)
+
+
+def _titles(batch, names: Sequence[str]) -> list[str]:
+  """Writes 'tench 0.63 + goldfish 0.37', or 'tench' alone."""
+
+  def title(labels, weights):
+    if max(weights) == 1:
+      return names[labels[weights.argmax()]]
+    return ' + '.join(
+      f'{names[label]} {weight:.2f}' for label, weight in zip(labels, weights)
+    )
+
+  return [title(*row) for row in zip(batch['label'], batch['weight'])]
+
+
+def _draw(path: pathlib.Path, images, titles: Sequence[str]) -> None:
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  columns = min(8, len(images))
+  rows = math.ceil(len(images) / columns)
+  figure, axes = plt.subplots(
+    rows, columns, figsize=(2.2 * columns, 2.4 * rows), squeeze=False
+  )
+  for axis in axes.flat:
+    axis.axis('off')
+  for axis, image, title in zip(axes.flat, images, titles):
+    axis.imshow(image.clip(0, 255).astype('uint8'))
+    axis.set_title(title.replace(' + ', '\n'), fontsize=7)
+  figure.tight_layout()
+  figure.savefig(path, dpi=100)
+  plt.close(figure)
+
+
+if __name__ == '__main__':
+  cli.run(main)
