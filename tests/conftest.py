@@ -29,6 +29,53 @@ def digits(data_dir):
 
 
 @pytest.fixture(scope='session')
+def imagenet_tars(tmp_path_factory):
+  """A folder with the two tars of a small ImageNet."""
+  from tests import imagenet
+
+  folder = tmp_path_factory.mktemp('tars')
+  imagenet.write_tars(folder)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def imagenet_dir(tmp_path_factory, imagenet_tars):
+  """A TFDS folder with a small `imagenet2012` in it."""
+  from tests import imagenet
+
+  folder = str(tmp_path_factory.mktemp('imagenet'))
+  imagenet.build(folder, imagenet_tars)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def small_imagenet(imagenet_dir):
+  """The small ImageNet, opened."""
+  from nfnet_jax.data import sources
+
+  return sources.load('imagenet2012', imagenet_dir)
+
+
+@pytest.fixture(scope='session')
+def small_recipe(imagenet_dir):
+  """Flags of the published recipe on the small ImageNet, with `nfnet_pico`."""
+  return [
+    '--config=f0',
+    f'--config.run.data_dir={imagenet_dir}',
+    '--config.model.name=nfnet_pico',
+    '--config.batch_size=16',
+    '--config.train_for=2 epochs',
+    '--config.optimizer.warmup=2 steps',
+    '--config.data.shards=8',
+    '--config.data.randaugment_layers=4',
+    '--config.data.randaugment_magnitude=5',
+    '--config.run.eval_every=1 epoch',
+    '--config.run.checkpoint_every=3 steps',
+    '--config.run.log_every=2 steps',
+  ]
+
+
+@pytest.fixture(scope='session')
 def pico_params():
   """Random parameters of `nfnet_pico` with 10 classes, none of them zero."""
   import jax

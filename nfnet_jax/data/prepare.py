@@ -1,4 +1,4 @@
-"""Preparing datasets with TFDS, and ImageNet from the two tars of its makers."""
+"""Preparing datasets with TFDS; ImageNet from the two tars of its makers."""
 
 import contextlib
 import os
@@ -103,8 +103,11 @@ def _check_first_images(path: str) -> None:
   """
   if not tf.io.gfile.exists(path):
     return
-  with tf.io.gfile.GFile(path, 'rb') as file:
-    names = sorted(tarfile.open(mode='r:', fileobj=file).getnames())
+  with (
+    tf.io.gfile.GFile(path, 'rb') as file,
+    tarfile.open(mode='r:', fileobj=file) as tar,
+  ):
+    names = sorted(tar.getnames())
   for number, name in enumerate(names, start=1):
     if name != f'ILSVRC2012_val_{number:08d}.JPEG':
       raise PrepareError(

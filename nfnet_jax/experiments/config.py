@@ -233,8 +233,9 @@ def resolve(
   if not data.randaugment_magnitude:  # A model that has no published one.
     data.randaugment_layers = 0
   if data.shards is None:
-    # Parts of four or more, for both kinds of mixing.
-    data.shards = math.gcd(config.batch_size // 4, _MOST_SHARDS) or 1
+    # Parts of four or more, for both kinds of mixing; a power of two.
+    most = 1 << max(config.batch_size // 4, 1).bit_length() - 1
+    data.shards = min(math.gcd(config.batch_size, _MOST_SHARDS), most)
   if run.data_dir and '://' not in run.data_dir:
     run.data_dir = os.path.abspath(run.data_dir)
   if run.eval_batch_size is None:

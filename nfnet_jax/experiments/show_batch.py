@@ -58,7 +58,7 @@ def _titles(batch, names: Sequence[str]) -> list[str]:
   """Writes 'tench 0.63 + goldfish 0.37', or 'tench' alone."""
 
   def title(labels, weights):
-    if max(weights) == 1:
+    if max(weights) > 0.995:
       return names[labels[weights.argmax()]]
     return ' + '.join(
       f'{names[label]} {weight:.2f}' for label, weight in zip(labels, weights)

@@ -2,11 +2,9 @@
 
 import dataclasses
 import itertools
-import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnet_jax.data import examples, pipeline, preprocess, sources
@@ -185,28 +183,6 @@ def test_digits_are_split_by_class_without_overlap(digits):
   assert counts.max() <= 36
 
 
-def test_resize_is_bicubic_and_keeps_values(digits):
-  grey = np.arange(48, dtype=np.uint8).reshape(6, 8, 1)
-  image = preprocess.decode(tf.io.encode_png(grey))
-  assert image.shape == (6, 8, 3)
-  same = preprocess.resize(np.full((5, 9, 3), 77, np.uint8), 32)
-  np.testing.assert_allclose(same, 77, atol=1e-4)
-  edge = np.zeros((8, 8, 3), np.uint8)
-  edge[:, 4:] = 255
-  assert float(np.min(preprocess.resize(edge, 32))) < 0  # Overshoot is kept.
-
-
-@pytest.mark.parametrize(('size', 'margin'), [(32, 32), (24, 5), (16, 0)])
-def test_evaluation_squashes_then_cuts_the_margin(size, margin):
-  rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (37, 61, 3), np.uint8)
-  whole = tf.image.resize(image, [size + margin] * 2, 'bicubic').numpy()
-  start = margin // 2
-  expected = whole[start : start + size, start : start + size]
-  view = preprocess.squash(tf.io.encode_png(image), size, margin)
-  np.testing.assert_array_equal(view, expected)
-
-
 def test_shift_moves_the_whole_image():
   image = np.zeros((9, 9, 3), np.float32)
   image[4, 4] = 1
@@ -217,29 +193,3 @@ def test_shift_moves_the_whole_image():
     for s in range(200)
   }
   assert places == set(itertools.product(range(2, 7), repeat=2))
-
-
-@pytest.mark.parametrize(
-  ('name', 'message'),
-  [
-    ('cifar10', 'is not prepared under .*; run: .*download_and_prepare'),
-    ('no_such_set', "TFDS knows no dataset 'no_such_set'.*digits"),
-  ],
-)
-def test_missing_dataset_says_what_to_run(name, message, data_dir):
-  with pytest.raises(sources.MissingDatasetError, match=message):
-    sources.load(name, data_dir)
-
-
-def test_what_to_run_prepares_the_dataset(tmp_path):
-  with pytest.raises(sources.MissingDatasetError) as error:
-    sources.load('numbered', str(tmp_path))
-  (code,) = re.findall('-c "(.*)"', str(error.value))
-  exec(code, {})
-  assert sources.load('numbered', str(tmp_path)).num_classes == 7
-
-
-@pytest.mark.parametrize('split', ['validation', 'train[:3%', 'train[0:9999]'])
-def test_missing_split_is_named(digits, split):
-  with pytest.raises(sources.MissingDatasetError, match='train, test'):
-    digits.num_examples(split)

@@ -1,0 +1,209 @@
+"""What each stage of the input pipeline costs, on real-sized JPEGs.
+
+  python experiments/input_pipeline/measure.py
+
+Builds 512 photos of 500 x 375 pixels and about 110 kB as a TFDS dataset, and
+streams them through growing parts of the published recipe for F0 (192 px). All
+stages take turns in every round, so that a busy machine slows them alike.
+Writes results.csv and results.png.
+"""
+
+import argparse
+import csv
+import io
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from nfnet_jax.data import examples, pipeline, sources
+from nfnet_jax.training import parallel
+
+FOLDER = pathlib.Path(__file__).parent
+SIZE, BATCH, PHOTOS = 192, 32, 512
+RECIPE = {'crop': 'distorted', 'flip': True}
+MIX = {'mixup': True, 'cutmix': True}
+RANDAUGMENT = {'layers': 4, 'magnitude': 5}
+
+# Stage -> what it adds to reading; None reads records and nothing else.
+STAGES = {
+  'read': None,
+  'decode, crop, resize': RECIPE,
+  '+ mixing': RECIPE | MIX,
+  '+ RandAugment': RECIPE | RANDAUGMENT,
+  'all': RECIPE | MIX | RANDAUGMENT,
+  'all, partners in batch': (
+    RECIPE | MIX | RANDAUGMENT | {'partners': 'in_batch'}
+  ),
+  'all, fed to the device': RECIPE | MIX | RANDAUGMENT,
+}
+BASE = 'decode, crop, resize'
+
+
+def build(data_dir: str) -> sources.Source:
+  """Makes the photos and stores them as a TFDS dataset."""
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name='photos',
+    version='1.0.0',
+    features=tfds.features.FeaturesDict(
+      {
+        'image': tfds.features.Image(encoding_format='jpeg'),
+        'label': tfds.features.ClassLabel(num_classes=1000),
+      }
+    ),
+    split_datasets={
+      'train': [
+        (index, {'image': io.BytesIO(photo(index)), 'label': index})
+        for index in range(PHOTOS)
+      ]
+    },
+    data_dir=data_dir,
+  )
+  return sources.load('photos', data_dir)
+
+
+def photo(seed: int) -> bytes:
+  """Encodes noise of five scales, about 110 kB."""
+  rng = np.random.default_rng(seed)
+  pixels = np.full((375, 500, 3), 120.0)
+  for cells in (4, 8, 16, 40, 120):
+    coarse = rng.normal(0, 130 / cells**0.5, (cells * 3 // 4 + 1, cells, 3))
+    pixels += _enlarge(coarse.astype(np.float32))
+  pixels += rng.normal(0, 19, pixels.shape)
+  image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+  buffer = io.BytesIO()
+  image.save(buffer, 'JPEG', quality=90)
+  return buffer.getvalue()
+
+
+def _enlarge(coarse: np.ndarray) -> np.ndarray:
+  channels = [Image.fromarray(coarse[..., c]) for c in range(3)]
+  size, kind = (500, 375), Image.Resampling.BICUBIC
+  return np.stack([np.asarray(c.resize(size, kind)) for c in channels], -1)
+
+
+def stream(source: sources.Source, stage: str):
+  """Yields batches of a stage, without end."""
+  options = STAGES[stage]
+  if options is None:
+    yield from _raw_batches(source)
+  spec = pipeline.TrainSpec(
+    source=source,
+    split='train',
+    batch_size=BATCH,
+    image_size=SIZE,
+    shards=1,
+    seed=0,
+    augmentation=examples.Augmentation(**options),
+  )
+  batches = pipeline.train_batches(spec)
+  if stage.endswith('device'):
+    feed = parallel.DataParallel()
+    batches = map(feed.split, batches)
+  yield from batches
+
+
+def _raw_batches(source: sources.Source):
+  from nfnet_jax.data import records
+
+  (slices,) = source.shards('train', 1)
+  dataset = records.shard_stream(
+    source,
+    slices,
+    first_slice=0,
+    seed=0,
+    shard=0,
+    shards=1,
+    buffer=PHOTOS,
+    start=0,
+  )
+  yield from dataset.batch(BATCH).prefetch(2).as_numpy_iterator()
+
+
+def time_stage(batches, seconds: float) -> tuple[float, float]:
+  """Returns wall and processor seconds for each delivered image."""
+  count, cpu, start = 0, time.process_time(), time.perf_counter()
+  while time.perf_counter() - start < seconds:
+    jax.block_until_ready(next(batches))
+    count += BATCH
+  wall = time.perf_counter() - start
+  return wall / count, (time.process_time() - cpu) / count
+
+
+def measure(rounds: int, seconds: float, data_dir: str) -> list[dict]:
+  """Times every stage in every round; returns a row a stage."""
+  source = build(data_dir)
+  timings = {stage: [] for stage in STAGES}
+  for _ in range(rounds):
+    for stage in STAGES:
+      batches = stream(source, stage)
+      for _ in range(4):  # Builds the graph and fills the buffers.
+        next(batches)
+      timings[stage].append(time_stage(batches, seconds))
+  return [_row(stage, timings) for stage in STAGES]
+
+
+def _row(stage: str, timings: dict[str, list]) -> dict:
+  walls, cpus = zip(*timings[stage])
+  base = [wall for wall, _ in timings[BASE]]
+  ratios = [wall / reference for wall, reference in zip(walls, base)]
+  options = STAGES[stage] or {}
+  decoded = 2 if 'mixup' in options and 'partners' not in options else 1
+  wall = statistics.median(walls)
+  ratio = statistics.median(ratios)
+  return {
+    'stage': stage,
+    'images_per_s': round(1 / wall, 1),
+    'images_per_s_core': round(1 / wall / os.cpu_count(), 1),
+    'cpu_ms_per_image': round(1e3 * statistics.median(cpus), 3),
+    'decoded_per_image': decoded,
+    'cost_to_base_per_decoded': round(ratio / decoded, 3),
+    'rate_to_base': round(1 / ratio, 3),
+    'spread': round((max(ratios) - min(ratios)) / ratio, 3),
+  }
+
+
+def plot(rows: list[dict]) -> None:
+  """Draws the rate of each stage."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  rows = [row for row in rows if row['stage'] != 'read'][::-1]
+  figure, axis = plt.subplots(figsize=(7, 3.2), layout='constrained')
+  bars = axis.barh(
+    [row['stage'] for row in rows], [row['images_per_s_core'] for row in rows]
+  )
+  axis.bar_label(
+    bars, [f'{row["cpu_ms_per_image"]:.2f} ms' for row in rows], padding=3
+  )
+  axis.margins(x=0.15)
+  axis.set_xlabel('delivered images a second and core (processor time beside)')
+  figure.savefig(FOLDER / 'results.png', dpi=120)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--seconds', type=float, default=3.0)
+  arguments = parser.parse_args()
+  with tempfile.TemporaryDirectory() as data_dir:
+    rows = measure(arguments.rounds, arguments.seconds, data_dir)
+  with (FOLDER / 'results.csv').open('w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+  plot(rows)
+  for row in rows:
+    print(row)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,189 @@
+"""Bad records are named, counted, and change nothing else."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from nfnet_jax.data import examples, faults, pipeline, sources
+from tests import imagenet
+
+GOOD = 40
+RECIPE = examples.Augmentation(
+  crop='distorted', flip=True, mixup=True, cutmix=True
+)
+
+
+def store(folder, bad_images=(), bad_labels=()):
+  """Stores a dataset some of whose records are spoilt after TFDS wrote them."""
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(num_classes=3),
+      'file_name': tfds.features.Text(),
+    }
+  )
+  rows = [
+    (
+      index,
+      {
+        'image': io.BytesIO(imagenet.encoded(imagenet.photo(index))),
+        'label': index % 3,
+        'file_name': f'image_{index}.JPEG',
+      },
+    )
+    for index in range(GOOD)
+  ]
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name='spoilt',
+    version='1.0.0',
+    features=features,
+    split_datasets={'train': rows},
+    data_dir=str(folder),
+  )
+  (path,) = folder.glob('spoilt/1.0.0/*.tfrecord*')
+  spoilt = []
+  for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+    example = tf.train.Example.FromString(record)
+    fields = example.features.feature
+    index = int(fields['file_name'].bytes_list.value[0][6:-5])
+    if index in bad_images:
+      image = fields['image'].bytes_list.value
+      image[0] = image[0][: len(image[0]) // 8]
+    if index in bad_labels:
+      fields['label'].int64_list.value[0] = bad_labels[index]
+    spoilt.append(example.SerializeToString())
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for record in spoilt:
+      writer.write(record)
+  return sources.load('spoilt', str(folder)), path
+
+
+def spec(source, allowed=0, augmentation=RECIPE):
+  return pipeline.TrainSpec(
+    source=source,
+    split='train',
+    batch_size=8,
+    image_size=16,
+    shards=2,
+    seed=1,
+    augmentation=augmentation,
+    max_bad_records=allowed,
+  )
+
+
+def take(spec, count=12, start=0, notes=None):
+  note = (lambda line: None) if notes is None else notes.append
+  batches = pipeline.train_batches(spec, start, note=note)
+  return list(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'said'),
+  [
+    ({'bad_images': [7]}, 'image_7.JPEG, record .* cannot be decoded'),
+    ({'bad_labels': {9: 3}}, r'image_9.JPEG, .* label 3 is not in \[0, 3\)'),
+    ({'bad_labels': {9: -1}}, r'image_9.JPEG, .* label -1 is not in'),
+  ],
+)
+def test_bad_record_is_named(tmp_path, spoil, said):
+  source, _ = store(tmp_path, **spoil)
+  where = f"dataset 'spoilt', split 'train', example {said}"
+  with pytest.raises(faults.BadDataError, match=where):
+    take(spec(source))
+  evaluation = pipeline.eval_batches(
+    source, 'train', batch_size=8, image_size=16
+  )
+  with pytest.raises(faults.BadDataError, match=where):
+    list(evaluation)
+
+
+def test_allowed_bad_records_are_counted_once_and_left_out(tmp_path):
+  good, _ = store(tmp_path / 'good')
+  bad, _ = store(tmp_path / 'bad', bad_images=[7], bad_labels={30: 99})
+  notes = []
+  batches = take(spec(bad, allowed=2), notes=notes)  # Several epochs.
+  assert len(notes) == 2
+  assert any('image_7.JPEG' in line and 'decoded' in line for line in notes)
+  assert any('image_30.JPEG' in line and '99' in line for line in notes)
+  differing = 0
+  for ours, whole in zip(batches, take(spec(good)), strict=True):
+    assert ours['weight'].min() >= 0
+    np.testing.assert_allclose(ours['weight'].sum(1), 1, rtol=1e-6)
+    assert ours['label'].max() < 3
+    same = (ours['image'] == whole['image']).all((1, 2, 3))
+    differing += np.sum(~same)
+    # Draws stay where they were.
+    np.testing.assert_array_equal(ours['weight'], whole['weight'])
+  # Twelve batches read 192 records, of which 2 in 40 are bad.
+  assert 6 <= differing <= 12
+  with pytest.raises(faults.BadDataError, match='max_bad_records=2'):
+    take(spec(bad, allowed=1))
+
+
+def test_stream_with_bad_records_resumes_bit_for_bit(tmp_path):
+  source, _ = store(tmp_path, bad_images=[3, 21])
+  whole = take(spec(source, allowed=2), 9)
+  for start in (1, 6):
+    resumed = take(spec(source, allowed=2), 9 - start, start)
+    for ours, theirs in zip(resumed, whole[start:], strict=True):
+      for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_alone_a_bad_record_weighs_nothing(tmp_path):
+  source, _ = store(tmp_path, bad_images=[7])
+  plain = examples.Augmentation(crop='distorted')
+  batches = take(spec(source, 1, plain), 5)  # An epoch.
+  weights = np.concatenate([batch['weight'] for batch in batches])
+  assert sorted(weights[:, 0]) == [0] + [1] * (GOOD - 1)
+
+
+def test_evaluation_leaves_allowed_bad_records_out(tmp_path):
+  source, _ = store(tmp_path, bad_images=[7], bad_labels={8: 3})
+  notes = []
+  batches = pipeline.eval_batches(
+    source,
+    'train',
+    batch_size=16,
+    image_size=16,
+    max_bad_records=2,
+    note=notes.append,
+  )
+  assert sum(batch['mask'].sum() for batch in batches) == GOOD - 2
+  assert len(notes) == 2
+
+
+def test_damaged_file_is_named(tmp_path):
+  source, path = store(tmp_path)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(faults.BadDataError, match=f'after record .*{path.name}'):
+    take(spec(source, allowed=5))
+
+
+def test_short_file_is_named(tmp_path):
+  source, path = store(tmp_path)
+  kept = list(tf.data.TFRecordDataset(str(path)).take(GOOD - 3))
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for record in kept:
+      writer.write(record.numpy())
+  said = f'{path.name} ends after {GOOD - 3} records; there should be {GOOD}'
+  with pytest.raises(faults.BadDataError, match=said):
+    take(spec(source))
+  evaluation = pipeline.eval_batches(
+    source, 'train', batch_size=8, image_size=16
+  )
+  with pytest.raises(faults.BadDataError, match=said):
+    list(evaluation)
+
+
+def test_file_that_vanishes_is_named(tmp_path):
+  source, path = store(tmp_path)
+  path.unlink()
+  with pytest.raises(faults.BadDataError, match=path.name):
+    take(spec(source))

@@ -1,0 +1,132 @@
+"""The door that prepares datasets."""
+
+import re
+import shutil
+import tarfile
+
+import pytest
+
+from nfnet_jax.data import prepare as prepare_lib
+from nfnet_jax.data import sources
+from nfnet_jax.experiments import prepare
+
+
+def prepared(door, data_dir, *arguments):
+  return door(
+    prepare.main,
+    'imagenet2012',
+    f'--data_dir={data_dir}',
+    *arguments,
+    takes='DATASET',
+  )
+
+
+def test_partial_imagenet_is_built_and_counted(door, imagenet_tars, tmp_path):
+  code, out, _ = prepared(
+    door, tmp_path, f'--manual_dir={imagenet_tars}', '--partial'
+  )
+  assert code == 0
+  assert re.search(r'train +96 images\n', out)
+  assert re.search(r'validation +37 images\n', out)
+  assert re.search(r'classes +1,000\n', out)
+  assert f'--config.run.data_dir={tmp_path}' in out
+  assert f'gcloud storage cp -r {tmp_path}/imagenet2012 gs://' in out
+  source = sources.load('imagenet2012', str(tmp_path))
+  assert source.num_examples('train') == 96
+  # Once more: it is there, and not taken for the whole.
+  code, _, err = prepared(door, tmp_path)
+  assert code == 2
+  assert "split 'train'" in err
+  assert '96 examples and should have 1,281,167' in err
+  assert prepared(door, tmp_path, '--partial')[0] == 0
+
+
+@pytest.fixture
+def tars(imagenet_tars, tmp_path):
+  return shutil.copytree(imagenet_tars, tmp_path / 'tars')
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'partial', 'said'),
+  [
+    (lambda tars: None, False, 'img_train.tar.* 225,280 bytes .* 147,897,477'),
+    (
+      lambda tars: (tars / 'ILSVRC2012_img_train.tar').unlink(),
+      False,
+      'There is no ILSVRC2012_img_train.tar .*https://image-net.org',
+    ),
+    (
+      lambda tars: [tar.unlink() for tar in tars.iterdir()],
+      True,
+      'neither of the tars',
+    ),
+    (
+      lambda tars: drop_first_image(tars / 'ILSVRC2012_img_val.tar'),
+      True,
+      'val_00000002.JPEG. where ILSVRC2012_val_00000001.JPEG should be',
+    ),
+  ],
+)
+def test_tars_that_will_not_do(door, tars, tmp_path, spoil, partial, said):
+  spoil(tars)
+  flags = [f'--manual_dir={tars}', *(['--partial'] if partial else [])]
+  code, _, err = prepared(door, tmp_path, *flags)
+  assert code == 2
+  assert len(err.splitlines()) == 1
+  assert re.search(said, err)
+  assert not (tmp_path / 'imagenet2012').exists()
+
+
+def drop_first_image(path):
+  """TFDS would give the second image the first one's label."""
+  with tarfile.open(path) as tar:
+    names = sorted(tar.getnames())[1:]
+    tar.extractall(path.parent, names, filter='data')
+  with tarfile.open(path, 'w') as tar:
+    for name in names:
+      tar.add(path.parent / name, name)
+
+
+def test_no_folder_of_tars(door, tmp_path):
+  code, _, err = prepared(door, tmp_path)
+  assert code == 2
+  assert '--manual_dir=DIR' in err
+
+
+def test_too_little_space(door, tars, tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+  code, _, err = prepared(
+    door, tmp_path / 'new', f'--manual_dir={tars}', '--partial'
+  )
+  assert code == 2
+  assert '0.0 GB free' in err
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    ([], 'DATASET is missing'),
+    (['no_such_set'], 'TFDS knows no dataset'),
+    (['mnist', 'cifar10'], "Unexpected argument 'cifar10'"),
+  ],
+)
+def test_bad_arguments(door, arguments, said, tmp_path):
+  code, _, err = door(
+    prepare.main, *arguments, f'--data_dir={tmp_path}', takes='DATASET'
+  )
+  assert code == 2
+  assert said in err
+
+
+def test_whole_counts_pass(monkeypatch):
+  class Whole:
+    name, num_classes, splits = 'imagenet2012', 1000, ['train', 'validation']
+
+    def num_examples(self, split):
+      return {'train': 1_281_167, 'validation': 50_000}[split]
+
+  prepare_lib._check_counts(Whole())
+  Whole.num_classes = 999
+  with pytest.raises(prepare_lib.PrepareError, match='999 classes'):
+    prepare_lib._check_counts(Whole())

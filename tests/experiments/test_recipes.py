@@ -1,0 +1,109 @@
+"""The published settings, variant by variant."""
+
+import ml_collections
+import pytest
+
+from nfnet_jax.experiments import assemble, cli, config
+from nfnet_jax.experiments.configs import digits, f0
+from nfnet_jax.models import nfnet, registry
+
+# Dropout, training and test pixels, RandAugment (arXiv 2102.06171, table 1).
+PUBLISHED = {
+  'f0': (0.2, 192, 256, 5),
+  'f1': (0.3, 224, 320, 10),
+  'f2': (0.4, 256, 352, 10),
+  'f3': (0.4, 320, 416, 15),
+  'f4': (0.5, 384, 512, 15),
+  'f5': (0.5, 416, 544, 15),
+  'f6': (0.5, 448, 576, 15),
+  'f7': (0.5, 480, 608, 15),
+}
+NAMES = [*PUBLISHED, *(f'{name}_plus' for name in PUBLISHED)]
+
+
+def load(name) -> ml_collections.ConfigDict:
+  scope = {}
+  exec(cli.config_path(name).read_text(), scope)
+  return scope['get_config']()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_recipe(name):
+  resolved = assemble.resolve_and_check(load(name))
+  dropout, train_size, test_size, magnitude = PUBLISHED[name[:2]]
+  assert resolved.model.name == f'nfnet_{name}'
+  assert nfnet.VARIANTS[name].dropout == dropout
+  data = resolved.data
+  assert (data.image_size, data.eval_size) == (train_size, test_size)
+  assert (data.randaugment_layers, data.randaugment_magnitude) == (4, magnitude)
+  assert data.mixup
+  assert data.cutmix
+  assert (data.partners, data.crop, data.flip) == ('fresh', 'distorted', True)
+  assert (data.eval_crop, data.eval_margin) == ('squash', 32)
+  assert data.dataset == 'imagenet2012'
+  assert (data.train_split, data.eval_split) == ('train', 'validation')
+  assert (resolved.batch_size, resolved.train_for) == (4096, '360 epochs')
+  assert data.shards == 128
+  assert resolved.optimizer.to_dict() == {
+    'learning_rate': 1.6,
+    'warmup': '5 epochs',
+    'momentum': 0.9,
+    'weight_decay': 2e-5,
+    'clipping': 0.01,
+  }
+  assert resolved.label_smoothing == 0.1
+  assert resolved.ema_decay == 0.99999
+  assert resolved.model.stochdepth_rate == 0.25
+
+
+def test_published_length():
+  units = config.Units(batch_size=4096, examples=1_281_167)
+  assert int(units.steps('360 epochs')) == 112_602
+  assert units.steps('5 epochs') == pytest.approx(1563.92, abs=0.01)
+
+
+def test_what_depends_on_the_variant_follows_an_override():
+  overridden = f0.get_config()
+  overridden.model.name = 'nfnet_f3'
+  overridden.batch_size = 1024
+  resolved = assemble.resolve_and_check(overridden)
+  assert resolved.data.image_size == 320
+  assert resolved.data.randaugment_magnitude == 15
+  assert resolved.optimizer.learning_rate == 0.4
+
+
+def test_a_model_without_published_magnitude_has_no_randaugment():
+  overridden = f0.get_config()
+  overridden.model.name = 'nfnet_nano'
+  assert assemble.resolve_and_check(overridden).data.randaugment_layers == 0
+
+
+@pytest.mark.parametrize(
+  ('platform', 'dtype'),
+  [('cpu', 'float32'), ('tpu', 'bfloat16'), ('gpu', 'bfloat16')],
+)
+def test_accelerators_compute_in_bfloat16(platform, dtype):
+  spec = registry.get_spec('nfnet_f0')
+  for experiment in (f0, digits):
+    resolved = config.resolve(experiment.get_config(), spec, platform)
+    assert resolved.compute_dtype == dtype
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'shards'),
+  [(4096, 128), (1000, 8), (256, 64), (64, 16), (34, 2), (6, 1), (2, 1)],
+)
+def test_shards_follow_the_batch(batch_size, shards):
+  overridden = f0.get_config()
+  overridden.batch_size = batch_size
+  resolved = assemble.resolve_and_check(overridden)
+  assert resolved.data.shards == shards
+  assert batch_size % shards == 0
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_docstring_has_the_authors_accuracy_and_the_command(name):
+  docstring = cli.config_path(name).read_text()
+  assert f'--config={name} ' in docstring
+  reported = registry.get_spec(f'nfnet_{name}').reported_top1
+  assert (f'{reported} % top-1' in docstring) == (reported is not None)
