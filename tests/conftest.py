@@ -139,5 +139,10 @@ def _forget_flags():
     if name.startswith('config.'):
       delattr(known, name)
   known.unparse_flags()
-  for name in ('config', 'workdir', 'json', 'list_configs'):
+  for name in set(known) & {
+    flag.name
+    for module, defined in known.flags_by_module_dict().items()
+    if 'nfnet_jax' in module or 'ml_collections' in module
+    for flag in defined
+  }:
     known[name].unparse()

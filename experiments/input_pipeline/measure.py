@@ -4,8 +4,9 @@
 
 Builds 512 photos of 500 x 375 pixels and about 110 kB as a TFDS dataset, and
 streams them through growing parts of the published recipe for F0 (192 px). All
-stages take turns in every round, so that a busy machine slows them alike.
-Writes results.csv and results.png.
+stages take turns in every round, so that a busy machine slows them alike. Then
+memory is watched over twelve epochs, and a small network is trained to see how
+long its steps wait. Writes results.csv and results.png.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import io
 import os
 import pathlib
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -136,9 +139,8 @@ def time_stage(batches, seconds: float) -> tuple[float, float]:
   return wall / count, (time.process_time() - cpu) / count
 
 
-def measure(rounds: int, seconds: float, data_dir: str) -> list[dict]:
+def measure(rounds: int, seconds: float, source: sources.Source) -> list[dict]:
   """Times every stage in every round; returns a row a stage."""
-  source = build(data_dir)
   timings = {stage: [] for stage in STAGES}
   for _ in range(rounds):
     for stage in STAGES:
@@ -169,6 +171,41 @@ def _row(stage: str, timings: dict[str, list]) -> dict:
   }
 
 
+def watch_memory(source: sources.Source, epochs: int) -> list[float]:
+  """Returns the resident memory in MiB after each epoch of raw images."""
+  batches = stream(source, 'all')
+  resident = []
+  for _ in range(epochs):
+    for _ in range(PHOTOS // (2 * BATCH)):
+      next(batches)
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+    resident.append(pages * os.sysconf('SC_PAGE_SIZE') / 2**20)
+  return resident
+
+
+def train(data_dir: str) -> list[str]:
+  """Trains nfnet_nano at 192 px; returns the progress lines."""
+  with tempfile.TemporaryDirectory() as workdir:
+    command = [sys.executable, '-m', 'nfnet_jax.experiments.train']
+    command += [
+      '--config=f0',
+      f'--workdir={workdir}',
+      f'--config.run.data_dir={data_dir}',
+      '--config.data.dataset=photos',
+      '--config.data.eval_split=train[:32]',
+      '--config.model.name=nfnet_nano',
+      f'--config.data.image_size={SIZE}',
+      f'--config.data.eval_size={SIZE}',
+      '--config.data.randaugment_magnitude=5',
+      f'--config.batch_size={BATCH}',
+      '--config.train_for=60 steps',
+      '--config.optimizer.warmup=10 steps',
+      '--config.run.log_every=20 steps',
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+  return [line for line in run.stderr.splitlines() if 'img/s' in line]
+
+
 def plot(rows: list[dict]) -> None:
   """Draws the rate of each stage."""
   import matplotlib
@@ -195,7 +232,10 @@ def main() -> None:
   parser.add_argument('--seconds', type=float, default=3.0)
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as data_dir:
-    rows = measure(arguments.rounds, arguments.seconds, data_dir)
+    source = build(data_dir)
+    rows = measure(arguments.rounds, arguments.seconds, source)
+    resident = watch_memory(source, epochs=12)
+    progress = train(data_dir)
   with (FOLDER / 'results.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0], lineterminator='\n')
     writer.writeheader()
@@ -203,6 +243,8 @@ def main() -> None:
   plot(rows)
   for row in rows:
     print(row)
+  print('MiB after each epoch:', *(f'{mib:.0f}' for mib in resident))
+  print(*progress, sep='\n')
 
 
 if __name__ == '__main__':

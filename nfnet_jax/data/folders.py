@@ -18,11 +18,6 @@ class FolderSource(sources.Source):
   The classes are the folders of all splits, in the order of their names. The
   images of a split are in the order of a hash of their paths, so that a slice
   such as 'train[:10%]' holds all classes.
-
-  Example:
-    >>> FolderSource('no/such/folder')
-    Traceback (most recent call last):
-    nfnet_jax.data.sources.MissingDatasetError: 'no/such/folder' holds no ...
   """
 
   def __init__(self, root: str):

@@ -119,7 +119,7 @@ def _check_first_images(path: str) -> None:
 def _check_space(data_dir: str, needed: int) -> None:
   if '://' in data_dir:
     return
-  existing = data_dir
+  existing = os.path.abspath(data_dir)
   while not os.path.isdir(existing):
     existing = os.path.dirname(existing)
   free = shutil.disk_usage(existing).free

@@ -209,8 +209,8 @@ def get_builder(
     ValueError,
   ) as error:
     raise MissingDatasetError(
-      f"There is no folder '{name}', and TFDS knows no dataset of that name, "
-      f'or not in that version; the embedded ones are: {", ".join(EMBEDDED)}.'
+      f"TFDS knows no dataset '{name}', or not in that version, and there is "
+      f'no such folder; the embedded ones are: {", ".join(EMBEDDED)}.'
     ) from error
 
 

@@ -18,8 +18,8 @@ from tests import imagenet
       'is not prepared under .*; run: python -m nfnet_jax.experiments.prepare '
       'cifar10 --data_dir=',
     ),
-    ('no_such_set', 'TFDS knows no dataset of that name.*digits'),
-    ('no/such/folder', "There is no folder 'no/such/folder'"),
+    ('no_such_set', "TFDS knows no dataset 'no_such_set'.*digits"),
+    ('no/such/folder', "'no/such/folder', .* there is no such folder"),
   ],
 )
 def test_missing_dataset_says_what_to_do(name, message, data_dir):

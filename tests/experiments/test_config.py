@@ -3,6 +3,11 @@ import pytest
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import errors
 from nfnet_jax.experiments.configs import digits
+from nfnet_jax.models import registry
+
+
+def resolve(config):
+  return config_lib.resolve(config, registry.get_spec('nfnet_f1'), 'cpu')
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,7 @@ def test_published_number_of_steps():
 def test_derived_after_overrides():
   config = config_lib.base()
   config.batch_size = 1024
-  resolved = config_lib.resolve(config, train_size=224, test_size=320)
+  resolved = resolve(config)
   assert resolved.optimizer.learning_rate == pytest.approx(0.4)
   assert resolved.data.image_size == 224
   assert resolved.data.eval_size == 320
@@ -48,22 +53,22 @@ def test_given_values_hold():
   config = config_lib.base()
   config.optimizer.learning_rate = 0.5
   config.data.image_size = 160
-  resolved = config_lib.resolve(config, train_size=224, test_size=320)
+  resolved = resolve(config)
   assert resolved.optimizer.learning_rate == 0.5
   assert resolved.data.image_size == 160
 
 
 def test_saved_config_reads_back_and_guards_its_workdir(tmp_path):
-  config = config_lib.resolve(digits.get_config(), 32, 32)
+  config = resolve(digits.get_config())
   config_lib.check_same(config, tmp_path)
   config_lib.save(config, tmp_path)
   assert config_lib.load(tmp_path).to_dict() == config.to_dict()
   operational = digits.get_config()
   operational.run.log_every = '7 steps'
-  config_lib.check_same(config_lib.resolve(operational, 32, 32), tmp_path)
+  config_lib.check_same(resolve(operational), tmp_path)
   other = digits.get_config()
   other.optimizer.clipping = 0.02
   with pytest.raises(
     errors.InputError, match=r'optimizer\.clipping: 0\.01 there, 0\.02 here'
   ):
-    config_lib.check_same(config_lib.resolve(other, 32, 32), tmp_path)
+    config_lib.check_same(resolve(other), tmp_path)

@@ -42,8 +42,8 @@ def crash_at(monkeypatch, step, error):
   """Makes the data stream fail where it should deliver a step's batch."""
   stream = assemble.Experiment.train_batches
 
-  def failing(self, first_step):
-    for batch in stream(self, first_step):
+  def failing(self, first_step, note):
+    for batch in stream(self, first_step, note):
       if batch['step'] == step:
         raise error
       yield batch
