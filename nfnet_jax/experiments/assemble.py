@@ -132,6 +132,8 @@ class Experiment:
         momentum=optimizer.momentum,
         weight_decay=optimizer.weight_decay,
         clipping=optimizer.clipping or None,
+        clip_by=optimizer.clip_by,
+        trust_coefficient=optimizer.trust_coefficient,
       ),
       schedule=schedule,
       num_classes=self.source.num_classes,

@@ -17,6 +17,7 @@ from ml_collections import config_dict
 
 from nfnet_jax.experiments import errors
 from nfnet_jax.models import registry
+from nfnet_jax.optim import recipe
 from nfnet_jax.training import files
 
 _FILE = 'config.json'
@@ -49,6 +50,8 @@ def base() -> ml_collections.ConfigDict:
         'momentum': 0.9,
         'weight_decay': 2e-5,
         'clipping': 0.01,
+        'clip_by': 'unit',
+        'trust_coefficient': config_dict.placeholder(float),
       },
       'data': {
         'dataset': 'imagenet2012',
@@ -127,6 +130,7 @@ _RANGES = {
   'optimizer.momentum': (0, 1),
   'optimizer.weight_decay': (0, math.inf),
   'optimizer.clipping': (0, math.inf),
+  'optimizer.trust_coefficient': (0, math.inf),
   'data.image_size': (1, math.inf),
   'data.eval_size': (1, math.inf),
   'data.eval_margin': (0, math.inf),
@@ -141,6 +145,7 @@ _RANGES = {
 }
 _CHOICES = {
   'compute_dtype': ('float32', 'bfloat16'),
+  'optimizer.clip_by': recipe.CLIP_BY,
   'data.crop': ('distorted', 'whole'),
   'data.partners': ('fresh', 'in_batch'),
   'data.eval_crop': ('squash', 'centre'),

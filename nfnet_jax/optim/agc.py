@@ -55,9 +55,16 @@ def output_first_axes(path: str, shape: tuple[int, ...]) -> Axes:
   return tuple(range(1, len(shape)))
 
 
+def layer_axes(path: str, shape: tuple[int, ...]) -> Axes:
+  """Makes each leaf one unit: the layer-wise ratio, a rival of AGC."""
+  del path
+  return tuple(range(len(shape)))
+
+
 UNIT_RULES: dict[str, UnitRule] = {
   'output_last': output_last_axes,
   'output_first': output_first_axes,
+  'layer': layer_axes,
 }
 
 
@@ -86,8 +93,8 @@ def agc(
       need smaller values.
     eps: floor of the weight norm, so that weights that start at zero can move.
     axes: how units are drawn: 'output_last' (None, the default: Haiku, Flax),
-      'output_first' (PyTorch, Equinox), or a function `(path, shape) -> axes`
-      to take each norm over.
+      'output_first' (PyTorch, Equinox), 'layer' (a leaf is one unit), or a
+      function `(path, shape) -> axes` to take each norm over.
     exclude: predicate on '/'-joined paths; where true the gradient passes.
     group_fn: path -> group name, for statistics a group.
 

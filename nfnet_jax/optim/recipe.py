@@ -20,7 +20,9 @@ def nfnet_sgd(
   momentum: float = 0.9,
   weight_decay: float = 2e-5,
   clipping: float | optax.Schedule | None = 0.01,
+  clip_by: str = 'unit',
   eps: float = 1e-3,
+  trust_coefficient: float | None = None,
   groups: Sequence[groups_lib.Group] = groups_lib.NFNET_GROUPS,
 ) -> optax.GradientTransformation:
   """Chains AGC, coupled weight decay, Nesterov momentum and the learning rate.
@@ -29,15 +31,21 @@ def nfnet_sgd(
     learning_rate: a float or a schedule, such as `warmup_cosine`.
     momentum: Nesterov momentum, without dampening.
     weight_decay: added to the clipped gradient, before momentum.
-    clipping: AGC's ratio; None leaves AGC out.
+    clipping: AGC's ratio, or the norm for 'global_norm'; None clips nothing.
+    clip_by: what is bounded: 'unit' for AGC, 'input_unit' for AGC whose units
+      are inputs, 'layer' for the ratio of whole layers, 'global_norm' for the
+      norm of all gradients together. The paper compares these (section 4.1).
     eps: AGC's floor of the weight norm.
+    trust_coefficient: of layer-wise rates as in LARS, for the parameters that
+      are decayed; None leaves them out.
     groups: which parameters are decayed and which are clipped.
 
   Returns:
     An `optax.GradientTransformation`; its update needs `params`.
 
   Raises:
-    ValueError: at `init`, if a parameter lies in no group or in two.
+    ValueError: on an unknown `clip_by`; at `init`, if a parameter lies in no
+      group or in two.
 
   Example:
     >>> schedule = warmup_cosine(1.6, warmup_steps=1564, total_steps=112_602)
@@ -56,15 +64,42 @@ def nfnet_sgd(
     optax.trace(decay=momentum, nesterov=True),
     optax.scale_by_learning_rate(learning_rate),
   ]
+  if trust_coefficient is not None:
+    rates = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    chain.insert(1, optax.masked(rates, is_decayed))
   if clipping is not None:
-    clip = agc_lib.agc(
-      clipping,
-      eps,
-      exclude=lambda path: not groups_lib.group_of(path, groups).clip,
-      group_fn=lambda path: groups_lib.group_of(path, groups).name,
-    )
-    chain.insert(0, clip)
+    chain.insert(0, _clip(clip_by, clipping, eps, groups))
   return optax.chain(*chain)
+
+
+# How `agc` draws units for each way to clip by a ratio.
+_UNITS = {
+  'unit': 'output_last',
+  'input_unit': 'output_first',
+  'layer': 'layer',
+}
+CLIP_BY = (*_UNITS, 'global_norm')
+
+
+def _clip(
+  clip_by: str,
+  clipping: float | optax.Schedule,
+  eps: float,
+  groups: Sequence[groups_lib.Group],
+) -> optax.GradientTransformation:
+  if clip_by == 'global_norm':
+    return optax.clip_by_global_norm(clipping)
+  if clip_by not in _UNITS:
+    raise ValueError(
+      f"Unknown clip_by '{clip_by}'; give one of: {', '.join(CLIP_BY)}."
+    )
+  return agc_lib.agc(
+    clipping,
+    eps,
+    axes=_UNITS[clip_by],
+    exclude=lambda path: not groups_lib.group_of(path, groups).clip,
+    group_fn=lambda path: groups_lib.group_of(path, groups).name,
+  )
 
 
 def warmup_cosine(

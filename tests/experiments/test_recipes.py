@@ -50,6 +50,8 @@ def test_recipe(name):
     'momentum': 0.9,
     'weight_decay': 2e-5,
     'clipping': 0.01,
+    'clip_by': 'unit',
+    'trust_coefficient': None,
   }
   assert resolved.label_smoothing == 0.1
   assert resolved.ema_decay == 0.99999

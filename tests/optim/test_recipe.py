@@ -169,3 +169,60 @@ def test_ema_warms_up_and_keeps_its_limit():
   np.testing.assert_allclose(ema.ema_decay(0.99999, 90), 0.91, rtol=1e-6)
   late = ema.ema_decay(0.99999, 10_000_000)
   np.testing.assert_allclose(late, 0.99999, rtol=1e-7)
+
+
+def clipped_by(kind, params, grads, clipping=0.01):
+  tx = nfnet_jax.nfnet_sgd(
+    1.0, momentum=0.0, weight_decay=0.0, clipping=clipping, clip_by=kind
+  )
+  updates, _ = tx.update(grads, tx.init(params), params)
+  return dict(paths.named_leaves(jax.tree.map(jnp.negative, updates)))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'axes'), [('unit', 0), ('input_unit', 1), ('layer', (0, 1))]
+)
+def test_rival_clippings_bound_their_ratio(pico_params, kind, axes):
+  grads = random_like(pico_params, 0, 1.0)
+  clipped = clipped_by(kind, pico_params, grads)
+  whole = dict(paths.named_leaves(grads))
+  (path,) = [p for p in clipped if p.endswith('nf_block_1/~/conv0/w')][:1]
+  param = np.asarray(dict(paths.named_leaves(pico_params))[path])
+  as_matrix = lambda x: np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+  norm = lambda x: np.sqrt(np.sum(as_matrix(x) ** 2, axis=axes, keepdims=True))
+  if kind == 'input_unit':  # Its units are the slices of axis 0.
+    norm = lambda x: np.sqrt(np.sum(np.square(x, dtype=np.float64), (1, 2, 3)))
+  np.testing.assert_allclose(norm(clipped[path]), 0.01 * norm(param), rtol=1e-5)
+  classifier = 'NFNet/~/linear/w'
+  np.testing.assert_array_equal(clipped[classifier], whole[classifier])
+
+
+def test_global_norm_bounds_all_gradients_together(pico_params):
+  grads = random_like(pico_params, 0, 1.0)
+  clipped = clipped_by('global_norm', pico_params, grads, clipping=3.0)
+  assert float(optax.tree.norm(clipped)) == pytest.approx(3.0, rel=1e-5)
+  small = random_like(pico_params, 0, 1e-6)
+  same = clipped_by('global_norm', pico_params, small, clipping=3.0)
+  for path, grad in paths.named_leaves(small):
+    np.testing.assert_array_equal(same[path], grad)
+
+
+def test_layerwise_rates_are_those_of_lars(pico_params):
+  tx = nfnet_jax.nfnet_sgd(
+    1.0, momentum=0.0, weight_decay=0.0, clipping=None, trust_coefficient=0.1
+  )
+  grads = random_like(pico_params, 0, 1.0)
+  updates, _ = tx.update(grads, tx.init(pico_params), pico_params)
+  named = [dict(paths.named_leaves(t)) for t in (updates, grads, pico_params)]
+  for path, update in named[0].items():
+    grad, param = named[1][path], named[2][path]
+    ratio = 0.1 * jnp.linalg.norm(param) / jnp.linalg.norm(grad)
+    expected = grad * (ratio if path.endswith('/w') else 1)
+    np.testing.assert_allclose(update, -expected, rtol=1e-5, err_msg=path)
+
+
+def test_unknown_clipping_is_refused():
+  with pytest.raises(
+    ValueError, match=r"'units'.*unit, input_unit, layer, glo"
+  ):
+    nfnet_jax.nfnet_sgd(0.1, clip_by='units')
