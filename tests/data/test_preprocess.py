@@ -234,6 +234,13 @@ def test_where_no_window_fits_it_is_the_centre(shape, size):
   np.testing.assert_array_equal(windows, [centre] * 20)
 
 
+def test_a_window_is_tried_ten_times():
+  windows = distorted(20, 200, seeds=4000)
+  centre = preprocess.centre_window(tf.constant((20, 200, 3)), 224)
+  share = (windows == centre.numpy()).all(axis=1).mean()
+  assert abs(share - 0.75**10) < 0.01  # One attempt fails with 3/4.
+
+
 @pytest.mark.parametrize(('size', 'window'), [(16, (1, 1)), (224, (1, 2))])
 def test_the_whole_image_becomes_the_centre(size, window):
   windows = distorted(3, 3, size)
