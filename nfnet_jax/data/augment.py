@@ -26,7 +26,6 @@ import numpy as np
 import tensorflow as tf
 
 _FILL = 128
-_LUMA = (0.2989, 0.5870, 0.1140)  # ITU-R 601, as in `tf.image`.
 _CHANNELS = 3
 
 # The order fixes which draw means which operation.
@@ -226,7 +225,7 @@ def _solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
 
 
 def _color(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Blends with the grey image."""
+  """Blends with the grey image, by the luma weights of ITU-R 601."""
   grey = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(image))
   return _blend(_to_float(grey), _to_float(image), factor)
 

@@ -334,14 +334,14 @@ def test_sharpness_keeps_the_border():
 class Recorder(augment.RandAugment):
   """Puts what would be applied, and the draws in 1/256, on top of the image."""
 
+  def __init__(self, size, *args):
+    self.size = size
+    super().__init__(size, *args)
+
   def apply(self, name, image, draw):
     operation = tf.constant([augment.OPERATIONS.index(name), 0, 0], tf.uint8)
     top = tf.stack([operation, tf.cast(draw * 256, tf.uint8)])
     return tf.concat([tf.tile(top, [self.size // 2, 1])[None], image[:-1]], 0)
-
-  def __init__(self, size, *args):
-    self.size = size
-    super().__init__(size, *args)
 
 
 def record(layers, seeds, size=4):
