@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'celu': (jax.nn.celu, 1.2709268332),
   'elu': (jax.nn.elu, 1.2716004848),
   'gelu': (jax.nn.gelu, 1.7015043497),  # The tanh approximation.
+  'glu': (jax.nn.glu, 1.8484294415),  # Halves the channels.
   'identity': (lambda x: x, 1.0),
   'leaky_relu': (jax.nn.leaky_relu, 1.7059034109),
   'log_sigmoid': (jax.nn.log_sigmoid, 1.9193484783),
