@@ -169,3 +169,12 @@ def test_ema_warms_up_and_keeps_its_limit():
   np.testing.assert_allclose(ema.ema_decay(0.99999, 90), 0.91, rtol=1e-6)
   late = ema.ema_decay(0.99999, 10_000_000)
   np.testing.assert_allclose(late, 0.99999, rtol=1e-7)
+
+
+def test_ema_copies_counters():
+  state = {'counter': jnp.int32(3), 'hidden': jnp.float32(1)}
+  later = {'counter': jnp.int32(4), 'hidden': jnp.float32(2)}
+  moved = ema.update_ema(state, later, 0.99999, jnp.int32(0))
+  assert moved['counter'].dtype == jnp.int32
+  assert moved['counter'] == 4
+  np.testing.assert_allclose(moved['hidden'], 1.9, rtol=1e-6)
