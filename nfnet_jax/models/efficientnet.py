@@ -74,7 +74,7 @@ VARIANTS: dict[str, Variant] = {
   'b6': Variant(1.8, 2.6, 528, 528, 0.5),
   'b7': Variant(2.0, 3.1, 600, 600, 0.5),
   # For CPUs and small images.
-  'pico': Variant(0.25, 0.5, 32, 32, 0.2),
+  'pico': Variant(0.25, 0.33, 32, 32, 0.2),
 }
 
 
