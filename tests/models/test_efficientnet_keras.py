@@ -68,45 +68,48 @@ def convert(keras_model):
   return params, state
 
 
-def randomize(keras_model):
-  """Gives every normalisation weights and statistics far from 1 and 0."""
+def randomize(keras_model, images):
+  """Gives normalisations random weights, and the statistics of some images.
+
+  With statistics that do not fit, signals grow by the depth until rounding
+  errors do too.
+  """
   rng = np.random.default_rng(0)
   for layer in keras_model.layers:
-    if layer.name.endswith('bn'):
-      scale, offset, mean, var = (w.shape for w in layer.weights)
-      layer.set_weights(
-        [
-          np.exp(0.2 * rng.normal(size=scale)),
-          0.2 * rng.normal(size=offset),
-          0.2 * rng.normal(size=mean),
-          np.exp(0.3 * rng.normal(size=var)),
-        ]
-      )
+    if not layer.name.endswith('bn'):
+      continue
+    layer.momentum = 0.0  # The batch's statistics replace the old ones.
+    scale, offset, mean, var = layer.get_weights()
+    scale = np.exp(0.2 * rng.normal(size=scale.shape))
+    offset = 0.2 * rng.normal(size=offset.shape)
+    layer.set_weights([scale, offset, mean, var])
+  keras_model(images, training=True)
 
 
 def check_parity(variant, size):
   import keras  # Comes with TensorFlow, slowly.
+
+  keras.utils.set_random_seed(0)
   make = getattr(keras.applications, f'EfficientNet{variant.upper()}')
   theirs = make(
     weights=None, input_shape=(size, size, 3), classifier_activation=None
   )
-  randomize(theirs)
+  images = np.random.default_rng(1).normal(size=(2, size, size, 3))
+  randomize(theirs, 255 * images)  # Keras divides by 255 itself.
   params, state = convert(theirs)
   trainable = sum(np.size(w) for w in theirs.trainable_weights)
   assert complexity.count_parameters(params) == trainable
-  images = np.random.default_rng(1).normal(size=(2, size, size, 3))
-  # Keras divides by 255 itself.
   expected = np.asarray(theirs(255 * images, training=False))
   model = nfnet_jax.create(f'efficientnet_{variant}')
   apply = jax.jit(lambda p, s, x: model.apply(p, s, None, x, False)[0])
   logits = apply(params, state, jnp.asarray(images, jnp.float32))
-  assert np.std(expected) > 0.01
-  np.testing.assert_allclose(logits, expected, atol=1e-4 * np.std(expected))
+  assert np.std(expected) > 0.1
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
   keras.backend.clear_session()
 
 
 def test_b0_equals_keras():
-  check_parity('b0', 45)
+  check_parity('b0', 91)
 
 
 @pytest.mark.slow
