@@ -24,6 +24,14 @@ REGENERATE = (
 )
 
 
+# Tracing these takes seconds.
+DEEPEST = {'nf_resnet288', 'nf_resnet600', 'bn_resnet288', 'bn_resnet600'}
+MODELS = [
+  pytest.param(name, marks=[pytest.mark.slow] if name in DEEPEST else [])
+  for name in nfnet_jax.list_models()
+]
+
+
 @functools.cache
 def trace(name):
   """The published classifier's parameters and state as shapes, and its MACs.
@@ -66,7 +74,7 @@ def describe(name):
   }
 
 
-@pytest.mark.parametrize('name', nfnet_jax.list_models())
+@pytest.mark.parametrize('name', MODELS)
 def test_structure_is_golden(name):
   golden = json.loads(STRUCTURE.read_text())
   assert describe(name) == golden.get(name), REGENERATE
@@ -187,7 +195,7 @@ def test_golden_numbers_of_known_networks(name, parameters, gmacs, tolerance):
   assert abs(macs / gmacs - 1) < tolerance
 
 
-@pytest.mark.parametrize('name', nfnet_jax.list_models())
+@pytest.mark.parametrize('name', MODELS)
 def test_every_parameter_is_in_one_group(name):
   params, _, _ = trace(name)
   members = {group.name: [] for group in groups.NFNET_GROUPS}
