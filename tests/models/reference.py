@@ -4,13 +4,25 @@ They follow the papers and, where they differ, the behaviour of the code their
 authors released. They share nothing with the package.
 """
 
+import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+
+import nfnet_jax
 
 
 def sigmoid(x):
   return 1 / (1 + np.exp(-x))
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def silu(x):
+  return x * sigmoid(x)
 
 
 def elu(x, scale=1.0):
@@ -74,7 +86,7 @@ def linear(x, p, channels):
   return x @ p['w'] + p['b']
 
 
-def gates(x, params, path, hidden, act=lambda x: np.maximum(x, 0)):
+def gates(x, params, path, hidden, act=relu):
   """Squeeze-excite's gates."""
   out = linear(x.mean((1, 2)), params[f'{path}/~/linear'], hidden)
   out = linear(act(out), params[f'{path}/~/linear_1'], x.shape[-1])
@@ -174,3 +186,63 @@ def assert_statistics_equal(actual, desired):
   # These are computed in float32.
   check = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5)
   jax.tree.map(check, actual, desired)
+
+
+def check_block(make, expect, shape, is_training=False, he_kernels=False):
+  """Compares a block's output, variance and state with those of `expect`."""
+
+  def forward(x):
+    # Rates are 0: the key says that this is training.
+    key = jax.random.key(0) if is_training else None
+    return make()(x, key, jnp.arange(len(x)))
+
+  init, apply = hk.transform_with_state(forward)
+  zeros = jnp.zeros(shape)
+  params = random_params(lambda key: init(key, zeros)[0], he_kernels=he_kernels)
+  state = random_state(
+    jax.eval_shape(lambda key: init(key, zeros)[1], jax.random.key(0))
+  )
+  x = random_images(*shape)
+  (out, variance), next_state = run(
+    lambda p, s, x: apply(p, s, None, x), params, state, x
+  )
+  expected, branch, expected_state = expect(x, params, state)
+  assert_equal(out, expected)
+  assert_statistics_equal(variance, statistics(branch)['var'])
+  for path, leaves in (expected_state or state).items():
+    for name, value in leaves.items():
+      np.testing.assert_allclose(
+        np.squeeze(next_state[path][name]), np.squeeze(value), rtol=1e-9
+      )
+
+
+def stages(width, depth, strides):
+  """Yields each block's channels, stride, whether it opens a stage."""
+  for channels, blocks, stride in zip(width, depth, strides):
+    for index in range(blocks):
+      yield channels, stride if index == 0 else 1, index == 0
+
+
+def block_path(root, name, index):
+  return f'{root}/~/{name}' + (f'_{index}' if index else '')
+
+
+def check_network(name, network, he_kernels=False):
+  """Compares a miniature's endpoints in evaluation: odd sizes, one image.
+
+  `network` maps images, parameters and state to the blocks' statistics, what is
+  pooled, and the classifier's parameters.
+  """
+  model = nfnet_jax.create(name, 5)
+  images = random_images(1, 45, 35, 3)
+  init = lambda key: model.init(key, jnp.zeros(images.shape), False)
+  params = random_params(lambda key: init(key)[0], he_kernels=he_kernels)
+  state = random_state(jax.eval_shape(init, jax.random.key(0))[1])
+  outputs, _ = run(
+    lambda p, s, x: model.endpoints(p, s, None, x, False), params, state, images
+  )
+  expected, x, classifier = network(images, params, state)
+  assert_equal(outputs.pop('features'), x.mean((1, 2)))
+  logits = linear(x.mean((1, 2)), classifier, 5)
+  assert_equal(outputs.pop('logits'), logits)
+  assert_statistics_equal(outputs, expected)
