@@ -39,7 +39,7 @@ class BNResNet(classifier.ImageClassifier):
     *,
     se_ratio: float = 0.0,
     stochdepth_rate: float = 0.1,
-    dropout_rate: float = 0.0,
+    dropout_rate: float | None = None,
     cross_replica_axis: str | None = None,
     name: str = 'ResNet',
   ):
@@ -51,7 +51,7 @@ class BNResNet(classifier.ImageClassifier):
       se_ratio: hidden units of squeeze-excite per channel, such as 0.25; 0 for
         none.
       stochdepth_rate: drop rate that the blocks approach linearly, from 0.
-      dropout_rate: rate on the pooled features.
+      dropout_rate: rate on the pooled features; None takes the variant's.
       cross_replica_axis: see `batch_norm.BatchNorm`; `training.parallel` names
         its axis `AXIS`.
       name: the root of all parameter paths.
@@ -61,7 +61,7 @@ class BNResNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'BN-ResNet')
-    self.dropout_rate = dropout_rate
+    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     norm = functools.partial(
       batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis
     )
@@ -178,7 +178,7 @@ class ResNetV1(classifier.ImageClassifier):
     variant: str = 'resnet50',
     *,
     stochdepth_rate: float = 0.0,
-    dropout_rate: float = 0.0,
+    dropout_rate: float | None = None,
     cross_replica_axis: str | None = None,
     name: str = 'ResNet',
   ):
@@ -189,7 +189,7 @@ class ResNetV1(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS_V1, variant, 'ResNet v1')
-    self.dropout_rate = dropout_rate
+    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     norm = functools.partial(
       batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis
     )

@@ -23,6 +23,7 @@ class Variant:
     stem: output channels of the first convolution.
     train_size: pixels a side in training.
     test_size: pixels a side in evaluation.
+    dropout: rate on the pooled features.
   """
 
   depth: tuple[int, int, int, int]
@@ -30,6 +31,7 @@ class Variant:
   stem: int = 64
   train_size: int = 224
   test_size: int = 224
+  dropout: float = 0.0
 
 
 # Of the first block of each stage.
@@ -71,7 +73,7 @@ class NFResNet(classifier.ImageClassifier):
     se_ratio: float = 0.0,
     skip_gain: float = 0.0,
     stochdepth_rate: float = 0.1,
-    dropout_rate: float = 0.0,
+    dropout_rate: float | None = None,
     name: str = 'NF_ResNet',
   ):
     """Builds the modules.
@@ -86,7 +88,7 @@ class NFResNet(classifier.ImageClassifier):
       skip_gain: initial value of the learnt gain of each branch; 1 shows the
         signal propagation that the paper plots.
       stochdepth_rate: drop rate that the blocks approach linearly, from 0.
-      dropout_rate: rate on the pooled features.
+      dropout_rate: rate on the pooled features; None takes the variant's.
       name: the root of all parameter paths.
 
     Raises:
@@ -95,7 +97,7 @@ class NFResNet(classifier.ImageClassifier):
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NF-ResNet')
     self.activation = layers.scaled_activation(activation)
-    self.dropout_rate = dropout_rate
+    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     self.initial_conv = layers.ScaledWSConv2D(
       spec.stem, 7, 2, name='initial_conv'
     )

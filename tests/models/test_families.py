@@ -1,17 +1,19 @@
 """What holds for a miniature of every family; signals at initialisation."""
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax.models import layers
+from nfnet_jax.models import batch_norm, layers, registry
 from nfnet_jax.optim import paths
 from tests.models import reference
 
 # Compiling takes seconds: one of each kind in the quick suite.
 slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
+ALL_PICOS = [name for name in nfnet_jax.list_models() if 'pico' in name]
 PICOS = [
   'nf_resnet_pico',
   'bn_resnet_pico',
@@ -36,6 +38,24 @@ def create(name, shape, **options):
 def compile_quickly(function, *args):
   options = {'xla_backend_optimization_level': 0}
   return jax.jit(function).lower(*args).compile(options)(*args)
+
+
+@pytest.mark.parametrize('name', ALL_PICOS)
+def test_rates_are_the_variants_unless_given(name):
+  """Configurations leave them to the model by None."""
+  spec = registry.get_spec(name)
+
+  def rates(**options):
+    found = []
+    hk.transform_with_state(
+      lambda: found.append(spec.family(10, spec.variant, **options))
+    ).init(None)
+    return found[0].dropout_rate, found[0].blocks[-1].stochdepth_rate
+
+  published = 0.0 if 'resnet' in name or 'senet' in name else 0.2
+  assert rates(dropout_rate=None)[0] == published
+  assert rates(dropout_rate=0.3, stochdepth_rate=0.0) == (0.3, 0.0)
+  assert 0 < rates(stochdepth_rate=0.4)[1] < 0.4
 
 
 @pytest.mark.parametrize('name', PICOS)
@@ -91,6 +111,30 @@ def test_bfloat16_is_close_to_float32(name):
     paths.named_leaves(low_state), paths.named_leaves(exact_state)
   ):
     assert ours.dtype == theirs.dtype, path
+
+
+def test_batch_norm_computes_statistics_in_float32():
+  """In bfloat16 the variance here, and the decay, would drown in rounding."""
+
+  def forward(x):
+    return batch_norm.BatchNorm(decay_rate=0.999)(x, True)
+
+  net = hk.transform_with_state(forward)
+  x = jnp.bfloat16(16 + reference.random_images(64, 4, 4, 3))
+  params, state = net.init(None, x)
+  y, state = net.apply(params, state, None, x)
+  assert y.dtype == jnp.bfloat16
+  exact = np.float64(x)
+  for name, value in (
+    ('mean', exact.mean((0, 1, 2))),
+    ('var', exact.var((0, 1, 2))),
+  ):
+    leaves = state[f'batch_norm/~/{name}_ema']
+    assert leaves['average'].dtype == jnp.float32
+    np.testing.assert_allclose(np.ravel(leaves['average']), value, rtol=1e-3)
+    np.testing.assert_allclose(
+      np.ravel(leaves['hidden']), 0.001 * value, rtol=1e-3
+    )
 
 
 def test_evaluation_before_training_is_finite():
