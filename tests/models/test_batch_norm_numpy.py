@@ -3,6 +3,10 @@
 The references follow the papers; see `tests.models.reference`.
 """
 
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from nfnet_jax.models import bn_nfnet, bn_resnet, efficientnet
@@ -16,6 +20,7 @@ from tests.models.reference import (
   max_pool,
   Norms,
   plain_conv,
+  random_images,
   relu,
   silu,
   stages,
@@ -183,6 +188,39 @@ def test_mb_conv(shape, channels, size, stride, expansion, is_training):
     return *mb_conv(x, params, norm, 'mb_conv', *options), norm.next_state
 
   check_block(make, expect, shape, is_training, he_kernels=True)
+
+
+def test_drop_connect_rescales_whole_branches():
+  """Unlike the other families' stochastic depth."""
+
+  def forward(x, rate):
+    block = efficientnet.MBConv(
+      8, 8, kernel_size=3, stride=1, expansion=2, stochdepth_rate=rate
+    )
+    return block(x, jax.random.key(0), jnp.arange(len(x)))[0] - x
+
+  init, apply = hk.transform_with_state(forward)
+  x = jnp.float32(random_images(64, 3, 3, 8))
+  params, state = init(jax.random.key(1), x, 0.0)
+  branch, _ = apply(params, state, None, x, 0.0)
+  dropped, _ = apply(params, state, None, x, 0.75)
+  kept = np.abs(dropped).max((1, 2, 3)) > 0
+  assert 4 < kept.sum() < 32
+  expected = branch * (4 * kept)[:, None, None, None]
+  np.testing.assert_allclose(dropped, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_efficientnet_averages_longer_than_resnets():
+  norms = []
+
+  def build():
+    norms.append(efficientnet.EfficientNet(10, 'pico').final_bn)
+    norms.append(bn_resnet.BNResNet(10, 'pico').final_bn)
+
+  hk.transform_with_state(build).init(None)
+  decays = [(norm.mean_ema.decay, norm.var_ema.decay) for norm in norms]
+  assert decays == [(0.99, 0.99), (0.9, 0.9)]
+  assert [norm.eps for norm in norms] == [1e-3, 1e-5]
 
 
 RESNET = ((16, 32, 64, 128), (1, 2, 1, 1), (1, 2, 2, 2))
