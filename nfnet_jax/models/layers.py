@@ -1,4 +1,4 @@
-"""Layers that the normalizer-free families share.
+"""Layers that the families share.
 
 Scaled weight standardisation, gamma-scaled activations, squeeze-excite and
 stochastic depth, as in Brock et al., "High-Performance Large-Scale Image
@@ -12,6 +12,7 @@ import haiku as hk
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -22,6 +23,7 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'celu': (jax.nn.celu, 1.2709268332),
   'elu': (jax.nn.elu, 1.2716004848),
   'gelu': (jax.nn.gelu, 1.7015043497),  # The tanh approximation.
+  'glu': (jax.nn.glu, 1.8484294415),  # Halves the channels.
   'identity': (lambda x: x, 1.0),
   'leaky_relu': (jax.nn.leaky_relu, 1.7059034109),
   'log_sigmoid': (jax.nn.log_sigmoid, 1.9193484783),
@@ -59,6 +61,33 @@ def scaled_activation(name: str) -> Activation:
     )
   function, gamma = ACTIVATIONS[name]
   return lambda x: function(x) * gamma
+
+
+def gamma(function: Activation) -> float:
+  """Computes `1 / std(function(z))` for a unit Gaussian z, by quadrature.
+
+  Args:
+    function: elementwise on `[M]` arrays of float32.
+
+  Returns:
+    The constant that makes `gamma * function` keep the variance of unit
+    Gaussian input, to about 1e-5.
+
+  Example:
+    >>> round(gamma(jax.nn.relu), 4)  # sqrt(2 / (1 - 1 / pi))
+    1.7129
+
+  Source: arXiv 2102.06171, section 2; the authors' own constants, in
+  `ACTIVATIONS`, were sampled.
+  """
+  # The trapezoid rule. A Gauss-Hermite rule of any practical order misses the
+  # kink of ReLU by 1e-3; this grid has a point there.
+  z = np.linspace(-12, 12, 24_001)
+  weights = np.exp(-(z**2) / 2)
+  weights /= np.sum(weights)
+  values = np.asarray(function(jnp.asarray(z, jnp.float32)), np.float64)
+  mean = np.sum(weights * values)
+  return float(np.sum(weights * (values - mean) ** 2) ** -0.5)
 
 
 def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
@@ -122,23 +151,45 @@ class ScaledWSConv2D(hk.Module):
     return y + bias
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+  """Takes the maximum of 3 x 3 pixels in steps of 2, as ResNets' stems do."""
+  return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
+
+
 class SqueezeExcite(hk.Module):
   """Gates channels by a small network on the spatial mean.
 
-  Maps `[N, H, W, C]` to gates `[N, 1, 1, C]` in (0, 1). The inner activation is
-  a plain ReLU without gamma: the paper's appendix C prints a scaled
+  Maps `[N, H, W, C]` to gates `[N, 1, 1, C]` in (0, 1). The inner activation of
+  NFNets is a plain ReLU without gamma: the paper's appendix C prints a scaled
   nonlinearity, the published weights were trained with ReLU.
   """
 
-  def __init__(self, channels: int, ratio: float, name: str | None = None):
+  def __init__(
+    self,
+    channels: int,
+    hidden: int,
+    activation: Activation = jax.nn.relu,
+    name: str | None = None,
+  ):
     super().__init__(name=name)
-    self.reduce = hk.Linear(int(channels * ratio), name='linear')
+    self.reduce = hk.Linear(hidden, name='linear')
+    self.activation = activation
     self.expand = hk.Linear(channels, name='linear_1')
 
   def __call__(self, x: jax.Array) -> jax.Array:
     pooled = jnp.mean(x, axis=(1, 2))
-    gates = jax.nn.sigmoid(self.expand(jax.nn.relu(self.reduce(pooled))))
+    gates = jax.nn.sigmoid(self.expand(self.activation(self.reduce(pooled))))
     return gates[:, None, None, :]
+
+
+def optional_squeeze_excite(
+  channels: int, ratio: float
+) -> SqueezeExcite | None:
+  """Returns `SqueezeExcite` of `channels * ratio` hidden units; None for 0."""
+  if ratio == 0:
+    return None
+  hidden = int(channels * ratio)
+  return SqueezeExcite(channels, hidden, name='squeeze_excite')
 
 
 def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
@@ -153,24 +204,31 @@ def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def stochastic_depth(
-  x: jax.Array, rate: float, key: jax.Array, positions: jax.Array
+  x: jax.Array,
+  rate: float,
+  key: jax.Array | None,
+  positions: jax.Array,
+  rescale: bool = False,
 ) -> jax.Array:
   """Zeroes whole examples of a residual branch with probability `rate`.
 
-  Survivors are *not* scaled by `1 / (1 - rate)`, and nothing is scaled in
-  evaluation: so the published networks were trained, unlike most other
-  implementations of stochastic depth.
+  By default survivors are *not* scaled by `1 / (1 - rate)`, and nothing is
+  scaled in evaluation: so the published networks were trained, unlike most
+  other implementations of stochastic depth.
 
   Args:
     x: branch output `[N, H, W, C]`.
     rate: probability of dropping an example.
-    key: random key of this block and step.
+    key: random key of this block and step; None in evaluation.
     positions: `[N]`, see `example_keys`.
+    rescale: whether to scale survivors, as EfficientNet's drop-connect does.
   """
-  if rate == 0:
+  if rate == 0 or key is None:
     return x
   draws = jax.vmap(jax.random.uniform)(example_keys(key, positions))
-  return x * (draws >= rate).astype(x.dtype)[:, None, None, None]
+  scale = 1 / (1 - rate) if rescale else 1.0
+  keep = jnp.where(draws >= rate, scale, 0.0).astype(x.dtype)
+  return x * keep[:, None, None, None]
 
 
 def dropout(

@@ -1,14 +1,21 @@
 """The table of models: name -> module, native sizes, published figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 
-from nfnet_jax.models import nfnet
+from nfnet_jax.models import (
+  bn_nfnet,
+  bn_resnet,
+  efficientnet,
+  nf_regnet,
+  nf_resnet,
+  nfnet,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +62,104 @@ class Model(NamedTuple):
   spec: ModelSpec
 
 
-# arXiv 2102.06171, table 3; F6 was trained with SAM, F0 to F5 without.
-_NFNET_TOP1 = (83.6, 84.7, 85.1, 85.7, 85.9, 86.0, 86.5)
+# ImageNet top-1 by registry name, all from arXiv 2102.06171, and where there.
+# F6 was trained with SAM, F0 to F5 without. The baseline and modified-width
+# rows are without MixUp, CutMix and RandAugment, the other NFNets with all.
+_REPORTED = {
+  'table 3': {
+    'nfnet_f0': 83.6,
+    'nfnet_f1': 84.7,
+    'nfnet_f2': 85.1,
+    'nfnet_f3': 85.7,
+    'nfnet_f4': 85.9,
+    'nfnet_f5': 86.0,
+    'nfnet_f6': 86.5,
+    'resnet50': 78.6,
+    'senet50': 79.4,
+    'efficientnet_b0': 77.1,
+    'efficientnet_b3': 81.6,
+    'efficientnet_b4': 82.9,
+    'efficientnet_b5': 83.7,
+    'efficientnet_b6': 84.0,
+    'efficientnet_b7': 84.7,
+  },
+  'table 2': {
+    'nfnet_f0_baseline': 80.4,
+    'nfnet_f1_baseline': 81.7,
+    'nfnet_f2_baseline': 82.0,
+    'nfnet_f3_baseline': 82.3,
+    'nfnet_f0_modified_width': 80.9,
+    'nfnet_f1_modified_width': 81.8,
+    'nfnet_f2_modified_width': 82.0,
+    'nfnet_f3_modified_width': 82.3,
+    'nfnet_f0_default_width': 83.1,
+    'nfnet_f1_default_width': 84.5,
+    'nfnet_f2_default_width': 85.0,
+    'nfnet_f3_default_width': 85.5,
+  },
+  'table 6': {
+    'nfnet_f0_bn': 83.4,
+    'nfnet_f1_bn': 84.4,
+    'nfnet_f2_bn': 85.1,
+    'nfnet_f3_bn': 85.5,
+  },
+}
+_SOURCES = {
+  name: (top1, f'arXiv 2102.06171, {table}')
+  for table, rows in _REPORTED.items()
+  for name, top1 in rows.items()
+}
+
+# The NFNets that table 6 trains with batch normalisation, and a small one.
+_WITH_BN = ('f0', 'f1', 'f2', 'f3', 'pico')
 
 
-def _nfnet_specs() -> list[ModelSpec]:
-  reported = {f'f{index}': top1 for index, top1 in enumerate(_NFNET_TOP1)}
-  return [
-    ModelSpec(
-      name=f'nfnet_{variant}',
-      family=nfnet.NFNet,
-      variant=variant,
-      train_size=row.train_size,
-      test_size=row.test_size,
-      augment_magnitude=row.augment_magnitude,
-      reported_top1=reported.get(variant),
-      source='arXiv 2102.06171, table 3' if variant in reported else '',
+def _specs(
+  family: type[hk.Module],
+  variants: Mapping[str, Any],
+  name: Callable[[str], str],
+) -> list[ModelSpec]:
+  """Makes a row of each variant; `name` maps variants to registry names."""
+  rows = []
+  for variant, row in variants.items():
+    top1, source = _SOURCES.get(name(variant), (None, ''))
+    rows.append(
+      ModelSpec(
+        name=name(variant),
+        family=family,
+        variant=variant,
+        train_size=row.train_size,
+        test_size=row.test_size,
+        augment_magnitude=getattr(row, 'augment_magnitude', 0),
+        reported_top1=top1,
+        source=source,
+      )
     )
-    for variant, row in nfnet.VARIANTS.items()
-  ]
+  return rows
 
 
-_SPECS = {spec.name: spec for spec in _nfnet_specs()}
+def _numbered(prefix: str) -> Callable[[str], str]:
+  """Names 'resnet50', but 'resnet_pico'."""
+  return lambda variant: prefix + '_' * (not variant.isdigit()) + variant
+
+
+_BN_NFNETS = {variant: nfnet.VARIANTS[variant] for variant in _WITH_BN}
+_SPECS = {
+  spec.name: spec
+  for spec in (
+    *_specs(nfnet.NFNet, nfnet.VARIANTS, 'nfnet_{}'.format),
+    *_specs(bn_nfnet.BNNFNet, _BN_NFNETS, 'nfnet_{}_bn'.format),
+    *_specs(nf_resnet.NFResNet, nf_resnet.VARIANTS, _numbered('nf_resnet')),
+    *_specs(nf_regnet.NFRegNet, nf_regnet.VARIANTS, 'nf_regnet_{}'.format),
+    *_specs(bn_resnet.BNResNet, bn_resnet.VARIANTS, _numbered('bn_resnet')),
+    *_specs(bn_resnet.ResNetV1, bn_resnet.VARIANTS_V1, str),
+    *_specs(
+      efficientnet.EfficientNet,
+      efficientnet.VARIANTS,
+      'efficientnet_{}'.format,
+    ),
+  )
+}
 
 
 def list_models() -> list[str]:

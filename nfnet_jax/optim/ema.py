@@ -17,6 +17,8 @@ def ema_decay(decay: float, step: jax.Array) -> jax.Array:
 def update_ema(average, values, decay: float, step: jax.Array):
   """Moves every leaf of `average` towards `values`, taken after the update.
 
+  Integers, such as the counters of batch normalisation, are copied.
+
   Args:
     average: tree of the running average.
     values: tree of the new values.
@@ -26,6 +28,10 @@ def update_ema(average, values, decay: float, step: jax.Array):
   Source: arXiv 2102.06171, appendix A.1, and the released code.
   """
   rate = ema_decay(decay, step)
-  return jax.tree.map(
-    lambda mean, value: mean * rate + value * (1 - rate), average, values
-  )
+
+  def move(mean: jax.Array, value: jax.Array) -> jax.Array:
+    if jnp.issubdtype(value.dtype, jnp.integer):
+      return value
+    return mean * rate + value * (1 - rate)
+
+  return jax.tree.map(move, average, values)

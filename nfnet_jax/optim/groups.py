@@ -28,8 +28,12 @@ class Group:
   clip: bool
 
 
+# Biases and gains, and the same of batch normalisation.
+_VECTORS = ('b', 'bias', 'gain', 'skip_gain', 'offset', 'scale')
+
+
 def _is_vector(path: str) -> bool:
-  return path.rsplit('/', 1)[-1] in ('b', 'bias', 'gain', 'skip_gain')
+  return path.rsplit('/', 1)[-1] in _VECTORS
 
 
 def _is_classifier_kernel(path: str) -> bool:

@@ -192,8 +192,14 @@ class Trainer:
     return ema.update_ema(average, values, self.ema_decay, step)
 
   def _mean(self, tree: Tree, reduce: Reduce) -> Tree:
-    devices = reduce(jnp.ones(()))
-    return jax.tree.map(lambda total: total / devices, reduce(tree))
+    devices = reduce(jnp.ones((), jnp.int32))
+
+    def divide(total: jax.Array) -> jax.Array:
+      # Counters, the same on every device, stay integers.
+      is_count = jnp.issubdtype(total.dtype, jnp.integer)
+      return total // devices if is_count else total / devices
+
+    return jax.tree.map(divide, reduce(tree))
 
 
 def classification_sums(

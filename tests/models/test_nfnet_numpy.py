@@ -10,11 +10,25 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 import pytest
 
 import nfnet_jax
 from nfnet_jax.models import layers, nfnet
+from tests.models.reference import (
+  assert_equal,
+  assert_statistics_equal,
+  avg_pool,
+  conv,
+  elu,
+  gates,
+  gelu,
+  linear,
+  random_images,
+  random_params,
+  run,
+  sigmoid,
+  statistics,
+)
 
 CLASSES = 5
 # Width, depth, channels a group, first three stem convolutions.
@@ -29,18 +43,6 @@ F0_VARIANCES = (
   *(1.08, 1.04, 1.08, 1.12, 1.16, 1.20),
   *(1.24, 1.04, 1.08),
 )
-
-
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
-
-
-def elu(x, scale=1.0):
-  return np.where(x > 0, x, scale * np.expm1(np.minimum(x, 0)))
-
-
-def gelu(x):
-  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 ACTIVATIONS = {
@@ -66,37 +68,6 @@ def act(x):
   return gelu(x) * 1.7015043497
 
 
-def windows(x, size, stride, fill):
-  """Returns the SAME windows `[N, H, W, C, size, size]`."""
-  pads = [(0, 0)]
-  for side in x.shape[1:3]:
-    total = max((-(-side // stride) - 1) * stride + size - side, 0)
-    pads.append((total // 2, total - total // 2))
-  x = np.pad(x, [*pads, (0, 0)], constant_values=fill)
-  return sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
-
-
-def conv(x, p, channels, size=1, stride=1, groups=1):
-  w = p['w']
-  assert w.shape == (size, size, x.shape[-1] // groups, channels)
-  assert p['gain'].shape == p['bias'].shape == (channels,)
-  fan_in = np.prod(w.shape[:3])
-  scale = p['gain'] / np.sqrt(np.maximum(w.var((0, 1, 2)) * fan_in, 1e-4))
-  kernels = np.split((w - w.mean((0, 1, 2))) * scale, groups, 3)
-  views = np.split(windows(x, size, stride, 0.0), groups, 3)
-  out = [
-    np.einsum('nhwcij,ijco->nhwo', view, kernel, optimize=True)
-    for view, kernel in zip(views, kernels)
-  ]
-  return np.concatenate(out, -1) + p['bias']
-
-
-def linear(x, p, channels):
-  assert p['w'].shape == (x.shape[-1], channels)
-  assert p['b'].shape == (channels,)
-  return x @ p['w'] + p['b']
-
-
 def block(
   x, params, path, group_size, channels, stride, transition, beta, alpha, keep=1
 ):
@@ -110,17 +81,14 @@ def block(
   inner = groups * group_size
   out, shortcut = act(x) * beta, x
   if transition:
-    # Padding does not count in the average.
-    pooled = np.nanmean(windows(out, 2, 2, np.nan), (-2, -1))
-    shortcut = pooled if stride == 2 else out
+    shortcut = avg_pool(out) if stride == 2 else out
     shortcut = conv(shortcut, p('conv_shortcut'), channels)
   out = act(conv(out, p('conv0'), inner))
   out = act(conv(out, p('conv1'), inner, 3, stride, groups))
-  out = act(conv(out, p('conv1b'), inner, 3, 1, groups))
+  if f'{path}/~/conv1b' in params:
+    out = act(conv(out, p('conv1b'), inner, 3, 1, groups))
   out = conv(out, p('conv2'), channels)
-  se = linear(out.mean((1, 2)), p('squeeze_excite/~/linear'), channels // 2)
-  se = linear(np.maximum(se, 0), p('squeeze_excite/~/linear_1'), channels)
-  out = out * 2 * sigmoid(se)[:, None, None]
+  out = 2 * gates(out, params, f'{path}/~/squeeze_excite', channels // 2) * out
   scale = alpha * keep * params[path]['skip_gain']
   return shortcut + scale * out, out.var((0, 1, 2)).mean()
 
@@ -147,60 +115,12 @@ def network(images, params, spec, alpha=0.2, keep=None):
     path = 'NFNet/~/nf_block' + (f'_{index}' if index else '')
     kept = 1 if keep is None else keep[index]
     x, residual = block(x, params, path, group_size, *row, alpha, kept)
-    outputs[f'block_{index}'] = {
-      'sq_mean': (x.mean((0, 1, 2)) ** 2).mean(),
-      'var': x.var((0, 1, 2)).mean(),
-      'residual_var': residual,
-    }
+    outputs[f'block_{index}'] = {**statistics(x), 'residual_var': residual}
   x = act(conv(x, params['NFNet/~/final_conv'], 2 * width[-1]))
   features = x.mean((1, 2))
   classifier = params['NFNet/~/linear']
   logits = linear(features, classifier, len(classifier['b']))
   return {**outputs, 'features': features, 'logits': logits}
-
-
-def random_params(init, tiny_kernels=False):
-  """Draws all parameters that `init(key)` makes, far from initial values."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, shape):
-    x = rng.normal(size=shape)
-    if path[-1].key in ('gain', 'skip_gain'):
-      return 1 + 0.3 * x
-    if path[-1].key != 'w':
-      return 0.3 * x
-    if len(shape) == 2:
-      return (x + 0.2) / np.sqrt(shape[0])
-    # Variance times fan-in falls on both sides of the floor of 1e-4.
-    scale = np.geomspace(1e-5, 1, shape[-1]) if tiny_kernels else 1
-    return (x + 0.2) * scale
-
-  params = jax.eval_shape(init, jax.random.key(0))
-  return jax.tree_util.tree_map_with_path(lambda k, x: draw(k, x.shape), params)
-
-
-def random_images(*shape):
-  return np.random.default_rng(1).normal(size=shape)
-
-
-def run(fun, *args):
-  """Runs `fun` jitted in float64, without leaving that mode behind."""
-  with jax.enable_x64(True):
-    return jax.tree.map(np.asarray, jax.jit(fun)(*args))
-
-
-def assert_equal(actual, desired):
-  # Both sides are float64 throughout: some hundred roundings of 1e-16, relative
-  # to the largest value since sums cancel.
-  assert actual.dtype == np.float64
-  scale = np.abs(desired).max()
-  np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-11 * scale)
-
-
-def assert_statistics_equal(actual, desired):
-  # These are computed in float32.
-  check = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5)
-  jax.tree.map(check, actual, desired)
 
 
 @pytest.mark.parametrize('name', ACTIVATIONS)
@@ -213,29 +133,32 @@ def test_scaled_activation(name):
 
 
 @pytest.mark.parametrize(
-  ('shape', 'channels', 'stride', 'transition', 'tiny_kernels'),
+  ('shape', 'channels', 'stride', 'transition', 'tiny_kernels', 'spatial'),
   [
-    ((2, 8, 8, 6), 16, 2, True, False),
-    ((2, 7, 7, 6), 16, 2, True, False),
-    ((2, 1, 5, 6), 16, 2, True, True),
+    ((2, 8, 8, 6), 16, 2, True, False, 2),
+    ((2, 7, 7, 6), 16, 2, True, False, 2),
+    ((2, 1, 5, 6), 16, 2, True, True, 2),
     # XLA's pooling on CPUs counts a lone row or column twice, but only in
     # arrays of 4096 values or more.
-    ((48, 1, 1, 96), 16, 2, True, False),
-    ((16, 1, 35, 8), 16, 2, True, False),
-    ((2, 7, 4, 6), 32, 1, True, False),
-    ((2, 5, 6, 32), 32, 1, False, False),
-    ((2, 3, 3, 48), 48, 1, False, True),
+    ((48, 1, 1, 96), 16, 2, True, False, 2),
+    ((16, 1, 35, 8), 16, 2, True, False, 2),
+    ((2, 7, 4, 6), 32, 1, True, False, 2),
+    ((2, 5, 6, 32), 32, 1, False, False, 2),
+    ((2, 3, 3, 48), 48, 1, False, True, 2),
     # Half of 28 is three and a half groups of 4: three stay.
-    ((2, 6, 9, 6), 28, 2, True, False),
+    ((2, 6, 9, 6), 28, 2, True, False, 2),
+    # The ladder's single 3x3 convolution.
+    ((2, 5, 7, 6), 16, 2, True, False, 1),
   ],
 )
-def test_block(shape, channels, stride, transition, tiny_kernels):
+def test_block(shape, channels, stride, transition, tiny_kernels, spatial):
   def forward(x):
     module = nfnet.NFBlock(
       channels,
       stride=stride,
       is_transition=transition,
       group_size=4,
+      spatial_convs=spatial,
       activation=layers.scaled_activation('gelu'),
       alpha=0.3,
       beta=0.8,
@@ -245,6 +168,7 @@ def test_block(shape, channels, stride, transition, tiny_kernels):
 
   init, apply = hk.transform(forward)
   params = random_params(lambda key: init(key, jnp.zeros(shape)), tiny_kernels)
+  assert ('nf_block/~/conv1b' in params) == (spatial == 2)
   x = random_images(*shape)
   out, residual_var = run(lambda p, x: apply(p, None, x), params, x)
   options = channels, stride, transition, 0.8, 0.3

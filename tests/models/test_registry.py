@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,31 @@ def test_reported_accuracy_is_the_papers():
   assert all(bool(spec.source) == bool(spec.reported_top1) for spec in specs)
 
 
+def test_reported_accuracy_names_models_and_sources():
+  specs = {name: registry.get_spec(name) for name in registry.list_models()}
+  reported = {n: s.reported_top1 for n, s in specs.items() if s.reported_top1}
+  assert len(reported) == 31
+  assert reported['nfnet_f2_modified_width'] == 82.0
+  assert reported['nfnet_f3_bn'] == 85.5
+  assert reported['senet50'] == 79.4
+  assert reported['efficientnet_b7'] == 84.7
+  for name, spec in specs.items():
+    assert spec.source.startswith('arXiv 2102.06171') == (name in reported)
+
+
+def test_ladder_differs_from_nfnet_where_the_paper_says():
+  for index, magnitude in enumerate((5, 10, 10, 15)):
+    rows = {
+      name: registry.get_spec(f'nfnet_f{index}_{name}')
+      for name in ('baseline', 'modified_width', 'default_width', 'bn')
+    }
+    magnitudes = [row.augment_magnitude for row in rows.values()]
+    assert magnitudes == [0, 0, magnitude, magnitude]
+    sizes = {(row.train_size, row.test_size) for row in rows.values()}
+    nfnet = registry.get_spec(f'nfnet_f{index}')
+    assert sizes == {(nfnet.train_size, nfnet.test_size)}
+
+
 def test_augmentation_follows_the_variant():
   names = [f'nfnet_f{index}' for index in range(5)]
   magnitudes = [registry.get_spec(n).augment_magnitude for n in names]
@@ -58,13 +85,35 @@ def test_gamma_makes_unit_variance(name):
   density = np.exp(-z * z / 2)
   density /= density.sum()
   g = layers.scaled_activation(name)
-  if name == 'log_softmax':  # Couples the channels of an example.
+  if name in ('log_softmax', 'glu'):  # These couple the channels.
     y = np.asarray(g(jax.random.normal(jax.random.key(0), (512, 4096))))
     assert abs(np.std(y) - 1) < 2e-3
     return
   y = np.asarray(g(jnp.asarray(z, jnp.float32)), np.float64)
   variance = density @ y**2 - (density @ y) ** 2
   assert abs(np.sqrt(variance) - 1) < 1.1e-3
+
+
+@pytest.mark.parametrize(
+  ('name', 'exact'),
+  [
+    ('relu', math.sqrt(2 / (1 - 1 / math.pi))),
+    ('gelu', 1.700917),
+    ('silu', 1.787187),
+    ('tanh', 1.592537),
+    ('elu', 1.270843),
+    ('sigmoid', 4.801313),
+    ('softplus', 1.919126),
+    ('selu', 1.0),
+    ('relu6', 1.712859),
+    ('leaky_relu', 1.704832),
+    ('identity', 1.0),
+  ],
+)
+def test_gamma_by_quadrature(name, exact):
+  function, published = layers.ACTIVATIONS[name]
+  assert abs(layers.gamma(function) / exact - 1) < 2e-6
+  assert abs(published / exact - 1) < 1.1e-3
 
 
 def test_unknown_activation_lists_the_known():

@@ -1,4 +1,4 @@
-"""Every variant's parameters, sizes and multiply-adds, against golden files.
+"""Every variant's tree, sizes and multiply-adds, against golden files.
 
 `python -m tests.models.test_structure` writes the golden file anew.
 """
@@ -14,7 +14,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.models import complexity, registry
-from nfnet_jax.optim import paths
+from nfnet_jax.optim import groups, paths
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 STRUCTURE = GOLDEN / 'structure.json'
@@ -24,32 +24,46 @@ REGENERATE = (
 )
 
 
+# Tracing these takes seconds.
+DEEPEST = {'nf_resnet288', 'nf_resnet600', 'bn_resnet288', 'bn_resnet600'}
+MODELS = [
+  pytest.param(name, marks=[pytest.mark.slow] if name in DEEPEST else [])
+  for name in nfnet_jax.list_models()
+]
+
+
 @functools.cache
-def abstract_params(name):
-  """The published classifier's parameters as shapes, and its state's."""
+def trace(name):
+  """The published classifier's parameters and state as shapes, and its MACs.
+
+  One image of the test size goes through initialisation, which computes what
+  evaluation does.
+  """
   model = nfnet_jax.create(name)
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  init = lambda key, images: model.init(key, images, False)
-  return jax.eval_shape(init, jax.random.key(0), images)
+  size = model.spec.test_size
+  shapes = []
+
+  def init(key, images):
+    trees = model.init(key, images, False)
+    shapes.append(jax.eval_shape(lambda: trees))
+    return trees
+
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  macs = complexity.count_macs(init, jax.random.key(0), images)
+  params, state = shapes[0]
+  return params, state, macs
 
 
 def describe(name):
   """What the golden file holds of a model."""
-  params, state = abstract_params(name)
+  params, state, macs = trace(name)
   spec = registry.get_spec(name)
-  model = nfnet_jax.create(name)
-  images = jax.ShapeDtypeStruct(
-    (1, spec.test_size, spec.test_size, 3), jnp.float32
-  )
-  macs = complexity.count_macs(
-    lambda p, i: model.apply(p, state, None, i, False)[0], params, images
-  )
   listing = [
     f'{path} {list(leaf.shape)} {leaf.dtype}'
-    for path, leaf in paths.named_leaves(params)
+    for path, leaf in paths.named_leaves(params) + paths.named_leaves(state)
   ]
   return {
-    'leaves': len(listing),
+    'leaves': len(jax.tree.leaves(params)),
     'parameters': complexity.count_parameters(params),
     'macs_at_test_size': macs,
     'train_size': spec.train_size,
@@ -60,7 +74,7 @@ def describe(name):
   }
 
 
-@pytest.mark.parametrize('name', nfnet_jax.list_models())
+@pytest.mark.parametrize('name', MODELS)
 def test_structure_is_golden(name):
   golden = json.loads(STRUCTURE.read_text())
   assert describe(name) == golden.get(name), REGENERATE
@@ -70,15 +84,18 @@ def test_golden_file_has_no_other_models():
   assert set(json.loads(STRUCTURE.read_text())) == set(nfnet_jax.list_models())
 
 
-def test_f0_tree_is_the_published_one():
-  published = json.loads((GOLDEN / 'published_f0_paths.json').read_text())
-  params, state = abstract_params('nfnet_f0')
+@pytest.mark.parametrize(
+  'name', ['nfnet_f0', 'nf_resnet50', 'nf_regnet_b0', 'bn_resnet50']
+)
+def test_tree_is_the_published_one(name):
+  published = json.loads((GOLDEN / f'published_{name}_paths.json').read_text())
+  params, state, _ = trace(name)
   ours = {
     module: {name: list(leaf.shape) for name, leaf in leaves.items()}
-    for module, leaves in params.items()
+    for module, leaves in (*params.items(), *state.items())
   }
   assert ours == published
-  assert not jax.tree.leaves(state)
+  assert bool(state) == name.startswith('bn_')
 
 
 # arXiv 2102.06171, table 3: millions of parameters and billions of
@@ -110,13 +127,95 @@ def test_golden_numbers_are_the_published_ones(name, parameters, gmacs):
   assert round(golden['macs_at_test_size'] / 1e9, 2) == gmacs
 
 
+# Arithmetic on the released code: millions of parameters, and billions of
+# multiply-adds at the test size where the map's sides divide evenly. That
+# arithmetic has half pixels for B2 and B5 (1.10 and 10.56).
+@pytest.mark.parametrize(
+  ('name', 'mega_parameters', 'gmacs'),
+  [
+    ('nfnet_f0_baseline', 60.8, None),
+    ('nfnet_f1_baseline', 107.6, None),
+    ('nfnet_f2_baseline', 154.4, None),
+    ('nfnet_f3_baseline', 201.3, None),
+    ('nfnet_f0_modified_width', 62.8, None),
+    ('nfnet_f1_modified_width', 115.2, None),
+    ('nfnet_f2_modified_width', 167.6, None),
+    ('nfnet_f3_modified_width', 220.1, None),
+    ('nfnet_f0_default_width', 68.6, None),
+    ('nfnet_f1_default_width', 123.3, None),
+    ('nfnet_f2_default_width', 177.9, None),
+    ('nfnet_f3_default_width', 232.6, None),
+    ('nf_resnet50', 25.56, None),
+    ('nf_resnet101', 44.55, None),
+    ('nf_resnet152', 60.19, None),
+    ('nf_resnet200', 64.67, None),
+    ('nf_resnet288', 146.46, None),
+    ('nf_resnet600', 300.65, None),
+    ('bn_resnet50', 25.55, None),
+    ('bn_resnet101', 44.54, None),
+    ('bn_resnet152', 60.19, None),
+    ('bn_resnet200', 64.67, None),
+    ('bn_resnet288', 146.45, None),
+    ('bn_resnet600', 300.64, None),
+    ('nf_regnet_b0', 8.60, 0.44),
+    ('nf_regnet_b1', 10.02, 0.73),
+    ('nf_regnet_b2', 13.79, None),
+    ('nf_regnet_b3', 18.14, 2.00),
+    ('nf_regnet_b4', 29.32, 4.47),
+    ('nf_regnet_b5', 48.71, None),
+  ],
+)
+def test_golden_numbers_of_the_other_families(name, mega_parameters, gmacs):
+  golden = json.loads(STRUCTURE.read_text())[name]
+  digits = 1 if name.startswith('nfnet') else 2
+  assert round(golden['parameters'] / 1e6, digits) == mega_parameters
+  if gmacs is not None:
+    assert round(golden['macs_at_test_size'] / 1e9, 2) == gmacs
+
+
+# Parameters: Keras and torchvision. Multiply-adds: arXiv 2102.06171, table 3,
+# where EfficientNets are quoted to two digits and less.
+@pytest.mark.parametrize(
+  ('name', 'parameters', 'gmacs', 'tolerance'),
+  [
+    ('resnet50', 25_557_032, 4.10, 0.003),
+    ('senet50', 28_088_024, 4.09, 0.001),
+    ('efficientnet_b0', 5_288_548, 0.39, 0.02),
+    ('efficientnet_b3', 12_233_232, 1.80, 0.02),
+    ('efficientnet_b4', 19_341_616, 4.20, 0.05),
+    ('efficientnet_b5', 30_389_784, 9.90, 0.04),
+    ('efficientnet_b6', 43_040_704, 19.0, 0.01),
+    ('efficientnet_b7', 66_347_960, 37.0, 0.03),
+  ],
+)
+def test_golden_numbers_of_known_networks(name, parameters, gmacs, tolerance):
+  golden = json.loads(STRUCTURE.read_text())[name]
+  assert golden['parameters'] == parameters
+  macs = golden['macs_at_test_size'] / 1e9
+  assert abs(macs / gmacs - 1) < tolerance
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_parameter_is_in_one_group(name):
+  params, _, _ = trace(name)
+  members = {group.name: [] for group in groups.NFNET_GROUPS}
+  for path, _ in paths.named_leaves(params):
+    members[groups.group_of(path).name].append(path)
+  (kernel,) = members['classifier kernel']
+  assert kernel.endswith('/~/linear/w')
+  assert params[kernel[: -len('/w')]]['w'].shape[-1] == 1000
+  assert all(path.endswith('/w') for path in members['kernels'])
+  scales = [path for path in members['gains and biases'] if '/scale' in path]
+  assert bool(scales) == ('bn' in name or not name.startswith('nf'))
+
+
 def test_class_count_changes_the_classifier_only():
   model = nfnet_jax.create('nfnet_pico', num_classes=7)
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   params, _ = jax.eval_shape(
     lambda key, i: model.init(key, i, False), jax.random.key(0), images
   )
-  other, _ = abstract_params('nfnet_pico')
+  other, _, _ = trace('nfnet_pico')
   changed = [
     path
     for (path, ours), (_, theirs) in zip(

@@ -226,3 +226,12 @@ def test_unknown_clipping_is_refused():
     ValueError, match=r"'units'.*unit, input_unit, layer, glo"
   ):
     nfnet_jax.nfnet_sgd(0.1, clip_by='units')
+
+
+def test_ema_copies_counters():
+  state = {'counter': jnp.int32(3), 'hidden': jnp.float32(1)}
+  later = {'counter': jnp.int32(4), 'hidden': jnp.float32(2)}
+  moved = ema.update_ema(state, later, 0.99999, jnp.int32(0))
+  assert moved['counter'].dtype == jnp.int32
+  assert moved['counter'] == 4
+  np.testing.assert_allclose(moved['hidden'], 1.9, rtol=1e-6)

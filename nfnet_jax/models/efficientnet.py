@@ -1,0 +1,246 @@
+"""EfficientNets, which NFNets are compared with.
+
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
+Networks" (arXiv 1905.11946).
+"""
+
+import dataclasses
+import functools
+import math
+
+import haiku as hk
+import jax
+
+from nfnet_jax.models import batch_norm, classifier, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage of the network that is scaled, before scaling.
+
+  Attributes:
+    kernel_size: of the depthwise convolutions.
+    depth: blocks.
+    width: output channels.
+    expansion: inner channels per input channel.
+    stride: of the first block.
+  """
+
+  kernel_size: int
+  depth: int
+  width: int
+  expansion: int
+  stride: int
+
+
+# Table 1 of the paper.
+STAGES = (
+  Stage(3, 1, 16, 1, 1),
+  Stage(3, 2, 24, 6, 2),
+  Stage(5, 2, 40, 6, 2),
+  Stage(3, 3, 80, 6, 2),
+  Stage(5, 3, 112, 6, 1),
+  Stage(5, 4, 192, 6, 2),
+  Stage(3, 1, 320, 6, 1),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """How a network is scaled.
+
+  Attributes:
+    width: factor on channels.
+    depth: factor on blocks.
+    train_size: pixels a side in training.
+    test_size: pixels a side in evaluation.
+    dropout: rate on the pooled features.
+  """
+
+  width: float
+  depth: float
+  train_size: int
+  test_size: int
+  dropout: float
+
+
+VARIANTS: dict[str, Variant] = {
+  'b0': Variant(1.0, 1.0, 224, 224, 0.2),
+  'b1': Variant(1.0, 1.1, 240, 240, 0.2),
+  'b2': Variant(1.1, 1.2, 260, 260, 0.3),
+  'b3': Variant(1.2, 1.4, 300, 300, 0.3),
+  'b4': Variant(1.4, 1.8, 380, 380, 0.4),
+  'b5': Variant(1.6, 2.2, 456, 456, 0.4),
+  'b6': Variant(1.8, 2.6, 528, 528, 0.5),
+  'b7': Variant(2.0, 3.1, 600, 600, 0.5),
+  # For CPUs and small images.
+  'pico': Variant(0.25, 0.33, 32, 32, 0.2),
+}
+
+
+def scale_channels(channels: int, factor: float) -> int:
+  """Scales a width to the nearest multiple of 8, not losing a tenth.
+
+  Example:
+    >>> [scale_channels(channels, 1.1) for channels in (16, 24, 32, 40)]
+    [16, 24, 32, 48]
+  """
+  scaled = channels * factor
+  rounded = max(8, int(scaled + 4) // 8 * 8)
+  return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+class EfficientNet(classifier.ImageClassifier):
+  """The EfficientNet image classifier.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> def predict(images):
+    ...   return EfficientNet(10, 'pico')(images, is_training=False)
+    >>> net = hk.transform_with_state(predict)
+    >>> images = jnp.zeros((2, 32, 32, 3))
+    >>> params, state = jax.eval_shape(net.init, jax.random.key(0), images)
+    >>> params['EfficientNet/~/linear']['w'].shape
+    (320, 10)
+  """
+
+  def __init__(
+    self,
+    num_classes: int = 1000,
+    variant: str = 'b0',
+    *,
+    stochdepth_rate: float = 0.2,
+    dropout_rate: float | None = None,
+    cross_replica_axis: str | None = None,
+    name: str = 'EfficientNet',
+  ):
+    """Builds the modules.
+
+    Args:
+      num_classes: size of the logits.
+      variant: a key of `VARIANTS`.
+      stochdepth_rate: drop-connect rate that the blocks approach linearly, from
+        0.
+      dropout_rate: rate on the pooled features; None takes the variant's.
+      cross_replica_axis: see `batch_norm.BatchNorm`; `training.parallel` names
+        its axis `AXIS`.
+      name: the root of all parameter paths.
+
+    Raises:
+      ValueError: if the variant is unknown.
+    """
+    super().__init__(name=name)
+    spec = classifier.lookup(VARIANTS, variant, 'EfficientNet')
+    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
+    width = functools.partial(scale_channels, factor=spec.width)
+    norm = functools.partial(
+      batch_norm.BatchNorm,
+      decay_rate=0.99,
+      eps=1e-3,
+      cross_replica_axis=cross_replica_axis,
+    )
+    channels = width(32)
+    self.stem_conv = _conv(channels, 3, 2, name='stem_conv')
+    self.stem_bn = norm(name='stem_bn')
+    self.blocks = []
+    for place in classifier.places(
+      [math.ceil(stage.depth * spec.depth) for stage in STAGES],
+      [stage.stride for stage in STAGES],
+      stochdepth_rate,
+    ):
+      stage = STAGES[place.stage]
+      self.blocks.append(
+        MBConv(
+          channels,
+          width(stage.width),
+          kernel_size=stage.kernel_size,
+          stride=place.stride,
+          expansion=stage.expansion,
+          stochdepth_rate=place.stochdepth_rate,
+          norm=norm,
+        )
+      )
+      channels = width(stage.width)
+    self.final_conv = _conv(width(1280), 1, name='final_conv')
+    self.final_bn = norm(name='final_bn')
+    self.classifier = hk.Linear(
+      num_classes,
+      w_init=hk.initializers.VarianceScaling(1 / 3, 'fan_out', 'uniform'),
+      name='linear',
+    )
+
+  def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    return jax.nn.silu(self.stem_bn(self.stem_conv(images), is_training))
+
+  def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return jax.nn.silu(self.final_bn(self.final_conv(x), is_training))
+
+
+class MBConv(hk.Module):
+  """The inverted bottleneck block with squeeze-excite.
+
+  The branch is 1x1 (unless the expansion is 1), depthwise (strided),
+  squeeze-excite and 1x1, each convolution normalised, with SiLU after the first
+  two. It is added to the input where stride and channels allow; elsewhere it is
+  the output.
+  """
+
+  def __init__(
+    self,
+    channels_in: int,
+    channels: int,
+    *,
+    kernel_size: int,
+    stride: int,
+    expansion: int,
+    stochdepth_rate: float,
+    norm: batch_norm.NormFactory = batch_norm.BatchNorm,
+    name: str = 'mb_conv',
+  ):
+    super().__init__(name=name)
+    self.is_residual = stride == 1 and channels_in == channels
+    self.stochdepth_rate = stochdepth_rate
+    self.expansion = expansion
+    inner = channels_in * expansion
+    if expansion > 1:
+      self.expand_conv = _conv(inner, 1, name='expand_conv')
+      self.expand_bn = norm(name='expand_bn')
+    self.depthwise_conv = batch_norm.conv(
+      inner,
+      kernel_size,
+      stride,
+      groups=inner,
+      # Fan-out of one channel.
+      w_init=hk.initializers.RandomNormal(stddev=math.sqrt(2) / kernel_size),
+      name='depthwise_conv',
+    )
+    self.depthwise_bn = norm(name='depthwise_bn')
+    # A quarter of the block's input, not of the expanded channels.
+    self.squeeze_excite = layers.SqueezeExcite(
+      inner, channels_in // 4, jax.nn.silu, name='squeeze_excite'
+    )
+    self.project_conv = _conv(channels, 1, name='project_conv')
+    self.project_bn = norm(name='project_bn')
+
+  def __call__(
+    self, x: jax.Array, key: jax.Array | None, positions: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns what `batch_norm.PreActivationBlock` does."""
+    is_training = key is not None
+    out = x
+    if self.expansion > 1:
+      out = jax.nn.silu(self.expand_bn(self.expand_conv(out), is_training))
+    out = self.depthwise_conv(out)
+    out = jax.nn.silu(self.depthwise_bn(out, is_training))
+    out = self.squeeze_excite(out) * out
+    out = self.project_bn(self.project_conv(out), is_training)
+    residual_var = layers.signal_statistics(out)['var']
+    if self.is_residual:
+      rate = self.stochdepth_rate
+      out = x + layers.stochastic_depth(out, rate, key, positions, rescale=True)
+    return out, residual_var
+
+
+def _conv(channels: int, kernel_size: int, stride: int = 1, *, name: str):
+  init = hk.initializers.VarianceScaling(2.0, 'fan_out', 'normal')
+  return batch_norm.conv(channels, kernel_size, stride, w_init=init, name=name)

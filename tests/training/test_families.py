@@ -1,0 +1,218 @@
+"""A miniature of every family trains and evaluates on eight devices."""
+
+import dataclasses
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nfnet_jax
+from nfnet_jax.models import batch_norm
+from nfnet_jax.training import evaluation, parallel, state, step
+
+BATCH = 32
+SIZE = 32
+STEPS = 12
+
+
+def make_trainer(name, **options):
+  rate = 0.03
+  model = nfnet_jax.create(
+    name, 10, stochdepth_rate=0.05, dropout_rate=0.0, **options
+  )
+  return step.Trainer(
+    model=model,
+    # Without clipping, which other tests cover, for a quicker compilation.
+    optimizer=nfnet_jax.nfnet_sgd(rate, clipping=None),
+    schedule=optax.constant_schedule(rate),
+    num_classes=10,
+    global_batch=BATCH,
+    ema_decay=0.5,
+  )
+
+
+def make_batch(index):
+  """The same images and labels every step."""
+  rng = np.random.default_rng(0)
+  return {
+    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
+    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
+    'weight': np.ones((BATCH, 1), np.float32),
+    'position': np.arange(BATCH, dtype=np.int32),
+    'step': np.int32(index),
+  }
+
+
+def train(trainer, devices, steps=STEPS):
+  """Returns the initial and the last state, the rows, and where it ran."""
+  split = parallel.DataParallel(jax.local_devices()[:devices])
+  initial = state.create_state(
+    trainer.model, trainer.optimizer, seed=1, image_size=SIZE
+  )
+  initial = jax.device_get(initial)
+  train_state = split.replicate(initial)
+  # Compiled ahead of time: a state of other dtypes would be an error.
+  compiled = (
+    split.train_step(trainer.train_step)
+    .lower(train_state, split.split(make_batch(0)))
+    .compile({'xla_backend_optimization_level': 0})
+  )
+  rows = []
+  for index in range(steps):
+    batch = split.split(make_batch(index))
+    train_state, metrics = compiled(train_state, batch)
+    rows.append(jax.device_get(metrics))
+  return initial, jax.device_get(train_state), rows, split
+
+
+def losses(rows):
+  return [float(row['loss']) for row in rows]
+
+
+def evaluate(trainer, split, train_state):
+  batch = make_batch(0)
+  batch = {'image': batch['image'], 'label': batch['label'][:, 0]}
+  # Thirteen examples: a prime number, the rest is padding.
+  batch['mask'] = (np.arange(BATCH) < 13).astype(np.float32)
+  return evaluation.evaluate(
+    split.eval_step(trainer.eval_step),
+    split,
+    split.replicate(train_state),
+    [batch],
+  )
+
+
+@pytest.fixture(scope='module')
+def per_device():
+  """A batch-normalised network on eight devices, each with its statistics."""
+  trainer = make_trainer('bn_resnet_pico')
+  return trainer, *train(trainer, 8)
+
+
+def check_training(trainer, initial, final, rows, split):
+  assert all(row['applied'] == 1 for row in rows)
+  assert losses(rows)[-1] < 0.97 * losses(rows)[0]
+  same_type = lambda old, new: old.dtype == new.dtype and old.shape == new.shape
+  assert jax.tree.all(jax.tree.map(same_type, initial, final))
+  results = evaluate(trainer, split, final)
+  assert results['eval/examples'] == results['eval_ema/examples'] == 13
+  assert np.isfinite([results['eval/loss'], results['eval_ema/loss']]).all()
+
+
+def test_batch_normalised_network_trains(per_device):
+  check_training(*per_device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name',
+  [
+    'nfnet_pico_bn',
+    'nf_resnet_pico',
+    'nf_regnet_pico',
+    'senet_pico',
+    'efficientnet_pico',
+  ],
+)
+def test_family_trains(name):
+  trainer = make_trainer(name)
+  check_training(trainer, *train(trainer, 8))
+
+
+def test_statistics_are_the_mean_over_devices(per_device):
+  trainer, initial, _, _, _ = per_device
+  _, final, _, _ = train(trainer, 8, steps=1)
+  batch = make_batch(0)
+
+  @jax.jit
+  def next_state(images, positions):
+    shard = {'image': images, 'position': positions}
+    inputs = trainer.model_inputs(initial.params, initial, shard)
+    return trainer.model.apply(*inputs)[1]
+
+  shards = [
+    next_state(batch['image'][i : i + 4], batch['position'][i : i + 4])
+    for i in range(0, BATCH, 4)
+  ]
+  mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *shards)
+  jax.tree.map(
+    lambda ours, theirs: np.testing.assert_allclose(
+      ours, theirs, rtol=1e-3, atol=1e-3
+    ),
+    final.model_state,
+    mean,
+  )
+  counters = [
+    leaves['counter']
+    for tree in (final.model_state, final.ema_model_state)
+    for leaves in tree.values()
+  ]
+  assert {(int(c), c.dtype.name) for c in counters} == {(1, 'int32')}
+
+
+def test_shared_statistics_make_eight_devices_equal_one():
+  """The layer alone; below, the whole step."""
+
+  def forward(x, is_training):
+    norm = batch_norm.BatchNorm(cross_replica_axis=parallel.AXIS)
+    return norm(x, is_training)
+
+  net = hk.transform_with_state(forward)
+  x = np.random.default_rng(3).normal(2, 3, (8, 4, 5, 5, 6))
+  x = (x * np.arange(1, 9)[:, None, None, None, None]).astype(np.float32)
+  params, model_state = net.init(None, x[0], False)
+  one_device = lambda x: net.apply(params, model_state, None, x, True)
+  y, states = jax.pmap(one_device, axis_name=parallel.AXIS)(x)
+  mean, var = x.mean((0, 1, 2, 3)), x.var((0, 1, 2, 3))
+  expected = (x - mean) / np.sqrt(var + 1e-5)
+  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+  for device in range(8):
+    ours = {
+      name: np.squeeze(states[f'batch_norm/~/{name}_ema']['average'][device])
+      for name in ('mean', 'var')
+    }
+    np.testing.assert_allclose(ours['mean'], mean, rtol=1e-4)
+    np.testing.assert_allclose(ours['var'], var, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_shared_statistics_make_eight_devices_train_as_one(per_device):
+  trainer = make_trainer('bn_resnet_pico', cross_replica_axis=parallel.AXIS)
+  _, eight, rows, _ = train(trainer, 8, steps=4)
+  _, one, one_rows, _ = train(trainer, 1, steps=4)
+  np.testing.assert_allclose(losses(rows), losses(one_rows), rtol=1e-3)
+  jax.tree.map(
+    lambda ours, theirs: np.testing.assert_allclose(
+      ours, theirs, rtol=1e-2, atol=1e-2
+    ),
+    eight.model_state,
+    one.model_state,
+  )
+  # Each device's own statistics, of four images, are other ones.
+  _, _, _, own_rows, _ = per_device
+  assert abs(own_rows[3]['loss'] - rows[3]['loss']) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['nf_resnet_pico', 'nf_regnet_pico'])
+def test_normalizer_free_networks_do_not_see_the_number_of_devices(name):
+  trainer = make_trainer(name)
+  _, _, rows, _ = train(trainer, 8, steps=6)
+  _, _, one_rows, _ = train(trainer, 1, steps=6)
+  np.testing.assert_allclose(losses(rows), losses(one_rows), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name', ['nf_resnet_pico', 'bn_resnet_pico', 'efficientnet_pico']
+)
+def test_bfloat16_trains(name):
+  trainer = make_trainer(name)
+  low = dataclasses.replace(trainer, compute_dtype=jnp.dtype('bfloat16'))
+  _, final, rows, _ = train(low, 8)
+  assert losses(rows)[-1] < 0.9 * losses(rows)[0]
+  dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(final)}
+  assert dtypes == {'float32', 'int32'}
