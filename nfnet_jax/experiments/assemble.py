@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import inspect
 
 import haiku
 import jax
@@ -15,7 +16,7 @@ from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import errors
 from nfnet_jax.models import complexity, registry
 from nfnet_jax.optim import groups, recipe
-from nfnet_jax.training import loop
+from nfnet_jax.training import loop, parallel
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
@@ -35,6 +36,7 @@ def resolve_and_check(
     spec = registry.get_spec(config.model.name)
   config = config_lib.resolve(config, spec, jax.default_backend())
   config_lib.check_values(config)
+  model_options(config.model)
   return config
 
 
@@ -52,6 +54,29 @@ def check_layout(config: ml_collections.ConfigDict) -> None:
   if mixes and config.data.partners == 'in_batch':
     twice = 'twice data.shards'
     check('batch_size', config.batch_size, twice, 2 * shards)
+
+
+def model_options(
+  model: ml_collections.ConfigDict,
+) -> dict[str, float | str]:
+  """Returns the options of a model's module that a configuration sets.
+
+  Raises:
+    errors.InputError: if the model's family has no such option.
+  """
+  options = {name: value for name, value in model.items() if value is not None}
+  del options['name']
+  if options.pop('cross_replica_bn'):
+    options['cross_replica_axis'] = parallel.AXIS
+  family = registry.get_spec(model.name).family
+  known = inspect.signature(family.__init__).parameters
+  for name in options:
+    if name not in known:
+      setting = name.replace('cross_replica_axis', 'cross_replica_bn')
+      raise errors.InputError(
+        f"model.{setting} is no option of '{model.name}'; leave it out."
+      )
+  return options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,21 +140,18 @@ class Experiment:
   @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
     config, optimizer = self.config, self.config.optimizer
-    schedule = recipe.warmup_cosine(
-      optimizer.learning_rate,
-      self.units.steps(optimizer.warmup),
-      self.cadence.total,
-    )
+    schedule = self._schedule()
     return step_lib.Trainer(
       model=registry.create(
         config.model.name,
         self.source.num_classes,
-        stochdepth_rate=config.model.stochdepth_rate,
-        dropout_rate=config.model.dropout_rate,
+        **model_options(config.model),
       ),
       optimizer=recipe.nfnet_sgd(
         schedule,
         momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        rms_decay=optimizer.rms_decay,
         weight_decay=optimizer.weight_decay,
         clipping=optimizer.clipping or None,
         clip_by=optimizer.clip_by,
@@ -142,6 +164,17 @@ class Experiment:
       label_smoothing=config.label_smoothing,
       ema_decay=config.ema_decay,
       compute_dtype=jnp.dtype(config.compute_dtype),
+    )
+
+  def _schedule(self) -> optax.Schedule:
+    optimizer, steps = self.config.optimizer, self.units.steps
+    peak, warmup = optimizer.learning_rate, steps(optimizer.warmup)
+    if optimizer.decay_every:
+      return recipe.warmup_stairs(
+        peak, warmup, optimizer.decay_factor, steps(optimizer.decay_every)
+      )
+    return recipe.warmup_cosine(
+      peak, warmup, self.cadence.total, optimizer.final_learning_rate
     )
 
   def create_state(self) -> state_lib.TrainState:
@@ -220,11 +253,15 @@ class Experiment:
   def summary(self) -> str:
     """Says what is about to run, for the start of the log."""
     config, model = self.config, self.trainer.model
-    params = self.abstract_state().params
+    state = self.abstract_state()
+    params = state.params
     size = config.data.eval_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     macs = complexity.count_macs(
-      lambda p, i: model.apply(p, {}, None, i, False)[0], params, images
+      lambda p, s, i: model.apply(p, s, None, i, False)[0],
+      params,
+      state.model_state,
+      images,
     )
     device = jax.devices()[0]
     total = self.cadence.total
@@ -243,6 +280,7 @@ class Experiment:
         f'run        {total:,} steps of {config.batch_size} '
         f'({epochs:.1f} epochs), peak learning rate {peak:g}{cut}, '
         f'{config.compute_dtype}',
+        f'optimiser  {_optimizer(config.optimizer)}',
         f'devices    {jax.device_count()} x {device.device_kind} '
         f'({device.platform}), process {jax.process_index()} of '
         f'{jax.process_count()}',
@@ -252,6 +290,20 @@ class Experiment:
         groups.group_table(params),
       ]
     )
+
+
+def _optimizer(optimizer: ml_collections.ConfigDict) -> str:
+  """Says how gradients become updates."""
+  clipping = f'clipping {optimizer.clipping:g} by {optimizer.clip_by}'
+  trust = f'trust coefficient {optimizer.trust_coefficient}'
+  parts = [
+    'SGD' if optimizer.rms_decay is None else 'RMSProp',
+    f'{"Nesterov " if optimizer.nesterov else ""}momentum {optimizer.momentum}',
+    f'weight decay {optimizer.weight_decay:g}',
+    clipping if optimizer.clipping else 'no clipping',
+    '' if optimizer.trust_coefficient is None else trust,
+  ]
+  return ', '.join(filter(None, parts))
 
 
 def _images(data: ml_collections.ConfigDict) -> str:

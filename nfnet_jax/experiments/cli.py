@@ -99,6 +99,11 @@ def get_config() -> ml_collections.ConfigDict:
   return _CONFIG.value
 
 
+def has_workdir() -> bool:
+  """Says whether `--workdir` was given."""
+  return bool(_WORKDIR.value)
+
+
 def get_workdir() -> pathlib.Path:
   """Returns the absolute path of `--workdir`.
 

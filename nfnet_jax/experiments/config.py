@@ -29,7 +29,9 @@ _DURATION = re.compile(
 def base() -> ml_collections.ConfigDict:
   """Returns the published ImageNet settings (arXiv 2102.06171, appendix A).
 
-  None stands for a value that `resolve` derives.
+  None stands for a value that `resolve` derives, or for a part left out:
+  `optimizer.decay_every` takes stairs in place of the cosine, `rms_decay` makes
+  SGD RMSProp, and a model's options are its family's own.
   """
   return ml_collections.ConfigDict(
     {
@@ -43,11 +45,21 @@ def base() -> ml_collections.ConfigDict:
         'name': 'nfnet_f0',
         'stochdepth_rate': 0.25,
         'dropout_rate': config_dict.placeholder(float),
+        'activation': config_dict.placeholder(str),
+        'skip_gain': config_dict.placeholder(float),
+        'se_ratio': config_dict.placeholder(float),
+        'cross_replica_bn': False,
       },
       'optimizer': {
         'learning_rate': config_dict.placeholder(float),
+        'base_rate': 0.1,
         'warmup': '5 epochs',
+        'final_learning_rate': 0.0,
+        'decay_every': config_dict.placeholder(str),
+        'decay_factor': 0.97,
         'momentum': 0.9,
+        'nesterov': True,
+        'rms_decay': config_dict.placeholder(float),
         'weight_decay': 2e-5,
         'clipping': 0.01,
         'clip_by': 'unit',
@@ -126,8 +138,13 @@ _RANGES = {
   'ema_decay': (0, 1),
   'model.stochdepth_rate': (0, 1),
   'model.dropout_rate': (0, 1),
+  'model.se_ratio': (0, math.inf),
   'optimizer.learning_rate': (0, math.inf),
+  'optimizer.final_learning_rate': (0, math.inf),
+  'optimizer.decay_factor': (0, 1),
+  'optimizer.base_rate': (0, math.inf),
   'optimizer.momentum': (0, 1),
+  'optimizer.rms_decay': (0, 1),
   'optimizer.weight_decay': (0, math.inf),
   'optimizer.clipping': (0, math.inf),
   'optimizer.trust_coefficient': (0, math.inf),
@@ -228,7 +245,7 @@ def resolve(
   if config.compute_dtype == 'auto':
     config.compute_dtype = 'float32' if platform == 'cpu' else 'bfloat16'
   if optimizer.learning_rate is None:
-    optimizer.learning_rate = 0.1 * config.batch_size / 256
+    optimizer.learning_rate = optimizer.base_rate * config.batch_size / 256
   if data.image_size is None:
     data.image_size = spec.train_size
   if data.eval_size is None:

@@ -28,7 +28,7 @@ def main() -> None:
   config = assemble.resolve_and_check(cli.get_config())
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
-  state = _restore_latest(workdir, experiment)
+  state = restore_latest(workdir, experiment)
   parallel = parallel_lib.DataParallel()
   results = evaluation.evaluate(
     parallel.eval_step(experiment.trainer.eval_step),
@@ -44,7 +44,12 @@ def main() -> None:
     print(evaluation.report(results))
 
 
-def _restore_latest(workdir: pathlib.Path, experiment):
+def restore_latest(workdir: pathlib.Path, experiment):
+  """Reads the state of a run's latest checkpoint.
+
+  Raises:
+    errors.InputError: if there is none.
+  """
   from nfnet_jax.training import checkpoint
 
   directory = workdir / 'checkpoints'

@@ -18,6 +18,8 @@ def nfnet_sgd(
   learning_rate: float | optax.Schedule,
   *,
   momentum: float = 0.9,
+  nesterov: bool = True,
+  rms_decay: float | None = None,
   weight_decay: float = 2e-5,
   clipping: float | optax.Schedule | None = 0.01,
   clip_by: str = 'unit',
@@ -29,7 +31,10 @@ def nfnet_sgd(
 
   Args:
     learning_rate: a float or a schedule, such as `warmup_cosine`.
-    momentum: Nesterov momentum, without dampening.
+    momentum: of SGD, without dampening.
+    nesterov: whether the momentum is Nesterov's.
+    rms_decay: divides gradients by the root of a running mean of their squares
+      with this decay, which makes SGD RMSProp; None leaves them.
     weight_decay: added to the clipped gradient, before momentum.
     clipping: AGC's ratio, or the norm for 'global_norm'; None clips nothing.
     clip_by: what is bounded: 'unit' for AGC, 'input_unit' for AGC whose units
@@ -61,9 +66,12 @@ def nfnet_sgd(
 
   chain = [
     optax.add_decayed_weights(weight_decay, mask=is_decayed),
-    optax.trace(decay=momentum, nesterov=True),
+    optax.trace(decay=momentum, nesterov=nesterov),
     optax.scale_by_learning_rate(learning_rate),
   ]
+  if rms_decay is not None:
+    # The floor that EfficientNets were trained with.
+    chain.insert(1, optax.scale_by_rms(rms_decay, eps=1e-3))
   if trust_coefficient is not None:
     rates = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
     chain.insert(1, optax.masked(rates, is_decayed))
@@ -103,9 +111,9 @@ def _clip(
 
 
 def warmup_cosine(
-  peak: float, warmup_steps: float, total_steps: float
+  peak: float, warmup_steps: float, total_steps: float, final: float = 0.0
 ) -> optax.Schedule:
-  """Rises linearly from 0 to `peak`, then falls to 0 along a cosine.
+  """Rises linearly from 0 to `peak`, then falls to `final` along a cosine.
 
   Steps may be fractional, as published: 5 epochs of 1,281,167 images at batch
   4096 are 1563.9 steps. Step 0 has rate 0.
@@ -116,11 +124,37 @@ def warmup_cosine(
     [0.0, 0.5, 1.0, 0.5, 0.0]
   """
 
-  def schedule(step: jax.Array) -> jax.Array:
-    step = jnp.asarray(step, jnp.float32)
-    rise = step / max(warmup_steps, 1e-9)
+  def cosine(step: jax.Array) -> jax.Array:
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1e-9)
     fall = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
-    return peak * jnp.where(step < warmup_steps, rise, fall)
+    return final + (peak - final) * fall
+
+  return _warm_up(peak, warmup_steps, cosine)
+
+
+def warmup_stairs(
+  peak: float, warmup_steps: float, factor: float, every_steps: float
+) -> optax.Schedule:
+  """Rises linearly from 0 to `peak`, which is multiplied at fixed intervals.
+
+  Intervals are counted from step 0, as EfficientNets were trained (Tan and Le,
+  arXiv 1905.11946, section 5.2: by 0.97 every 2.4 epochs).
+
+  Example:
+    >>> schedule = warmup_stairs(1.0, 2, factor=0.5, every_steps=10)
+    >>> [float(schedule(step)) for step in (1, 9, 10, 25)]
+    [0.5, 1.0, 0.5, 0.25]
+  """
+  stairs = lambda step: peak * factor ** jnp.floor(step / every_steps)
+  return _warm_up(peak, warmup_steps, stairs)
+
+
+def _warm_up(
+  peak: float, warmup_steps: float, after: optax.Schedule
+) -> optax.Schedule:
+  def schedule(step: jax.Array) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    rise = peak * (step / max(warmup_steps, 1e-9))
+    return jnp.where(step < warmup_steps, rise, after(step))
 
   return schedule

@@ -1,0 +1,84 @@
+"""Prints the table of models: sizes, costs, and what their authors report.
+
+  python -m nfnet_jax.experiments.models 'nfnet_f?'
+
+lists the models whose names match; all of them take minutes, for every network
+is built (not run) to be counted. Multiply-adds are those of one image at the
+test size. `--json` prints one object, name -> row.
+"""
+
+from collections.abc import Iterator
+import fnmatch
+import json
+
+from absl import flags
+
+from nfnet_jax.experiments import cli, errors
+
+flags.declare_key_flag('json')
+
+
+def main(pattern: str) -> None:
+  from nfnet_jax.models import registry
+
+  names = fnmatch.filter(registry.list_models(), pattern)
+  if not names:
+    known = ', '.join(registry.list_models())
+    raise errors.InputError(f"No model matches '{pattern}'; known: {known}.")
+  if cli.JSON.value:
+    print(json.dumps({row['name']: row for row in _rows(names)}))
+    return
+  print(
+    f'{"model":<26}{"parameters":>13}{"G mult-adds":>13}{"train":>7}{"test":>6}'
+    '  reported top-1'
+  )
+  for row in _rows(names):
+    reported = row['reported_top1'] and (
+      f'{row["reported_top1"]} % ({row["source"]})'
+    )
+    print(
+      f'{row["name"]:<26}{row["parameters"]:>13,}{row["macs"] / 1e9:>13.3f}'
+      f'{row["train_size"]:>7}{row["test_size"]:>6}  {reported or "-"}',
+      flush=True,
+    )
+
+
+def _rows(names: list[str]) -> Iterator[dict]:
+  import tqdm
+
+  with tqdm.tqdm(names, leave=False, disable=None) as progress:
+    for name in progress:
+      progress.set_description(name)
+      yield _row(name)
+
+
+def _row(name: str) -> dict:
+  import jax
+  import jax.numpy as jnp
+
+  from nfnet_jax.models import complexity, registry
+
+  model = registry.create(name)
+  spec = model.spec
+  image = jax.ShapeDtypeStruct(
+    (1, spec.test_size, spec.test_size, 3), jnp.float32
+  )
+  params, state = jax.eval_shape(
+    lambda key, images: model.init(key, images, False),
+    jax.random.key(0),
+    image,
+  )
+  logits = lambda p, s, images: model.apply(p, s, None, images, False)[0]
+  return {
+    'name': name,
+    'parameters': complexity.count_parameters(params),
+    'macs': complexity.count_macs(logits, params, state, image),
+    'train_size': spec.train_size,
+    'test_size': spec.test_size,
+    'reported_top1': spec.reported_top1,
+    'source': spec.source,
+  }
+
+
+if __name__ == '__main__':
+  cli.run(main, takes='PATTERN')
