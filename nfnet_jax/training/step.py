@@ -192,12 +192,13 @@ class Trainer:
     return ema.update_ema(average, values, self.ema_decay, step)
 
   def _mean(self, tree: Tree, reduce: Reduce) -> Tree:
-    devices = reduce(jnp.ones((), jnp.int32))
+    devices = reduce(jnp.ones(()))
 
     def divide(total: jax.Array) -> jax.Array:
-      # Counters, the same on every device, stay integers.
-      is_count = jnp.issubdtype(total.dtype, jnp.integer)
-      return total // devices if is_count else total / devices
+      if jnp.issubdtype(total.dtype, jnp.integer):
+        # A counter, the same on every device, stays an integer.
+        return total // devices.astype(total.dtype)
+      return total / devices
 
     return jax.tree.map(divide, reduce(tree))
 

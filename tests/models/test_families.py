@@ -121,8 +121,8 @@ def test_batch_norm_computes_statistics_in_float32():
 
   net = hk.transform_with_state(forward)
   x = jnp.bfloat16(16 + reference.random_images(64, 4, 4, 3))
-  params, state = net.init(None, x)
-  y, state = net.apply(params, state, None, x)
+  params, state = jax.jit(net.init)(None, x)
+  y, state = jax.jit(net.apply)(params, state, None, x)
   assert y.dtype == jnp.bfloat16
   exact = np.float64(x)
   for name, value in (
