@@ -90,7 +90,17 @@ def test_import_is_quick_and_leaves_tensorflow_alone():
   assert min(float(words[0]) for words in runs) < 2
 
 
-@pytest.mark.parametrize('door', ['train', 'evaluate'])
+@pytest.mark.parametrize(
+  'door',
+  [
+    'train',
+    'evaluate',
+    'prepare',
+    'show_batch',
+    'models',
+    'signal_propagation',
+  ],
+)
 def test_help_is_quick(door):
   command = [sys.executable, '-m', f'nfnet_jax.experiments.{door}', '--help']
   seconds = []
@@ -98,7 +108,7 @@ def test_help_is_quick(door):
     start = time.perf_counter()
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     seconds.append(time.perf_counter() - start)
-  assert '--workdir' in run.stdout
+  assert '  --' in run.stdout
   assert f'python -m nfnet_jax.experiments.{door} ' in run.stdout
   assert min(seconds) < 3
 

@@ -2,10 +2,19 @@
 
 import pathlib
 import re
+import shlex
 
 import pytest
 
-from nfnet_jax.experiments import assemble, cli, prepare, show_batch, train
+from nfnet_jax.experiments import (
+  assemble,
+  cli,
+  models,
+  prepare,
+  show_batch,
+  signal_propagation,
+  train,
+)
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 
@@ -30,6 +39,19 @@ def test_example_config_is_a_config(door, tmp_path):
   assert config.data.dataset == 'cifar10'
 
 
+def run_commands(door, text, doors):
+  """Runs the lines of a shell block; `doors`: name -> door, flags, options."""
+  lines = [shlex.split(line) for line in text.splitlines()]
+  names = [
+    module.removeprefix('nfnet_jax.experiments.') for _, _, module, *_ in lines
+  ]
+  assert names == list(doors)
+  for name, (_, _, _, *arguments) in zip(names, lines):
+    module, extra, options = doors[name]
+    result = door(module.main, *arguments, *extra, **options)
+    assert result[0] == 0, result
+
+
 def test_imagenet_commands_run(
   door, small_recipe, imagenet_tars, tmp_path, monkeypatch
 ):
@@ -38,19 +60,31 @@ def test_imagenet_commands_run(
   (tmp_path / 'tars').symlink_to(imagenet_tars)
   (text,) = [text for text in blocks('sh') if 'prepare imagenet2012' in text]
   less = [flag for flag in small_recipe[1:] if 'data_dir' not in flag]
-  extra = {'prepare': ['--partial'], 'show_batch': less, 'train': less}
-  doors = {'prepare': prepare, 'show_batch': show_batch, 'train': train}
-  run = []
-  for line in text.splitlines():
-    _, _, module, *arguments = line.split()
-    name = module.removeprefix('nfnet_jax.experiments.')
-    takes = 'DATASET' if name == 'prepare' else ''
-    result = door(doors[name].main, *arguments, *extra[name], takes=takes)
-    assert result[0] == 0, result
-    run.append(name)
-  assert run == list(doors)
+  run_commands(
+    door,
+    text,
+    {
+      'prepare': (prepare, ['--partial'], {'takes': 'DATASET'}),
+      'show_batch': (show_batch, less, {}),
+      'train': (train, less, {}),
+    },
+  )
   for path in ('sheets/train.png', 'runs/f0/curves.png'):
     assert (tmp_path / path).is_file()
+
+
+def test_model_commands_run(door, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (text,) = [text for text in blocks('sh') if 'experiments.models' in text]
+  run_commands(
+    door,
+    text,
+    {
+      'models': (models, [], {'takes': 'PATTERN'}),
+      'signal_propagation': (signal_propagation, [], {'on_a_run': True}),
+    },
+  )
+  assert (tmp_path / 'plots' / 'nf_resnet50.png').is_file()
 
 
 def test_pictures_are_there():

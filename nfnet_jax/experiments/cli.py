@@ -33,6 +33,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
+OUT = flags.DEFINE_string('out', '.', 'Folder for tables and pictures.')
+DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, "Folder of datasets; TFDS's own by default."
+)
 
 
 def run(
@@ -97,6 +101,18 @@ def get_config() -> ml_collections.ConfigDict:
       f'Give an experiment: --config=NAME. Known: {", ".join(config_names())}.'
     )
   return _CONFIG.value
+
+
+def get_out() -> pathlib.Path:
+  """Returns the folder of `--out`, which is made.
+
+  Raises:
+    errors.InputError: if it cannot be made.
+  """
+  out = pathlib.Path(OUT.value)
+  with errors.as_input_error(OSError):
+    out.mkdir(parents=True, exist_ok=True)
+  return out
 
 
 def has_workdir() -> bool:

@@ -11,9 +11,7 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-_DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, "Folder for datasets; TFDS's own by default."
-)
+flags.declare_key_flag('data_dir')
 _MANUAL_DIR = flags.DEFINE_string(
   'manual_dir', None, 'Folder of the files that a person must fetch.'
 )
@@ -28,7 +26,7 @@ def main(name: str) -> None:
   with errors.as_input_error():
     source = prepare.prepare(
       name,
-      data_dir=_DATA_DIR.value,
+      data_dir=cli.DATA_DIR.value,
       manual_dir=_MANUAL_DIR.value,
       partial=_PARTIAL.value,
     )

@@ -12,11 +12,10 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli
 
-for _name in ('config', 'list_configs'):
+for _name in ('config', 'list_configs', 'out'):
   flags.declare_key_flag(_name)
-_OUT = flags.DEFINE_string('out', '.', 'Folder for the pictures.')
 _IMAGES = flags.DEFINE_integer(
   'images', 32, 'Images on a sheet.', lower_bound=4
 )
@@ -38,9 +37,7 @@ def main() -> None:
   train = next(experiment.train_batches(0, cli.say))
   evaluation = next(experiment.eval_batches(cli.say))
   kept = evaluation['mask'] > 0
-  out = pathlib.Path(_OUT.value)
-  with errors.as_input_error(OSError):
-    out.mkdir(parents=True, exist_ok=True)
+  out = cli.get_out()
   for name, images, titles in (
     ('train', train['image'], _titles(train, names)),
     (

@@ -22,17 +22,15 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('config', 'workdir'):
+for _name in ('config', 'workdir', 'out', 'data_dir'):
   flags.declare_key_flag(_name)
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model.')
-_OUT = flags.DEFINE_string('out', '.', 'Folder for the table and the plot.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images.', lower_bound=1)
 _SIZE = flags.DEFINE_integer(
   'size', None, "Pixels a side; by default the model's test size."
 )
 _DATASET = flags.DEFINE_string('dataset', None, 'Images in place of noise.')
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split of the dataset.')
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of datasets.')
 
 COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
@@ -41,9 +39,7 @@ def main() -> None:
   name, model, params, state = _network()
   size = _SIZE.value or model.spec.test_size
   rows = measure(model, params, state, _images(size))
-  out = pathlib.Path(_OUT.value)
-  with errors.as_input_error(OSError):
-    out.mkdir(parents=True, exist_ok=True)
+  out = cli.get_out()
   table, picture = out / f'{name}.csv', out / f'{name}.png'
   with table.open('w', newline='') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
@@ -136,7 +132,7 @@ def _images(size: int):
   from nfnet_jax.training import step
 
   with errors.as_input_error():
-    source = sources.load(_DATASET.value, _DATA_DIR.value)
+    source = sources.load(_DATASET.value, cli.DATA_DIR.value)
     batches = pipeline.eval_batches(
       source, _SPLIT.value, batch_size=_BATCH.value, image_size=size
     )
@@ -162,6 +158,7 @@ def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
   ):
     axis.plot(blocks, [row[column] for row in rows], 'o-', ms=3, label=name)
     axis.set(title=title, xlabel='block')
+    axis.xaxis.get_major_locator().set_params(integer=True)
   if rows[0]['expected_var'] is not None:
     expected = [row['expected_var'] for row in rows]
     axes[1].plot(blocks, expected, 'k--', lw=1, label='expected')

@@ -38,7 +38,9 @@ slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
     slow('nfnet_pico_bn', ['--config.optimizer.clip_by=global_norm']),
   ],
 )
-def test_family_trains_resumes_and_evaluates(door, small, tmp_path, name, flags):
+def test_family_trains_resumes_and_evaluates(
+  door, small, tmp_path, name, flags
+):
   flags = [*small, f'--config.model.name={name}', *flags]
   whole, parts = (f'--workdir={tmp_path / run}' for run in ('whole', 'parts'))
   code, out, err = door(train.main, *flags, whole, '--json')
@@ -169,8 +171,8 @@ def test_signal_propagation(door, tmp_path):
       on_a_run=True,
     )
     assert code == 0, err
-    table, picture = out.split()
-    assert picture == f'{tmp_path}/new/{name}.png'
+    paths = [f'{tmp_path}/new/{name}.{kind}' for kind in ('csv', 'png')]
+    assert out.split() == paths
     rows = read_table(tmp_path / 'new' / f'{name}.csv')
     assert [round(float(row['expected_var']), 2) for row in rows] == expected
     # Few channels on small images: roughly.

@@ -46,8 +46,14 @@ def test_recipe(name):
   assert data.shards == 128
   assert resolved.optimizer.to_dict() == {
     'learning_rate': 1.6,
+    'base_rate': 0.1,
     'warmup': '5 epochs',
+    'final_learning_rate': 0.0,
+    'decay_every': None,
+    'decay_factor': 0.97,
     'momentum': 0.9,
+    'nesterov': True,
+    'rms_decay': None,
     'weight_decay': 2e-5,
     'clipping': 0.01,
     'clip_by': 'unit',
