@@ -120,6 +120,11 @@ def test_unknown_rung_is_refused(rung):
     ladder.get_config(rung)
 
 
+def test_unknown_variant_is_refused():
+  with pytest.raises(ValueError, match='b9. is no variant; give one of: b0, '):
+    nf_regnet.get_config('b9')
+
+
 @pytest.mark.parametrize(
   ('name', 'setting', 'value'),
   [

@@ -25,6 +25,10 @@ _WEIGHT_DECAY = {
 
 def get_config(variant: str = 'b0') -> ml_collections.ConfigDict:
   """Returns the configuration."""
+  if variant not in _WEIGHT_DECAY:
+    raise ValueError(
+      f"'{variant}' is no variant; give one of: {', '.join(_WEIGHT_DECAY)}"
+    )
   config = f0.get_config()
   config.model.name = f'nf_regnet_{variant}'
   config.model.stochdepth_rate = 0.1
