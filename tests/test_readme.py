@@ -80,7 +80,7 @@ def test_model_commands_run(door, tmp_path, monkeypatch):
     door,
     text,
     {
-      'models': (models, [], {'takes': 'PATTERN'}),
+      'models': (models, [], {'takes': '[PATTERN]'}),
       'signal_propagation': (signal_propagation, [], {'on_a_run': True}),
     },
   )

@@ -53,7 +53,7 @@ def run(
     argv: the command line; the process's own by default.
     on_a_run: whether `--config` defaults to that of the run in `--workdir`.
     takes: name of the one argument that stands without a flag and that `main`
-      gets; '' for none.
+      gets, in brackets if it may be left out; '' for none.
   """
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
@@ -64,7 +64,7 @@ def run(
       return 0
     try:
       arguments = unparsed[1:]
-      if takes and not arguments:
+      if takes and not arguments and not takes.startswith('['):
         raise errors.InputError(f'Say which: {takes} is missing.')
       if unexpected := arguments[bool(takes) :]:
         raise errors.InputError(f"Unexpected argument '{unexpected[0]}'.")

@@ -2,9 +2,9 @@
 
   python -m nfnet_jax.experiments.models 'nfnet_f?'
 
-lists the models whose names match; all of them take minutes, for every network
-is built (not run) to be counted. Multiply-adds are those of one image at the
-test size. `--json` prints one object, name -> row.
+lists the models whose names match. Without a pattern it lists all, in minutes:
+every network is built (not run) to be counted. Multiply-adds are those of one
+image at the test size. `--json` prints one object, name -> row.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from nfnet_jax.experiments import cli, errors
 flags.declare_key_flag('json')
 
 
-def main(pattern: str) -> None:
+def main(pattern: str = '*') -> None:
   from nfnet_jax.models import registry
 
   names = fnmatch.filter(registry.list_models(), pattern)
@@ -81,4 +81,4 @@ def _row(name: str) -> dict:
 
 
 if __name__ == '__main__':
-  cli.run(main, takes='PATTERN')
+  cli.run(main, takes='[PATTERN]')

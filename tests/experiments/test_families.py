@@ -22,6 +22,7 @@ from nfnet_jax.experiments.configs import (
   nf_regnet,
   resnet,
 )
+from nfnet_jax.models import registry
 
 slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
 
@@ -142,18 +143,26 @@ def test_option_that_a_family_lacks_is_refused(name, setting, value):
     resolved(config)
 
 
+def test_table_of_models_without_a_pattern_is_whole(door, monkeypatch):
+  names = ['nfnet_pico', 'senet_pico']
+  monkeypatch.setattr(registry, 'list_models', lambda: names)
+  code, out, _ = door(models.main, takes='[PATTERN]')
+  assert code == 0
+  assert [line.split()[0] for line in out.splitlines()] == ['model', *names]
+
+
 def test_table_of_models(door):
-  code, out, _ = door(models.main, '*_pico', takes='PATTERN')
+  code, out, _ = door(models.main, '*_pico', takes='[PATTERN]')
   assert code == 0
   lines = out.splitlines()
   assert lines[0].split()[:2] == ['model', 'parameters']
   assert len(lines) >= 6
-  code, out, _ = door(models.main, 'resnet50', '--json', takes='PATTERN')
+  code, out, _ = door(models.main, 'resnet50', '--json', takes='[PATTERN]')
   row = json.loads(out)['resnet50']
   assert row['parameters'] == 25_557_032
   assert row['reported_top1'] == 78.6
   assert row['macs'] == pytest.approx(4.09e9, rel=0.01)
-  code, _, err = door(models.main, 'vgg*', takes='PATTERN')
+  code, _, err = door(models.main, 'vgg*', takes='[PATTERN]')
   assert code == 2
   assert "No model matches 'vgg*'; known: nfnet_f0, " in err
 
