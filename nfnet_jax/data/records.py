@@ -48,6 +48,8 @@ def shard_stream(
   open_files = max(1, min(16, _OPEN_FILES // shards))
 
   def epoch(index: tf.Tensor) -> tf.data.Dataset:
+    # In this graph; `shuffle` would mix a program's global seed with ours.
+    tf.compat.v1.set_random_seed(None)
     seeds = tf.random.stateless_uniform(
       [2],
       (seed, index * shards + shard),

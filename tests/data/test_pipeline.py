@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnet_jax.data import examples, pipeline, preprocess, sources
@@ -131,6 +132,16 @@ def test_seed_changes_order_and_augmentation(spec):
 
 def test_the_same_seed_gives_the_same_batches(spec):
   assert_same(take(spec, 10), take(spec, 10))
+
+
+def test_a_global_seed_changes_nothing(spec):
+  batches = take(spec, 4)
+  try:
+    for seed in (0, 1):
+      tf.random.set_seed(seed)
+      assert_same(take(spec, 4), batches)
+  finally:
+    tf.random.set_seed(None)
 
 
 def test_augmentation_differs_between_epochs_and_positions(digits):
