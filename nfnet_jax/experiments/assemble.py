@@ -14,7 +14,7 @@ import optax
 import nfnet_jax
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import errors
-from nfnet_jax.models import complexity, registry
+from nfnet_jax.models import complexity, layers, registry
 from nfnet_jax.optim import groups, recipe
 from nfnet_jax.training import loop, parallel
 from nfnet_jax.training import state as state_lib
@@ -62,7 +62,8 @@ def model_options(
   """Returns the options of a model's module that a configuration sets.
 
   Raises:
-    errors.InputError: if the model's family has no such option.
+    errors.InputError: if the model's family has no such option, or there is no
+      such activation.
   """
   options = {name: value for name, value in model.items() if value is not None}
   del options['name']
@@ -76,6 +77,9 @@ def model_options(
       raise errors.InputError(
         f"model.{setting} is no option of '{model.name}'; leave it out."
       )
+  if 'activation' in options:
+    with errors.as_input_error():
+      layers.scaled_activation(options['activation'])
   return options
 
 

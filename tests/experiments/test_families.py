@@ -50,8 +50,7 @@ def test_family_trains_resumes_and_evaluates(
   assert np.isfinite(trained['loss'])
   code, out, _ = door(evaluate.main, whole, '--json', on_a_run=True)
   assert json.loads(out) == trained
-  # Half of it, as if it had been all: a run may be made longer no more, so the
-  # state is that of step 3, and the rest is the same.
+  # From the checkpoint of step 3 on, in a workdir that holds no more.
   (tmp_path / 'parts').mkdir()
   checkpoints = tmp_path / 'parts' / 'checkpoints'
   checkpoints.mkdir()
@@ -140,6 +139,13 @@ def test_option_that_a_family_lacks_is_refused(name, setting, value):
   config.model.name = name
   config.model[setting] = value
   with pytest.raises(errors.InputError, match=f'model.{setting} is no option'):
+    resolved(config)
+
+
+def test_unknown_activation_is_refused():
+  config = f0.get_config()
+  config.model.activation = 'rellu'
+  with pytest.raises(errors.InputError, match='rellu'):
     resolved(config)
 
 
