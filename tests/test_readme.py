@@ -36,7 +36,7 @@ def test_example_config_is_a_config(door, tmp_path):
   result = door(lambda: seen.append(cli.get_config()), f'--config={path}')
   assert result[0] == 0, result
   config = assemble.resolve_and_check(seen[0])
-  assert config.data.dataset == 'cifar10'
+  assert config.dataset == 'cifar10'
 
 
 def run_commands(door, text, doors):

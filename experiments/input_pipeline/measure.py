@@ -191,7 +191,7 @@ def train(data_dir: str) -> list[str]:
       '--config=f0',
       f'--workdir={workdir}',
       f'--config.run.data_dir={data_dir}',
-      '--config.data.dataset=photos',
+      '--config.dataset=photos',
       '--config.data.eval_split=train[:32]',
       '--config.model.name=nfnet_nano',
       f'--config.data.image_size={SIZE}',

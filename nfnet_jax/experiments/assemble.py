@@ -105,7 +105,7 @@ class Experiment:
     from nfnet_jax.data import sources
 
     with errors.as_input_error():
-      source = sources.load(config.data.dataset, config.run.data_dir)
+      source = sources.load(config.dataset, config.run.data_dir)
       for name, least in (
         ('train_split', config.data.shards),
         ('eval_split', 1),
@@ -278,7 +278,7 @@ class Experiment:
         f'model      {config.model.name}: '
         f'{complexity.count_parameters(params):,} parameters, '
         f'{macs / 1e9:.3g} G multiply-adds at {size} px',
-        f'data       {config.data.dataset}: {self.units.examples:,} images, '
+        f'data       {config.dataset}: {self.units.examples:,} images, '
         f'{self.source.num_classes} classes, {config.data.shards} shards',
         f'images     {_images(config.data)}',
         f'run        {total:,} steps of {config.batch_size} '

@@ -36,6 +36,7 @@ def base() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
       'seed': 0,
+      'dataset': 'imagenet2012',
       'batch_size': 4096,
       'train_for': '360 epochs',
       'compute_dtype': 'auto',
@@ -66,7 +67,6 @@ def base() -> ml_collections.ConfigDict:
         'trust_coefficient': config_dict.placeholder(float),
       },
       'data': {
-        'dataset': 'imagenet2012',
         'train_split': 'train',
         'eval_split': 'validation',
         'image_size': config_dict.placeholder(int),

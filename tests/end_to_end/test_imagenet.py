@@ -89,7 +89,7 @@ def test_images_in_a_folder_are_learnt(door, tmp_path):
     train.main,
     '--config=f0',
     '--config.model.name=nfnet_pico',
-    f'--config.data.dataset={tmp_path}/photos',
+    f'--config.dataset={tmp_path}/photos',
     '--config.data.eval_split=test',
     '--config.data.shards=8',
     '--config.batch_size=16',

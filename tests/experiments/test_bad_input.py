@@ -89,7 +89,7 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
       'data.shift 33 is more than the image of 32 pixels',
     ),
     (
-      ['--config=digits', '--config.data.dataset=mnist:9.9.9'],
+      ['--config=digits', '--config.dataset=mnist:9.9.9'],
       "TFDS knows no dataset 'mnist:9.9.9', or not in that version",
     ),
     (
@@ -109,11 +109,11 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
       "'soon' is not a duration",
     ),
     (
-      ['--config=digits', '--config.data.dataset=cifar10'],
+      ['--config=digits', '--config.dataset=cifar10'],
       "Dataset 'cifar10' is not prepared under",
     ),
     (
-      ['--config=digits', '--config.data.dataset=digitz'],
+      ['--config=digits', '--config.dataset=digitz'],
       "TFDS knows no dataset 'digitz'",
     ),
     (

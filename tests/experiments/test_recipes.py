@@ -40,7 +40,7 @@ def test_recipe(name):
   assert data.cutmix
   assert (data.partners, data.crop, data.flip) == ('fresh', 'distorted', True)
   assert (data.eval_crop, data.eval_margin) == ('squash', 32)
-  assert data.dataset == 'imagenet2012'
+  assert resolved.dataset == 'imagenet2012'
   assert (data.train_split, data.eval_split) == ('train', 'validation')
   assert (resolved.batch_size, resolved.train_for) == (4096, '360 epochs')
   assert data.shards == 128

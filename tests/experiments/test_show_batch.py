@@ -32,7 +32,7 @@ def test_titles_name_classes_with_their_shares():
 @pytest.mark.parametrize(
   ('flag', 'said'),
   [
-    ('--config.data.dataset=no_such', 'TFDS knows no dataset'),
+    ('--config.dataset=no_such', 'TFDS knows no dataset'),
     ('--images=2', 'images'),
   ],
 )

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.ema_decay = 0.99
   config.model.name = 'nfnet_nano'
   config.optimizer.learning_rate = 0.1
-  config.data.dataset = 'digits'
+  config.dataset = 'digits'
   config.data.eval_split = 'test'
   config.data.shards = 8
   config.data.crop = 'whole'
