@@ -1,0 +1,1 @@
+"""Reading and writing weights: published, of timm, of this project."""
