@@ -7,6 +7,7 @@ released. Images and activations are NHWC, kernels HWIO.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 
 import haiku as hk
 import jax
@@ -23,6 +24,7 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'celu': (jax.nn.celu, 1.2709268332),
   'elu': (jax.nn.elu, 1.2716004848),
   'gelu': (jax.nn.gelu, 1.7015043497),  # The tanh approximation.
+  'gelu_erf': (functools.partial(jax.nn.gelu, approximate=False), 1.7015043497),
   'glu': (jax.nn.glu, 1.8484294415),  # Halves the channels.
   'identity': (lambda x: x, 1.0),
   'leaky_relu': (jax.nn.leaky_relu, 1.7059034109),
@@ -111,6 +113,21 @@ def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
   return (w - mean) * scale
 
 
+def standardize_as_timm(
+  w: jax.Array, gain: jax.Array, eps: float = 1e-5
+) -> jax.Array:
+  """Does what `standardize` does as timm's `dm_nfnet_*` do it.
+
+  Returns:
+    `gain * (w - mean) / sqrt(fan_in * (var + eps))`: eps is added to the
+    variance of every kernel, and shrinks them all a little.
+  """
+  axes = tuple(range(w.ndim - 1))
+  fan_in = w.size // w.shape[-1]
+  scale = gain * lax.rsqrt((jnp.var(w, axes) + eps) * fan_in)
+  return (w - jnp.mean(w, axes)) * scale
+
+
 class ScaledWSConv2D(hk.Module):
   """Convolution with scaled weight standardisation, a gain and a bias.
 
@@ -125,6 +142,7 @@ class ScaledWSConv2D(hk.Module):
     kernel_size: int,
     stride: int = 1,
     groups: int = 1,
+    standardize: Callable[[jax.Array, jax.Array], jax.Array] = standardize,
     name: str | None = None,
   ):
     super().__init__(name=name)
@@ -132,6 +150,7 @@ class ScaledWSConv2D(hk.Module):
     self.kernel_size = kernel_size
     self.stride = stride
     self.groups = groups
+    self.standardize = standardize
 
   def __call__(self, x: jax.Array) -> jax.Array:
     units = self.output_channels
@@ -142,7 +161,7 @@ class ScaledWSConv2D(hk.Module):
     bias = hk.get_parameter('bias', (units,), x.dtype, init=jnp.zeros)
     y = lax.conv_general_dilated(
       x,
-      standardize(w, gain),
+      self.standardize(w, gain),
       window_strides=(self.stride, self.stride),
       padding='SAME',
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
