@@ -40,8 +40,8 @@ _SMALL = {
   'data.image_size': 32,
   'data.eval_size': 32,
   'data.shards': 8,
-  # As ResNets are pre-trained. AGC would also hold skip gains, which begin at 0,
-  # to steps so small that no branch opens in this time.
+  # As ResNets are pre-trained. AGC would also hold skip gains, which begin at
+  # 0, to steps so small that no branch opens in this time.
   'optimizer.clipping': 0.0,
 }
 _PRETRAIN = {
