@@ -31,7 +31,8 @@ def base() -> ml_collections.ConfigDict:
 
   None stands for a value that `resolve` derives, or for a part left out:
   `optimizer.decay_every` takes stairs in place of the cosine, `rms_decay` makes
-  SGD RMSProp, and a model's options are its family's own.
+  SGD RMSProp, and a model's options are its family's own. A `clipping` of 0
+  leaves out AGC, a `sam_rho` of 0 sharpness-aware minimisation.
   """
   return ml_collections.ConfigDict(
     {

@@ -58,10 +58,27 @@ def test_recipe(name):
     'clipping': 0.01,
     'clip_by': 'unit',
     'trust_coefficient': None,
+    'sam_rho': 0.0,
+    'sam_share': 0.2,
   }
   assert resolved.label_smoothing == 0.1
   assert resolved.ema_decay == 0.99999
   assert resolved.model.stochdepth_rate == 0.25
+
+
+@pytest.mark.parametrize(
+  ('name', 'top1', 'step_ms'), [('f5', 86.3, 1958.0), ('f6', 86.5, 2774.1)]
+)
+def test_recipe_with_sam(name, top1, step_ms):
+  expected = assemble.resolve_and_check(load(name)).to_dict()
+  expected['optimizer'] |= {'sam_rho': 0.05, 'sam_share': 0.2}
+  resolved = assemble.resolve_and_check(load(f'{name}_sam'))
+  assert resolved.to_dict() == expected
+  docstring = cli.config_path(f'{name}_sam').read_text()
+  assert f'--config={name}_sam ' in docstring
+  assert f'{top1} % top-1' in docstring
+  hours = round(112_602 * step_ms / 1000 / 3600)
+  assert f'{hours} hours' in ' '.join(docstring.split())
 
 
 def test_published_length():

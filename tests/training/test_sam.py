@@ -1,5 +1,6 @@
 """SAM: the step against its definition, and what it must not touch."""
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import optax
 import pytest
 
 import nfnet_jax
-from nfnet_jax.optim import paths
+from nfnet_jax.models import batch_norm, layers, registry
 from nfnet_jax.training import diagnosis, parallel, sam, state, step
 from tests.training import test_loop
 
@@ -16,10 +17,11 @@ EACH = 10  # Examples a device.
 # Of ten examples, by hand.
 CHOSEN = {0.04: [0], 0.2: [0, 5], 0.3: [0, 3, 6], 1.0: list(range(10))}
 RATE, DECAY, SMOOTHING = 0.3, 0.2, 0.1
+HURRY = {'xla_backend_optimization_level': 0}
 
 
 def make_trainer(devices=1, **changes):
-  """A linear classifier under SGD with weight decay; steep, so that rho acts."""
+  """A linear classifier under SGD with weight decay."""
   return step.Trainer(
     **{
       'model': test_loop.make_trainer().model,
@@ -52,32 +54,31 @@ def make_batch(devices=1, size=SIZE, classes=CLASSES):
 
 
 def make_state(trainer, size=SIZE):
-  """A state whose parameters are all off zero."""
+  """A state without zeros, which would keep gradients from passing."""
   fresh = state.create_state(
     trainer.model, trainer.optimizer, seed=1, image_size=size
   )
-  nudge = lambda path, p: p + 0.5 * (not path.endswith('/w'))
-  params = paths.map_named(nudge, fresh.params)
-  return jax.device_get(fresh._replace(params=params))
+  rng = np.random.default_rng(2)
+  nudge = lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32)
+  return jax.device_get(
+    fresh._replace(params=jax.tree.map(nudge, fresh.params))
+  )
 
 
 def take_step(trainer, batch, devices=1, size=SIZE):
   split = parallel.DataParallel(jax.local_devices()[:devices])
+  initial = split.replicate(make_state(trainer, size))
+  placed = split.split(batch)
   compiled = (
-    split.train_step(trainer.train_step)
-    .lower(split.replicate(make_state(trainer, size)), split.split(batch))
-    .compile({'xla_backend_optimization_level': 0})
+    split.train_step(trainer.train_step).lower(initial, placed).compile(HURRY)
   )
-  final, metrics = compiled(
-    split.replicate(make_state(trainer, size)), split.split(batch)
-  )
-  return jax.device_get(final), jax.device_get(metrics)
+  return jax.device_get(compiled(initial, placed))
 
 
 def change(batch, chosen, name, value):
   """Overwrites examples of one device's batch."""
   changed = batch[name].copy()
-  changed[chosen] = value
+  changed[chosen] = np.broadcast_to(value, changed.shape)[chosen]
   return {**batch, name: changed}
 
 
@@ -182,7 +183,12 @@ def test_only_the_part_moves_the_weights_uphill():
   expected = uphill(batch)
   assert distance(expected, initial.params) == pytest.approx(0.4, rel=1e-4)
   others = [i for i in range(EACH) if i not in CHOSEN[0.2]]
-  for name, value in (('label', 3), ('weight', 0), ('image', np.nan)):
+  changes = {
+    'label': (batch['label'] + 1) % CLASSES,
+    'weight': 0.0,
+    'image': np.nan,
+  }
+  for name, value in changes.items():
     assert_same(uphill(change(batch, others, name, value)), expected)
     for example in CHOSEN[0.2]:
       moved = uphill(change(batch, [example], name, value))
@@ -229,100 +235,131 @@ def test_a_gradient_that_is_not_finite_stays_visible(bad):
   assert not np.isfinite(sam.ascend(grads, grads, 0.05)['a'][1])
 
 
-class TestNetwork:
-  """NFNet-pico: depth and features drop at random, clipping and momentum."""
+def test_bfloat16_computes_low_and_keeps_high():
+  low = make_trainer(sam_rho=0.4, compute_dtype=jnp.dtype('bfloat16'))
+  initial, batch = make_state(low), make_batch()
+  uphill = low.uphill(initial, batch).params
+  assert {p.dtype.name for p in jax.tree.leaves(uphill)} == {'float32'}
+  assert distance(uphill, initial.params) == pytest.approx(0.4, rel=1e-5)
+  high = make_trainer(sam_rho=0.4)
+  error = distance(uphill, high.uphill(initial, batch).params)
+  assert 0 < error < 0.02 * 0.4
+  final, metrics = take_step(low, batch)
+  expected, expected_metrics = take_step(high, batch)
+  assert metrics['applied'] == 1
+  loss = expected_metrics['loss']
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=0.02)
+  moved = distance(expected.params, initial.params)
+  assert distance(final.params, expected.params) < 0.02 * moved
 
-  SIZE = 32
 
-  def make_trainer(self, name='nfnet_pico', **changes):
-    changes = {'sam_rho': 0.2, 'sam_share': 0.3, 'seed': 7, **changes}
-    return make_trainer(
-      model=nfnet_jax.create(
-        name, num_classes=CLASSES, stochdepth_rate=0.5, dropout_rate=0.5
+def make_model(make_middle):
+  """Two linear layers; in between `middle` maps `[N, 1, 1, 8]` to the same."""
+
+  def make():
+    first, middle, last = hk.Linear(8), make_middle(), hk.Linear(CLASSES)
+
+    def forward(images, is_training, positions=None):
+      x = first(jnp.mean(images, (1, 2)))[:, None, None]
+      return last(middle(x, is_training, positions)[:, 0, 0])
+
+    return forward, (forward, forward)
+
+  net = hk.multi_transform_with_state(make)
+  return registry.Model(net.init, *net.apply, spec=None)
+
+
+def make_normalised_model():
+  def make_middle():
+    norm = batch_norm.BatchNorm()
+    return lambda x, is_training, _: norm(x, is_training)
+
+  return make_model(make_middle)
+
+
+def make_noisy_model():
+  def middle(x, is_training, positions):
+    if not is_training:
+      return x
+    x = layers.stochastic_depth(x, 0.4, hk.next_rng_key(), positions)
+    return layers.dropout(x, 0.4, hk.next_rng_key(), positions)
+
+  return make_model(lambda: middle)
+
+
+def test_running_statistics_are_those_of_the_descent():
+  trainer = make_trainer(
+    model=make_normalised_model(), sam_rho=0.4, sam_share=0.5
+  )
+  initial, batch = make_state(trainer), make_batch()
+  final, _ = take_step(trainer, batch)
+  x = np.mean(step.normalize(batch['image']), (1, 2))
+  mean = lambda params, x: np.mean(
+    x @ params['linear']['w'] + params['linear']['b'], axis=0
+  )
+  statistics = final.model_state['batch_norm/~/mean_ema']
+  average, counter = np.squeeze(statistics['average']), statistics['counter']
+  uphill = trainer.uphill(initial, batch).params
+  np.testing.assert_allclose(average, mean(uphill, x), rtol=1e-4, atol=1e-5)
+  assert counter == 1
+  # Neither where the step started, nor of the part.
+  assert distance(average, mean(initial.params, x)) > 0.01
+  assert distance(average, mean(uphill, x[::2])) > 0.01
+
+
+@pytest.mark.parametrize(
+  'make_model',
+  [
+    make_noisy_model,
+    pytest.param(
+      lambda: nfnet_jax.create(
+        'nfnet_pico', CLASSES, stochdepth_rate=0.5, dropout_rate=0.5
       ),
-      optimizer=nfnet_jax.nfnet_sgd(RATE, weight_decay=DECAY),
-      **changes,
-    )
+      marks=pytest.mark.slow,
+      id='nfnet_pico',
+    ),
+  ],
+)
+def test_examples_draw_alike_in_both_passes(make_model):
+  """The whole step with the paper's optimiser, against plain JAX."""
+  model = make_model()
+  trainer = make_trainer(
+    model=model,
+    optimizer=nfnet_jax.nfnet_sgd(RATE, weight_decay=DECAY),
+    seed=7,
+    sam_rho=0.2,
+    sam_share=0.3,
+  )
+  batch = make_batch(size=32)
+  # Positions as of the last of several devices.
+  batch['position'] += 30
+  initial = make_state(trainer, 32)
+  image = batch['image'] / 255 - np.float32([0.485, 0.456, 0.406])
+  image /= np.float32([0.229, 0.224, 0.225])
+  one_hot = np.eye(CLASSES)[batch['label']] * 0.9 + 0.1 / CLASSES
+  target = (one_hot * batch['weight'][..., None]).sum(1)
+  key = jax.random.fold_in(jax.random.key(7), 0)
 
-  def make_batch(self):
-    # Positions as of the last of several devices.
-    batch = make_batch(size=self.SIZE)
-    return {**batch, 'position': batch['position'] + 30}
+  @jax.value_and_grad
+  def gradient(params, chosen):
+    position = batch['position'][chosen]
+    logits, _ = model.apply(params, {}, key, image[chosen], True, position)
+    losses = -jnp.sum(target[chosen] * jax.nn.log_softmax(logits), 1)
+    return jnp.sum(losses) / EACH
 
-  def reference(self, trainer, initial, batch):
-    """Returns the weights uphill, and the descent's gradient and statistics."""
-    key = jax.random.fold_in(jax.random.key(7), 0)
-    image = batch['image'] / 255 - np.array([0.485, 0.456, 0.406])
-    image = jnp.asarray(image / [0.229, 0.224, 0.225], jnp.float32)
-    one_hot = np.eye(CLASSES)[batch['label']] * 0.9 + 0.1 / CLASSES
-    target = (one_hot * batch['weight'][..., None]).sum(1)
-
-    @jax.value_and_grad
-    def gradient(params, chosen):
-      logits, _ = trainer.model.apply(
-        params,
-        initial.model_state,
-        key,
-        image[chosen],
-        True,
-        batch['position'][chosen],
-      )
-      losses = -jnp.sum(target[chosen] * jax.nn.log_softmax(logits), 1)
-      return jnp.sum(losses) / trainer.global_batch
-
-    _, up = gradient(initial.params, np.array(CHOSEN[0.3]))
-    length = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(up)))
-    uphill = jax.tree.map(lambda p, g: p + 0.2 * g / length, initial.params, up)
+  def reference(params):
+    _, up = gradient(params, np.array(CHOSEN[0.3]))
+    length = sum(jnp.sum(g**2) for g in jax.tree.leaves(up)) ** 0.5
+    uphill = jax.tree.map(lambda p, g: p + 0.2 * g / length, params, up)
     loss, down = gradient(uphill, np.arange(EACH))
-    return uphill, loss, down
+    return loss, trainer.optimizer.update(down, initial.opt_state, params)[0]
 
-  def test_step(self):
-    trainer, batch = self.make_trainer(), self.make_batch()
-    initial = make_state(trainer, self.SIZE)
-    _, loss, down = self.reference(trainer, initial, batch)
-    updates, _ = trainer.optimizer.update(
-      down, initial.opt_state, initial.params
-    )
-    final, metrics = take_step(trainer, batch, size=self.SIZE)
-    np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
-    # To a thousandth of the update.
-    moved = optax.tree.sub(final.params, initial.params)
-    assert distance(moved, updates) < 1e-3 * optax.tree.norm(updates)
-
-  def test_bfloat16(self):
-    """The passes are low, the way uphill is as long as asked."""
-    trainer = self.make_trainer(compute_dtype=jnp.dtype('bfloat16'))
-    batch = self.make_batch()
-    initial = make_state(trainer, self.SIZE)
-    uphill = jax.jit(trainer.uphill)(initial, batch).params
-    assert {p.dtype.name for p in jax.tree.leaves(uphill)} == {'float32'}
-    length = distance(uphill, initial.params)
-    assert length == pytest.approx(0.2, rel=1e-4)
-    expected, _, _ = self.reference(trainer, initial, batch)
-    assert distance(uphill, expected) < 0.1 * 0.2
-    final, metrics = take_step(trainer, batch, size=self.SIZE)
-    assert metrics['applied'] == 1
-    assert jax.tree.map(lambda x: x.dtype, final) == jax.tree.map(
-      lambda x: x.dtype, initial
-    )
-
-  def test_running_statistics_are_those_of_the_descent(self):
-    trainer, batch = self.make_trainer('nfnet_pico_bn'), self.make_batch()
-    initial = make_state(trainer, self.SIZE)
-    final, _ = take_step(trainer, batch, size=self.SIZE)
-
-    @jax.jit
-    def statistics(params):
-      inputs = trainer.model_inputs(params, initial, batch)
-      return trainer.model.apply(*inputs)[1]
-
-    uphill = jax.jit(trainer.uphill)(initial, batch)
-    assert_same(uphill.model_state, initial.model_state)
-    expected = jax.device_get(statistics(uphill.params))
-    assert_close(final.model_state, expected, rtol=1e-3, atol=1e-3)
-    counters = {int(leaf['counter']) for leaf in final.model_state.values()}
-    assert counters == {1}
-    assert distance(statistics(initial.params), expected) > 0.1
+  compiled = jax.jit(reference).lower(initial.params).compile(HURRY)
+  loss, updates = compiled(initial.params)
+  final, metrics = take_step(trainer, batch, size=32)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
+  moved = optax.tree.sub(final.params, initial.params)
+  assert distance(moved, updates) < 1e-3 * optax.tree.norm(updates)
 
 
 def diagnose(trainer, batch):
