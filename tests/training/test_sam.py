@@ -1,5 +1,9 @@
 """SAM: the step against its definition, and what it must not touch."""
 
+import dataclasses
+import os
+import signal
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.models import batch_norm, layers, registry
-from nfnet_jax.training import diagnosis, parallel, sam, state, step
+from nfnet_jax.training import diagnosis, interrupt, parallel, sam, state, step
 from tests.training import test_loop
 
 CLASSES, SIZE = test_loop.CLASSES, test_loop.SIZE
@@ -360,6 +364,26 @@ def test_examples_draw_alike_in_both_passes(make_model):
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
   moved = optax.tree.sub(final.params, initial.params)
   assert distance(moved, updates) < 1e-3 * optax.tree.norm(updates)
+
+
+def test_interrupted_run_resumes_bit_for_bit(tmp_path):
+  def interrupted(first):
+    for batch in test_loop.train_batches(first):
+      if batch['step'] == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  trainer = test_loop.make_trainer()
+  trainer = dataclasses.replace(trainer, sam_rho=0.05)
+  whole = test_loop.Run(tmp_path / 'whole', trainer=trainer)
+  whole.go()
+  parts = {'workdir': tmp_path / 'parts', 'trainer': trainer}
+  with pytest.raises(interrupt.Interrupted):
+    test_loop.Run(**parts, train_batches=interrupted).go()
+  resumed = test_loop.Run(**parts)
+  resumed.go()
+  test_loop.assert_same_run(resumed, whole)
+  assert [row['step'] for row in whole.rows() if 'loss' in row][-1] == 12
 
 
 def diagnose(trainer, batch):
