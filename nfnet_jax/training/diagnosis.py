@@ -80,9 +80,9 @@ def _tensors(
     part = sam.sub_batch(batch, trainer.sam_share)
     ascent = _pass(trainer, state, part, order, reduce=lambda tree: tree)
     for name, value in ascent:
-      yield f"{name} (SAM's ascent)", value
+      yield f'{name} (SAM ascent)', value
   uphill = trainer.uphill(state, batch)
-  mark = " (SAM's descent)" if trainer.sam_rho else ''
+  mark = ' (SAM descent)' if trainer.sam_rho else ''
   for name, value in _pass(trainer, uphill, batch, order, reduce):
     yield name + mark, value
 
