@@ -29,7 +29,6 @@ STEPS = {
 # Network -> pixels a side, examples a device, rounds of timing.
 NETWORKS = {
   'nfnet_nano': (32, 64, 40),
-  'nfnet_f0': (64, 16, 10),
   'nfnet_f5': (416, 32, 0),  # As it is trained, on the paper's 128 cores.
 }
 COLUMNS = (

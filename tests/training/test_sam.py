@@ -207,9 +207,12 @@ def test_all_else_of_the_state_is_left_alone():
 
 
 def test_without_rho_the_step_is_the_plain_one_bit_for_bit():
-  batch = make_batch(8)
-  off = take_step(make_trainer(8, sam_rho=0.0, sam_share=0.7), batch, 8)
-  assert_same(off, take_step(make_trainer(8), batch, 8))
+  batch, off = make_batch(8), make_trainer(8, sam_rho=0.0, sam_share=0.7)
+  plain = take_step(make_trainer(8), batch, 8)
+  assert_same(take_step(off, batch, 8), plain)
+  # Nor is anything computed for it.
+  initial = make_state(off)
+  assert off.uphill(initial, batch) is initial
 
 
 def test_a_zero_gradient_moves_nothing_uphill():
