@@ -211,6 +211,8 @@ class Experiment:
       label_smoothing=config.label_smoothing,
       ema_decay=config.ema_decay,
       compute_dtype=jnp.dtype(config.compute_dtype),
+      sam_rho=optimizer.sam_rho,
+      sam_share=optimizer.sam_share,
     )
 
   def _schedule(self) -> optax.Schedule:
@@ -378,12 +380,14 @@ def _optimizer(optimizer: ml_collections.ConfigDict) -> str:
   """Says how gradients become updates."""
   clipping = f'clipping {optimizer.clipping:g} by {optimizer.clip_by}'
   trust = f'trust coefficient {optimizer.trust_coefficient}'
+  sam = f'SAM rho {optimizer.sam_rho:g} on {100 * optimizer.sam_share:g} %'
   parts = [
     'SGD' if optimizer.rms_decay is None else 'RMSProp',
     f'{"Nesterov " if optimizer.nesterov else ""}momentum {optimizer.momentum}',
     f'weight decay {optimizer.weight_decay:g}',
     clipping if optimizer.clipping else 'no clipping',
     '' if optimizer.trust_coefficient is None else trust,
+    sam if optimizer.sam_rho else '',
   ]
   return ', '.join(filter(None, parts))
 

@@ -33,7 +33,8 @@ def base() -> ml_collections.ConfigDict:
 
   None stands for a value that `resolve` derives, or for a part left out:
   `optimizer.decay_every` takes stairs in place of the cosine, `rms_decay` makes
-  SGD RMSProp, and a model's options are its family's own.
+  SGD RMSProp, and a model's options are its family's own. A `clipping` of 0
+  leaves out AGC, a `sam_rho` of 0 sharpness-aware minimisation.
   """
   return ml_collections.ConfigDict(
     {
@@ -69,6 +70,8 @@ def base() -> ml_collections.ConfigDict:
         'clipping': 0.01,
         'clip_by': 'unit',
         'trust_coefficient': config_dict.placeholder(float),
+        'sam_rho': 0.0,
+        'sam_share': 0.2,
       },
       'data': {
         'train_split': 'train',
@@ -152,6 +155,7 @@ _RANGES = {
   'optimizer.weight_decay': (0, math.inf),
   'optimizer.clipping': (0, math.inf),
   'optimizer.trust_coefficient': (0, math.inf),
+  'optimizer.sam_rho': (0, math.inf),
   'data.image_size': (1, math.inf),
   'data.eval_size': (1, math.inf),
   'data.eval_margin': (0, math.inf),
@@ -202,6 +206,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     value = flat[name]
     if value is not None and not least <= value < limit:
       raise errors.InputError(f'{name} {value} is not in [{least}, {limit}).')
+  if not 0 < config.optimizer.sam_share <= 1:
+    raise errors.InputError(
+      f'optimizer.sam_share {config.optimizer.sam_share} is not in (0, 1].'
+    )
   if config.data.shift > config.data.image_size:
     raise errors.InputError(
       f'data.shift {config.data.shift} is more than the image of '

@@ -10,6 +10,7 @@ import optax
 
 from nfnet_jax.optim import paths
 from nfnet_jax.training import parallel as parallel_lib
+from nfnet_jax.training import sam
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
@@ -73,11 +74,27 @@ def _tensors(
 ) -> Iterator[tuple[str, jax.Array]]:
   """Yields a step's tensors, named; of one kind, the first computed first."""
   order = _creation_order(trainer, batch)
-  in_order = lambda tree: sorted(
-    paths.named_leaves(tree), key=lambda named: order.index(named[0])
-  )
-  yield from in_order(state.params)
+  yield from _in_order(state.params, order)
   yield 'images', batch['image']
+  if trainer.sam_rho:
+    part = sam.sub_batch(batch, trainer.sam_share)
+    ascent = _pass(trainer, state, part, order, reduce=lambda tree: tree)
+    for name, value in ascent:
+      yield f'{name} (SAM ascent)', value
+  uphill = trainer.uphill(state, batch)
+  mark = ' (SAM descent)' if trainer.sam_rho else ''
+  for name, value in _pass(trainer, uphill, batch, order, reduce):
+    yield name + mark, value
+
+
+def _pass(
+  trainer: step_lib.Trainer,
+  state: state_lib.TrainState,
+  batch: step_lib.Batch,
+  order: list[str],
+  reduce: step_lib.Reduce,
+) -> Iterator[tuple[str, jax.Array]]:
+  """Yields the tensors of one pass forward and backward."""
   outputs, _ = trainer.model.endpoints(
     *trainer.model_inputs(state.params, state, batch)
   )
@@ -88,10 +105,16 @@ def _tensors(
   loss, grads = reduce((loss, grads))
   yield 'loss', loss
   # Backward, the last layer's gradient is the first to break.
-  for path, grad in reversed(in_order(grads)):
+  for path, grad in reversed(_in_order(grads, order)):
     yield f'gradient of {path}', grad
   # Squares overflow before gradients do.
   yield 'gradient norm', optax.tree.norm(grads)
+
+
+def _in_order(tree, order: list[str]) -> list[tuple[str, jax.Array]]:
+  return sorted(
+    paths.named_leaves(tree), key=lambda named: order.index(named[0])
+  )
 
 
 def _creation_order(

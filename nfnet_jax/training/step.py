@@ -14,6 +14,7 @@ import optax
 
 from nfnet_jax.models import registry
 from nfnet_jax.optim import agc, ema
+from nfnet_jax.training import sam
 from nfnet_jax.training import state as state_lib
 
 Batch = Mapping[str, jax.Array]
@@ -72,6 +73,8 @@ class Trainer:
     ema_decay: limit of the average's decay.
     compute_dtype: dtype of the forward and backward pass; parameters,
       gradient sums and updates are float32.
+    sam_rho: length of SAM's way uphill (see `training.sam`); 0 for none.
+    sam_share: share of a device's examples that SAM climbs by, in (0, 1].
   """
 
   model: registry.Model
@@ -83,6 +86,8 @@ class Trainer:
   label_smoothing: float = 0.1
   ema_decay: float = 0.99999
   compute_dtype: jnp.dtype = jnp.float32
+  sam_rho: float = 0.0
+  sam_share: float = 0.2
 
   def train_step(
     self, state: state_lib.TrainState, batch: Batch, reduce: Reduce
@@ -97,12 +102,14 @@ class Trainer:
       reduce: sums a tree over the devices.
 
     Returns:
-      The new state, and metrics of the global batch. Where loss or gradient is
-      not finite, or the batch is of another step than the state, the state is
+      The new state, and metrics of the global batch; with SAM, loss, top-1 and
+      gradient are those at the weights uphill. Where loss or gradient is not
+      finite, or the batch is of another step than the state, the state is
       returned as it was and `applied` is 0: after a bad step all later ones
       leave the state alone too, until the host looks.
     """
-    (loss, (top1, model_state)), grads = self.gradients(state, batch)
+    uphill = self.uphill(state, batch)
+    (loss, (top1, model_state)), grads = self.gradients(uphill, batch)
 
     loss, top1, grads = reduce((loss, top1, grads))
     model_state = self._mean(model_state, reduce)
@@ -135,6 +142,20 @@ class Trainer:
       'applied': applied.astype(jnp.float32),
       **clipping_metrics(opt_state),
     }
+
+  def uphill(
+    self, state: state_lib.TrainState, batch: Batch
+  ) -> state_lib.TrainState:
+    """Returns the state to descend from: with SAM, of other parameters.
+
+    They are this device's own, never reduced, so that with SAM a step depends
+    on the number of devices. Examples draw the same random numbers in both
+    passes. Neither weight decay nor clipping takes part.
+    """
+    if not self.sam_rho:
+      return state
+    _, grads = self.gradients(state, sam.sub_batch(batch, self.sam_share))
+    return state._replace(params=sam.ascend(state.params, grads, self.sam_rho))
 
   def gradients(self, state: state_lib.TrainState, batch: Batch):
     """Differentiates this device's share of the global mean loss.

@@ -128,6 +128,22 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
       ['--config=digits', '--config.model.dropout_rate=1.5'],
       'model.dropout_rate 1.5 is not in [0, 1)',
     ),
+    (
+      ['--config=digits', '--config.optimizer.sam_rho=-0.05'],
+      'optimizer.sam_rho -0.05 is not in [0, inf)',
+    ),
+    (
+      ['--config=digits', '--config.optimizer.sam_rho=nan'],
+      'optimizer.sam_rho nan is not in [0, inf)',
+    ),
+    (
+      ['--config=digits', '--config.optimizer.sam_share=0'],
+      'optimizer.sam_share 0.0 is not in (0, 1]',
+    ),
+    (
+      ['--config=digits', '--config.optimizer.sam_share=20'],
+      'optimizer.sam_share 20.0 is not in (0, 1]',
+    ),
   ],
 )
 def test_train(door, data_dir, tmp_path, arguments, message):

@@ -4,7 +4,8 @@ import ml_collections
 import pytest
 
 from nfnet_jax.experiments import assemble, cli, config
-from nfnet_jax.experiments.configs import digits, f0
+from nfnet_jax.experiments.configs import digits as digits_config
+from nfnet_jax.experiments.configs import f0
 from nfnet_jax.models import nfnet, registry
 
 # Dropout, training and test pixels, RandAugment (arXiv 2102.06171, table 1).
@@ -58,10 +59,41 @@ def test_recipe(name):
     'clipping': 0.01,
     'clip_by': 'unit',
     'trust_coefficient': None,
+    'sam_rho': 0.0,
+    'sam_share': 0.2,
   }
   assert resolved.label_smoothing == 0.1
   assert resolved.ema_decay == 0.99999
   assert resolved.model.stochdepth_rate == 0.25
+
+
+@pytest.mark.parametrize(
+  ('name', 'top1', 'step_ms'), [('f5', 86.3, 1958.0), ('f6', 86.5, 2774.1)]
+)
+def test_recipe_with_sam(name, top1, step_ms):
+  expected = assemble.resolve_and_check(load(name)).to_dict()
+  expected['optimizer'] |= {'sam_rho': 0.05, 'sam_share': 0.2}
+  resolved = assemble.resolve_and_check(load(f'{name}_sam'))
+  assert resolved.to_dict() == expected
+  docstring = cli.config_path(f'{name}_sam').read_text()
+  assert f'--config={name}_sam ' in docstring
+  assert f'{top1} % top-1' in docstring
+  hours = round(112_602 * step_ms / 1000 / 3600)
+  assert f'{hours} hours' in ' '.join(docstring.split())
+
+
+def test_sam_reaches_the_trainer_and_the_log(digits):
+  config = load('digits')
+  config.model.name = 'nfnet_pico'
+  said = ', clipping 0.01 by unit, SAM rho 0.05 on 30 %\n'
+  resolved = assemble.resolve_and_check(config)
+  assert 'SAM' not in assemble.Experiment(resolved, digits).summary()
+  config.optimizer.update(sam_rho=0.05, sam_share=0.3)
+  resolved = assemble.resolve_and_check(config)
+  experiment = assemble.Experiment(resolved, digits)
+  assert said in experiment.summary()
+  trainer = experiment.trainer
+  assert (trainer.sam_rho, trainer.sam_share) == (0.05, 0.3)
 
 
 def test_published_length():
@@ -92,7 +124,7 @@ def test_a_model_without_published_magnitude_has_no_randaugment():
 )
 def test_accelerators_compute_in_bfloat16(platform, dtype):
   spec = registry.get_spec('nfnet_f0')
-  for experiment in (f0, digits):
+  for experiment in (f0, digits_config):
     resolved = config.resolve(experiment.get_config(), spec, platform)
     assert resolved.compute_dtype == dtype
 

@@ -154,6 +154,32 @@ class TestRun:
     ours, theirs = state_of(tmp_path, 6), state_of(workdir, 6)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
+  @pytest.mark.slow
+  def test_resumes_bit_for_bit_with_sam(
+    self, door, small, workdir, tmp_path, monkeypatch
+  ):
+    uphill = '--config.optimizer.sam_rho=0.05'
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    code, _, err = door(train.main, *small, uphill, f'--workdir={whole}')
+    assert code == 0, err
+    plain, rows = rows_of(workdir), rows_of(whole)
+    assert rows[0]['step'] == plain[0]['step'] == 1
+    assert rows[0]['loss'] > plain[0]['loss']  # Of the weights uphill.
+    with monkeypatch.context() as patch:
+      crash_at(patch, 5, ZeroDivisionError('the disk burnt'))
+      with pytest.raises(ZeroDivisionError):
+        door(train.main, *small, uphill, f'--workdir={parts}')
+    code, _, err = door(train.main, *small, uphill, f'--workdir={parts}')
+    assert code == 0, err
+    assert 'Resuming after step 3.' in err
+    assert rows_of(parts) == rows
+    jax.tree.map(
+      np.testing.assert_array_equal, state_of(parts, 6), state_of(whole, 6)
+    )
+    code, _, err = door(train.main, *small, f'--workdir={parts}')
+    assert code == 2
+    assert 'optimizer.sam_rho: 0.05 there, 0.0 here' in err
+
   def test_finished_run_is_only_evaluated(self, door, small, workdir):
     before = rows_of(workdir)
     code, out, err = door(train.main, *small, f'--workdir={workdir}', '--json')

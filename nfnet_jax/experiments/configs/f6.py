@@ -1,7 +1,7 @@
 """NFNet-F6 on ImageNet by the published recipe, 360 epochs at batch 4096.
 
-The authors report 86.5 % top-1 with SAM (arXiv 2102.06171, table 3); without
-it, as in this config, they report neither an accuracy nor a latency.
+The authors report 86.5 % top-1 with SAM (arXiv 2102.06171, table 3), which is
+`f6_sam`; without it, as here, they report neither an accuracy nor a latency.
 
   python -m nfnet_jax.experiments.train --config=f6 --workdir=DIR
 """

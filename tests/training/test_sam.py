@@ -1,0 +1,422 @@
+"""SAM: the step against its definition, and what it must not touch."""
+
+import dataclasses
+import os
+import signal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nfnet_jax
+from nfnet_jax.models import batch_norm, layers, registry
+from nfnet_jax.training import diagnosis, interrupt, parallel, sam, state, step
+from tests.training import test_loop
+
+CLASSES, SIZE = test_loop.CLASSES, test_loop.SIZE
+EACH = 10  # Examples a device.
+# Of ten examples, by hand.
+CHOSEN = {0.04: [0], 0.2: [0, 5], 0.3: [0, 3, 6], 1.0: list(range(10))}
+RATE, DECAY, SMOOTHING = 0.3, 0.2, 0.1
+HURRY = {'xla_backend_optimization_level': 0}
+
+
+def make_trainer(devices=1, **changes):
+  """A linear classifier under SGD with weight decay."""
+  return step.Trainer(
+    **{
+      'model': test_loop.make_trainer().model,
+      'optimizer': optax.chain(
+        optax.add_decayed_weights(DECAY), optax.sgd(RATE)
+      ),
+      'schedule': lambda _: RATE,
+      'num_classes': CLASSES,
+      'global_batch': EACH * devices,
+      'label_smoothing': SMOOTHING,
+      **changes,
+    }
+  )
+
+
+def make_batch(devices=1, size=SIZE, classes=CLASSES):
+  """Mixed labels, and a colour that differs between examples and devices."""
+  rng = np.random.default_rng(5)
+  n = EACH * devices
+  share = rng.uniform(0, 1, (n, 1))
+  noise = rng.uniform(0, 255, (n, size, size, 3))
+  tint = rng.uniform(-900, 900, (n, 1, 1, 3))
+  return {
+    'image': (noise + tint).astype(np.float32),
+    'label': rng.integers(0, classes, (n, 2)).astype(np.int32),
+    'weight': np.concatenate([share, 1 - share], 1).astype(np.float32),
+    'position': np.arange(n, dtype=np.int32),
+    'step': np.int32(0),
+  }
+
+
+def make_state(trainer, size=SIZE):
+  """A state without zeros, which would keep gradients from passing."""
+  fresh = state.create_state(
+    trainer.model, trainer.optimizer, seed=1, image_size=size
+  )
+  rng = np.random.default_rng(2)
+  nudge = lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32)
+  return jax.device_get(
+    fresh._replace(params=jax.tree.map(nudge, fresh.params))
+  )
+
+
+def take_step(trainer, batch, devices=1, size=SIZE):
+  split = parallel.DataParallel(jax.local_devices()[:devices])
+  initial = split.replicate(make_state(trainer, size))
+  placed = split.split(batch)
+  compiled = (
+    split.train_step(trainer.train_step).lower(initial, placed).compile(HURRY)
+  )
+  return jax.device_get(compiled(initial, placed))
+
+
+def change(batch, chosen, name, value):
+  """Overwrites examples of one device's batch."""
+  changed = batch[name].copy()
+  changed[chosen] = np.broadcast_to(value, changed.shape)[chosen]
+  return {**batch, name: changed}
+
+
+def assert_close(ours, theirs, **tolerance):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs
+  )
+
+
+def assert_same(ours, theirs):
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def distance(ours, theirs):
+  return float(optax.tree.norm(optax.tree.sub(ours, theirs)))
+
+
+class Reference:
+  """The definition in NumPy, in float64, a device after the other."""
+
+  def __init__(self, trainer, batch, devices):
+    self.batch, self.devices, self.n = batch, devices, trainer.global_batch
+    params = make_state(trainer).params['linear']
+    self.w, self.b = (np.float64(params[name]) for name in ('w', 'b'))
+
+  def examples(self, chosen):
+    image = self.batch['image'][chosen].astype(np.float64).mean((1, 2))
+    x = (image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    targets = np.full((len(chosen), CLASSES), SMOOTHING / CLASSES)
+    for row, example in zip(targets, chosen):
+      for label, weight in zip(
+        self.batch['label'][example], self.batch['weight'][example]
+      ):
+        row[label] += (1 - SMOOTHING) * weight
+    return x, targets
+
+  def gradient(self, w, b, chosen):
+    x, targets = self.examples(chosen)
+    logits = x @ w + b
+    logits -= logits.max(1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    slope = (np.exp(log_p) - targets) / self.n
+    return -(targets * log_p).sum() / self.n, x.T @ slope, slope.sum(0)
+
+  def step(self, rho, in_part):
+    """Returns loss, gradient norm and parameters after the step."""
+    loss, dw, db = 0.0, 0.0, 0.0
+    for device in range(self.devices):
+      first = EACH * device
+      _, up_w, up_b = self.gradient(
+        self.w, self.b, [first + i for i in in_part]
+      )
+      length = np.sqrt((up_w**2).sum() + (up_b**2).sum())
+      descent = self.gradient(
+        self.w + rho * up_w / length,
+        self.b + rho * up_b / length,
+        range(first, first + EACH),
+      )
+      loss, dw, db = loss + descent[0], dw + descent[1], db + descent[2]
+    norm = np.sqrt((dw**2).sum() + (db**2).sum())
+    w = self.w - RATE * (dw + DECAY * self.w)
+    b = self.b - RATE * (db + DECAY * self.b)
+    return loss, norm, {'linear': {'w': w, 'b': b}}
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('share', CHOSEN)
+def test_step_is_the_definition(devices, share):
+  trainer = make_trainer(devices, sam_rho=0.4, sam_share=share)
+  batch = make_batch(devices)
+  reference = Reference(trainer, batch, devices)
+  loss, norm, params = reference.step(0.4, CHOSEN[share])
+  final, metrics = take_step(trainer, batch, devices)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-4)
+  assert metrics['applied'] == 1
+  assert_close(final.params, params, rtol=1e-4, atol=1e-5)
+  # Without SAM, or on other examples, the step is another one.
+  assert distance(reference.step(0.0, [0])[2], params) > 0.01
+  others = [i + 1 for i in CHOSEN[share]] if share < 1 else [0]
+  assert distance(reference.step(0.4, others)[2], params) > 0.01
+
+
+def test_the_part_is_spread_evenly():
+  batch = {'label': np.arange(32), 'step': np.int32(3)}
+  part = sam.sub_batch(batch, 0.2)
+  assert part['label'].tolist() == [0, 5, 10, 16, 21, 26]
+  assert part['step'] == 3
+  for size in range(1, 40):
+    for share in (0.01, 0.2, 0.5, 0.99, 1.0):
+      chosen = sam.sub_batch({'label': np.arange(size)}, share)['label']
+      assert len(chosen) == max(1, round(share * size))
+      gaps = np.diff([*chosen, size])
+      assert gaps.min() >= 1
+      assert gaps.max() - gaps.min() <= 1
+
+
+def test_only_the_part_moves_the_weights_uphill():
+  trainer = make_trainer(sam_rho=0.4)
+  initial, batch = make_state(trainer), make_batch()
+  uphill = jax.jit(lambda batch: trainer.uphill(initial, batch).params)
+  expected = uphill(batch)
+  assert distance(expected, initial.params) == pytest.approx(0.4, rel=1e-4)
+  others = [i for i in range(EACH) if i not in CHOSEN[0.2]]
+  changes = {
+    'label': (batch['label'] + 1) % CLASSES,
+    'weight': 0.0,
+    'image': np.nan,
+  }
+  for name, value in changes.items():
+    assert_same(uphill(change(batch, others, name, value)), expected)
+    for example in CHOSEN[0.2]:
+      moved = uphill(change(batch, [example], name, value))
+      assert not distance(moved, expected) < 1e-3
+
+
+def test_all_else_of_the_state_is_left_alone():
+  trainer = make_trainer(sam_rho=0.4)
+  initial = make_state(trainer)
+  uphill = trainer.uphill(initial, make_batch())
+  assert_same(uphill._replace(params=initial.params), initial)
+
+
+def test_without_rho_the_step_is_the_plain_one_bit_for_bit():
+  batch, off = make_batch(8), make_trainer(8, sam_rho=0.0, sam_share=0.7)
+  plain = take_step(make_trainer(8), batch, 8)
+  assert_same(take_step(off, batch, 8), plain)
+  # Nor is anything computed for it.
+  initial = make_state(off)
+  assert off.uphill(initial, batch) is initial
+
+
+def test_a_zero_gradient_moves_nothing_uphill():
+  """Rows without weight, as of padding, have no gradient."""
+  trainer = make_trainer(sam_rho=0.4)
+  batch = change(make_batch(), CHOSEN[0.2], 'weight', 0)
+  assert_same(trainer.uphill(make_state(trainer), batch), make_state(trainer))
+  final, metrics = take_step(trainer, batch)
+  plain, plain_metrics = take_step(make_trainer(), batch)
+  assert metrics['applied'] == 1
+  assert_close(final.params, plain.params, rtol=1e-6)
+  np.testing.assert_allclose(metrics['loss'], plain_metrics['loss'], rtol=1e-6)
+
+
+def test_tiny_gradients_are_normalised_as_well():
+  grads = {'a': jnp.array([3e-15, 0.0]), 'b': jnp.array([[-4e-15]])}
+  zeros = jax.tree.map(jnp.zeros_like, grads)
+  expected = {'a': [0.03, 0.0], 'b': [[-0.04]]}
+  moved = sam.ascend(zeros, grads, 0.05)
+  np.testing.assert_allclose(moved['a'], expected['a'], rtol=1e-5)
+  np.testing.assert_allclose(moved['b'], expected['b'], rtol=1e-5)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_stays_visible(bad):
+  grads = {'a': jnp.array([1.0, bad])}
+  moved = sam.ascend({'a': jnp.ones(2)}, grads, 0.05)
+  assert not np.isfinite(moved['a'][1])
+
+
+def test_bfloat16_computes_low_and_keeps_high():
+  low = make_trainer(sam_rho=0.4, compute_dtype=jnp.dtype('bfloat16'))
+  initial, batch = make_state(low), make_batch()
+  uphill = low.uphill(initial, batch).params
+  assert {p.dtype.name for p in jax.tree.leaves(uphill)} == {'float32'}
+  assert distance(uphill, initial.params) == pytest.approx(0.4, rel=1e-5)
+  high = make_trainer(sam_rho=0.4)
+  error = distance(uphill, high.uphill(initial, batch).params)
+  assert 0 < error < 0.02 * 0.4
+  final, metrics = take_step(low, batch)
+  expected, expected_metrics = take_step(high, batch)
+  assert metrics['applied'] == 1
+  loss = expected_metrics['loss']
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=0.02)
+  moved = distance(expected.params, initial.params)
+  assert distance(final.params, expected.params) < 0.02 * moved
+
+
+def make_model(make_middle):
+  """Two linear layers; in between `middle` maps `[N, 1, 1, 8]` to the same."""
+
+  def make():
+    first, middle, last = hk.Linear(8), make_middle(), hk.Linear(CLASSES)
+
+    def forward(images, is_training, positions=None):
+      x = first(jnp.mean(images, (1, 2)))[:, None, None]
+      return last(middle(x, is_training, positions)[:, 0, 0])
+
+    return forward, (forward, forward)
+
+  net = hk.multi_transform_with_state(make)
+  return registry.Model(net.init, *net.apply, spec=None)
+
+
+def make_normalised_model():
+  def make_middle():
+    norm = batch_norm.BatchNorm()
+    return lambda x, is_training, _: norm(x, is_training)
+
+  return make_model(make_middle)
+
+
+def make_noisy_model():
+  def middle(x, is_training, positions):
+    if not is_training:
+      return x
+    x = layers.stochastic_depth(x, 0.4, hk.next_rng_key(), positions)
+    return layers.dropout(x, 0.4, hk.next_rng_key(), positions)
+
+  return make_model(lambda: middle)
+
+
+def test_running_statistics_are_those_of_the_descent():
+  trainer = make_trainer(
+    model=make_normalised_model(), sam_rho=0.4, sam_share=0.5
+  )
+  initial, batch = make_state(trainer), make_batch()
+  final, _ = take_step(trainer, batch)
+  x = np.mean(step.normalize(batch['image']), (1, 2))
+  mean = lambda params, x: np.mean(
+    x @ params['linear']['w'] + params['linear']['b'], axis=0
+  )
+  statistics = final.model_state['batch_norm/~/mean_ema']
+  average, counter = np.squeeze(statistics['average']), statistics['counter']
+  uphill = trainer.uphill(initial, batch).params
+  np.testing.assert_allclose(average, mean(uphill, x), rtol=1e-4, atol=1e-5)
+  assert counter == 1
+  # Neither where the step started, nor of the part.
+  assert distance(average, mean(initial.params, x)) > 0.01
+  assert distance(average, mean(uphill, x[::2])) > 0.01
+
+
+@pytest.mark.parametrize(
+  'make_model',
+  [
+    make_noisy_model,
+    pytest.param(
+      lambda: nfnet_jax.create(
+        'nfnet_pico', CLASSES, stochdepth_rate=0.5, dropout_rate=0.5
+      ),
+      marks=pytest.mark.slow,
+      id='nfnet_pico',
+    ),
+  ],
+)
+def test_examples_draw_alike_in_both_passes(make_model):
+  """The whole step with the paper's optimiser, against plain JAX."""
+  model = make_model()
+  trainer = make_trainer(
+    model=model,
+    optimizer=nfnet_jax.nfnet_sgd(RATE, weight_decay=DECAY),
+    seed=7,
+    sam_rho=0.2,
+    sam_share=0.3,
+  )
+  batch = make_batch(size=32)
+  # Positions as of the last of several devices.
+  batch['position'] += 30
+  initial = make_state(trainer, 32)
+  image = batch['image'] / 255 - np.float32([0.485, 0.456, 0.406])
+  image /= np.float32([0.229, 0.224, 0.225])
+  one_hot = np.eye(CLASSES)[batch['label']] * 0.9 + 0.1 / CLASSES
+  target = (one_hot * batch['weight'][..., None]).sum(1)
+  key = jax.random.fold_in(jax.random.key(7), 0)
+
+  @jax.value_and_grad
+  def gradient(params, chosen):
+    position = batch['position'][chosen]
+    logits, _ = model.apply(params, {}, key, image[chosen], True, position)
+    losses = -jnp.sum(target[chosen] * jax.nn.log_softmax(logits), 1)
+    return jnp.sum(losses) / EACH
+
+  def reference(params):
+    _, up = gradient(params, np.array(CHOSEN[0.3]))
+    length = sum(jnp.sum(g**2) for g in jax.tree.leaves(up)) ** 0.5
+    uphill = jax.tree.map(lambda p, g: p + 0.2 * g / length, params, up)
+    loss, down = gradient(uphill, np.arange(EACH))
+    return loss, trainer.optimizer.update(down, initial.opt_state, params)[0]
+
+  compiled = jax.jit(reference).lower(initial.params).compile(HURRY)
+  loss, updates = compiled(initial.params)
+  final, metrics = take_step(trainer, batch, size=32)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
+  moved = optax.tree.sub(final.params, initial.params)
+  assert distance(moved, updates) < 1e-3 * optax.tree.norm(updates)
+
+
+def test_interrupted_run_resumes_bit_for_bit(tmp_path):
+  def interrupted(first):
+    for batch in test_loop.train_batches(first):
+      if batch['step'] == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  trainer = test_loop.make_trainer()
+  trainer = dataclasses.replace(trainer, sam_rho=0.05)
+  whole = test_loop.Run(tmp_path / 'whole', trainer=trainer)
+  whole.go()
+  parts = {'workdir': tmp_path / 'parts', 'trainer': trainer}
+  with pytest.raises(interrupt.Interrupted):
+    test_loop.Run(**parts, train_batches=interrupted).go()
+  resumed = test_loop.Run(**parts)
+  resumed.go()
+  test_loop.assert_same_run(resumed, whole)
+  assert [row['step'] for row in whole.rows() if 'loss' in row][-1] == 12
+
+
+def diagnose(trainer, batch):
+  """Takes a step that must not be applied; returns the tensors that broke."""
+  final, metrics = take_step(trainer, batch)
+  assert metrics['applied'] == 0
+  assert_same(final, make_state(trainer))
+  split = parallel.DataParallel(jax.local_devices()[:1])
+  initial = split.replicate(make_state(trainer))
+  return diagnosis.diagnose(trainer, split, initial, batch).tensors
+
+
+def test_diagnosis_tells_the_ascent_from_the_descent():
+  trainer = make_trainer(sam_rho=0.4)
+  others = [i for i in range(EACH) if i not in CHOSEN[0.2]]
+  in_part = diagnose(trainer, change(make_batch(), [5], 'image', 1e30))
+  assert in_part[0] == 'gradient norm (SAM ascent)'
+  elsewhere = diagnose(trainer, change(make_batch(), others, 'image', 1e30))
+  assert elsewhere == ['gradient norm (SAM descent)']
+
+
+def test_diagnosis_looks_at_the_weights_uphill():
+  """Weights and ascent are sound; the way is so long that the sums overflow."""
+  batch = make_batch()
+  batch['image'] *= 1e3
+  tensors = diagnose(make_trainer(sam_rho=1e37), batch)
+  assert tensors[:2] == ['logits (SAM descent)', 'loss (SAM descent)']
+
+
+def test_diagnosis_without_sam_speaks_of_no_pass():
+  batch = change(make_batch(), [5], 'image', 1e30)
+  assert diagnose(make_trainer(), batch) == ['gradient norm']
