@@ -140,8 +140,8 @@ def test_one_pixel_goes_through(name):
   for choose in choices:
     ours = preprocess.decode_window(encoded, choose)
     np.testing.assert_array_equal(ours, pixel)
-  for view in (preprocess.squash, preprocess.centre_crop):
-    ours = view(encoded, 8, 4)
+  for crop in preprocess.CROPS:
+    ours = preprocess.decode_and_crop(encoded, crop, 8, 4)
     np.testing.assert_allclose(ours, np.tile(pixel, (8, 8, 1)), atol=1e-3)
 
 
@@ -158,9 +158,9 @@ def test_window_is_chosen_by_height_and_width(name):
 def test_corrupt_jpeg_raises(keep):
   encoded = jpeg(photo(64, 64))
   broken = encoded[: keep if keep > 1 else int(keep * len(encoded))]
-  for view in (preprocess.squash, preprocess.centre_crop):
+  for crop in preprocess.CROPS:
     with pytest.raises(tf.errors.InvalidArgumentError):
-      view(broken, 32, 0)
+      preprocess.decode_and_crop(broken, crop, 32, 0)
   with pytest.raises(tf.errors.InvalidArgumentError):
     window_decoder()(broken, (0, 0, 64, 64))
 
