@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from typing import Any
@@ -33,6 +34,19 @@ PUBLISHED_MD5 = {
 PARAMS, STATE = 'params', 'state'
 # Pixels that published evaluations cut off.
 _MARGIN = 32
+_CROPS = ('squash', 'centre')
+_EVALUATION = ('size', 'crop', 'margin')
+# What a note may say, if it says anything.
+_NOTE_CHECKS = {
+  'model': lambda value: isinstance(value, str),
+  'options': lambda value: isinstance(value, dict),
+  'size': lambda value: type(value) is int and value > 0,
+  'crop': lambda value: value in _CROPS,
+  'margin': lambda value: type(value) is int and value >= 0,
+  'class_names': lambda value: (
+    isinstance(value, list) and all(isinstance(name, str) for name in value)
+  ),
+}
 
 
 class WeightsError(ValueError):
@@ -112,22 +126,30 @@ def load_weights(path: str | os.PathLike) -> Weights:
   except FileNotFoundError as error:
     raise WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
-    raise WeightsError(f"Weights '{path}' cannot be used: {error}.") from error
+    reason = ' '.join(str(error).split()).removesuffix('.')
+    raise WeightsError(f"Weights '{path}' cannot be used: {reason}.") from error
 
 
 def _from_file(path: epath.Path) -> Weights:
-  with path.open('rb') as file:
-    start = file.read(16)
-    if start.startswith(b'PK'):
-      return _from_arrays(*arrays_lib.read_npz(file))
-    data = start + file.read()
-  if start.startswith(b'\x80'):
+  data = _read(path)
+  if data.startswith(b'PK'):
+    return _from_arrays(*arrays_lib.read_npz(io.BytesIO(data)))
+  if data.startswith(b'\x80'):
     return _from_pickle(data)
-  if start[8:9] == b'{':
+  if data[8:9] == b'{':
     return _from_arrays(*arrays_lib.read_safetensors(data))
   raise WeightsError(
     'they begin neither like a pickle nor like .npz or safetensors'
   )
+
+
+def _read(path: epath.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError:
+    raise
+  except Exception as error:  # Those of a bucket are TensorFlow's own.
+    raise OSError(str(error)) from error
 
 
 def _from_pickle(data: bytes) -> Weights:
@@ -187,50 +209,75 @@ def _from_run(path: epath.Path) -> Weights:
     workdir / 'checkpoints', read_only=True
   ) as checkpoints:
     state = checkpoints.restore_fields(fields, step)
-  config = json.loads((workdir / 'config.json').read_text())
-  options = {k: v for k, v in config['model'].items() if v is not None}
-  # How to train, not what the network is.
-  del options['cross_replica_bn']
-  data = config['data']
   names = workdir / 'classes.txt'
   note = {
-    'model': options.pop('name'),
-    'options': options,
-    'size': data['eval_size'],
-    'crop': data['eval_crop'],
-    'margin': data['eval_margin'],
+    **_config_note(workdir / 'config.json'),
     'class_names': names.read_text().splitlines() if names.exists() else None,
   }
   return _describe(*(state[field] for field in fields), note)
+
+
+def _config_note(path: epath.Path) -> dict[str, Any]:
+  """Takes from a run's configuration what a note says."""
+  try:
+    config = json.loads(path.read_text())
+    options = {k: v for k, v in config['model'].items() if v is not None}
+    # How to train, not what the network is.
+    options.pop('cross_replica_bn', None)
+    return {
+      'model': options.pop('name'),
+      'options': options,
+      **{key: config['data'][f'eval_{key}'] for key in _EVALUATION},
+    }
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise WeightsError(f"'{path}' is damaged: {error!r}") from error
 
 
 def _describe(
   params: Tree, model_state: Tree, note: Mapping[str, Any]
 ) -> Weights:
   """Checks trees against the model that they are of, and adds its defaults."""
+  _check_note(note)
   trees = (params, model_state)
   name, options = note.get('model'), note.get('options') or {}
   if name is None:
+    options = {}
     name, num_classes = identify.identify(*trees)
   else:
     num_classes = identify.count_classes(params)
     identify.check(name, num_classes, options, trees)
   spec = registry.get_spec(name)
+  class_names = classes.in_words(note.get('class_names'), num_classes)
+  if len(class_names) != num_classes:
+    raise WeightsError(
+      f'they have {num_classes} classes and {len(class_names)} names for them'
+    )
   return Weights(
-    params=_as_float32(params),
-    model_state=model_state,
+    params=_convert(params, np.float32),
+    model_state=_convert(model_state),
     model=name,
     num_classes=num_classes,
     options=options,
-    class_names=classes.in_words(note.get('class_names'), num_classes),
+    class_names=class_names,
     size=note.get('size') or spec.test_size,
     crop=note.get('crop') or spec.eval_crop,
     margin=_MARGIN if note.get('margin') is None else note['margin'],
   )
 
 
-def _as_float32(tree: Tree) -> Tree:
+def _check_note(note: Mapping[str, Any]) -> None:
+  for key, is_good in _NOTE_CHECKS.items():
+    value = note.get(key)
+    if value is not None and not is_good(value):
+      raise WeightsError(f'their note has {value!r} as {key}')
+
+
+def _convert(tree: Tree, dtype: type | None = None) -> Tree:
+  """Gives arrays a dtype, or their own in the byte order of the machine."""
   return {
-    path: {name: np.asarray(a, np.float32) for name, a in leaves.items()}
+    path: {
+      name: np.asarray(a, dtype or a.dtype.newbyteorder('='))
+      for name, a in leaves.items()
+    }
     for path, leaves in tree.items()
   }
