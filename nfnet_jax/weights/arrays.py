@@ -45,8 +45,7 @@ def read_npz(file: BinaryIO) -> tuple[Arrays, dict[str, Any]]:
       _check_names(members)
       _check_total(members, file)
       arrays = {
-        _array_name(member): _read_member(archive, member)
-        for member in members
+        _array_name(member): _read_member(archive, member) for member in members
       }
   except DamagedError:
     raise

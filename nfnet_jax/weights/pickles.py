@@ -98,7 +98,7 @@ class _Unpickler(pickle._Unpickler):
     known = _BUILDERS.get((module.replace('numpy._core', 'numpy.core'), name))
     if known is None:
       raise PickleError(
-        f"the pickle holds a {f'{module}.{name}'!r}, which is no array; it was "
+        f'the pickle holds a {f"{module}.{name}"!r}, which is no array; it was '
         'not loaded'
       )
     return known
