@@ -122,7 +122,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
   """
   path = epath.Path(path)
   try:
-    return _from_run(path) if path.is_dir() else _from_file(path)
+    return _from_run(path.resolve()) if path.is_dir() else _from_file(path)
   except FileNotFoundError as error:
     raise WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
@@ -199,11 +199,12 @@ def _from_run(path: epath.Path) -> Weights:
   """Reads the averaged weights of a run, or of one of its checkpoints."""
   from nfnet_jax.training import checkpoint  # Orbax is slow to import.
 
-  around = (path, path.parent, path.parent.parent)
-  workdir = next((d for d in around if (d / 'config.json').exists()), None)
-  if workdir is None or not (workdir / 'checkpoints').is_dir():
-    raise WeightsError('the folder holds no run with a checkpoint')
   step = int(path.name) if path.parent.name == 'checkpoints' else None
+  inside = path if step is None else path.parent
+  workdir = inside.parent if inside.name == 'checkpoints' else inside
+  has_run = (workdir / 'config.json').exists()
+  if not has_run or not (workdir / 'checkpoints').is_dir():
+    raise WeightsError('the folder holds no run with a checkpoint')
   fields = ('ema_params', 'ema_model_state')
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', read_only=True
@@ -229,7 +230,7 @@ def _config_note(path: epath.Path) -> dict[str, Any]:
       'options': options,
       **{key: config['data'][f'eval_{key}'] for key in _EVALUATION},
     }
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except Exception as error:  # As many kinds as there are mistakes.
     raise WeightsError(f"'{path}' is damaged: {error!r}") from error
 
 

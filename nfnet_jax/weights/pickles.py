@@ -55,7 +55,7 @@ def read_pickle(data: bytes) -> Any:
     {'w': array([1., 1.])}
   """
   try:
-    opcodes = _check_opcodes(data)
+    opcodes = _count_opcodes(data)
     return _Finisher(opcodes).finish(_Unpickler(data).load())
   except PickleError:
     raise
@@ -63,21 +63,20 @@ def read_pickle(data: bytes) -> Any:
     raise PickleError(f'the pickle is damaged: {error}') from error
 
 
-def _check_opcodes(data: bytes) -> int:
-  """Checks that opcodes are known and their arguments there; counts them.
+def _count_opcodes(data: bytes) -> int:
+  """Counts opcodes, and so checks that their arguments are there.
 
   `genops` reads no further than the data go, where the unpickler would first
   allocate what a length announces.
   """
-  count = 0
-  for opcode, _, position in pickletools.genops(data):
-    count += 1
-    if opcode.name not in _OPCODES:
-      raise PickleError(
-        f'the pickle uses {opcode.name} at byte {position}, which arrays do '
-        'not need'
-      )
-  return count
+  return sum(1 for _ in pickletools.genops(data))
+
+
+def _refusal(opcode: str) -> Callable:
+  def refuse(unpickler: pickle._Unpickler) -> None:
+    raise PickleError(f'the pickle uses {opcode}, which arrays do not need')
+
+  return refuse
 
 
 class _Unpickler(pickle._Unpickler):
@@ -122,7 +121,12 @@ class _Unpickler(pickle._Unpickler):
     super().load_setitems()
 
   dispatch = {
-    **pickle._Unpickler.dispatch,
+    **{
+      ord(opcode.code): _refusal(opcode.name)
+      if opcode.name not in _OPCODES
+      else pickle._Unpickler.dispatch[ord(opcode.code)]
+      for opcode in pickletools.opcodes
+    },
     pickle.SETITEM[0]: load_setitem,
     pickle.SETITEMS[0]: load_setitems,
   }
@@ -262,6 +266,8 @@ class _Finisher:
     self._left -= 1
     if self._left < 0:
       raise PickleError('the pickle refers to the same containers repeatedly')
+    if isinstance(value, (_DType, _Builder)):
+      raise PickleError('the pickle holds a part of an array')
     if isinstance(value, _Array):
       if value.array is None:
         raise PickleError('an array of the pickle has no contents')

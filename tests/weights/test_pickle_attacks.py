@@ -74,6 +74,8 @@ ATTACKS = {
   + b'e',
   'encoding': name('_codecs', 'encode') + text('a') + text('zip') + b'\x86R',
   'call of a result': name('numpy', 'dtype') + text('f4') + b'\x85R)R',
+  'a dtype alone': DTYPE,
+  'a function alone': name('numpy', 'dtype'),
   'call of text': text('f4') + b')R',
   'build on a function': name('numpy', 'dtype')
   + b'}'

@@ -23,7 +23,7 @@ def filled(name='nfnet_pico', num_classes=10, seed=0):
   return tuple(
     {
       path: {
-        leaf: np.asarray(100 * rng.standard_normal(a.shape), a.dtype)
+        leaf: np.asarray(9 * rng.standard_normal(a.shape), a.dtype)
         for leaf, a in leaves.items()
       }
       for path, leaves in tree.items()
