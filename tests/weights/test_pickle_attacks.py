@@ -29,6 +29,7 @@ ATTACKS = {
   'BINUNICODE': b'X\xff\xff\xff\xff',
   'BINUNICODE8': b'\x8d' + struct.pack('<Q', 1 << 50),
   'BYTEARRAY8': b'\x96' + struct.pack('<Q', 1 << 50),
+  'BYTEARRAY8 that would fit': b'\x96' + struct.pack('<Q', 1 << 30),
   'FRAME': b'\x95' + struct.pack('<Q', 1 << 50),
   'FRAME beyond any machine': b'\x95' + struct.pack('<Q', (1 << 64) - 1),
   'LONG4': b'\x8b\xff\xff\xff\x7f',
@@ -119,6 +120,13 @@ def test_attacks_stay_within_a_limited_address_space(tmp_path):
     cwd=ROOT,
   )
   assert run.stdout == 'held\n', run.stderr
+
+
+@pytest.mark.parametrize('size', [0, 1, 3, 1 << 50])
+def test_shapes_and_bytes_that_disagree(size):
+  data = array_of(in_bytes(b'12341234'), integer(size) + b'\x85')
+  message = rf'declares {4 * size:,} bytes and has 8$'
+  refused(HEAD + data + b'.', message)
 
 
 @pytest.mark.parametrize('index', [b'\xff\xff\xff\xff', b'\x00\x00\x00\x7f'])
