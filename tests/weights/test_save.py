@@ -61,6 +61,16 @@ def test_round_trips_are_exact(tmp_path, pico, ending, layout):
   assert_equal(nfnet_jax.load_weights(again), pico)
 
 
+def test_blocks_are_in_the_stages_of_their_variant(tmp_path):
+  nano = weights_of('nfnet_nano')
+  nfnet_jax.save_weights(tmp_path / 'a.npz', nano, 'timm')
+  with np.load(tmp_path / 'a.npz') as file:
+    gains = {name for name in file.files if name.endswith('skipinit_gain')}
+  places = ('0.0', '1.0', '2.0', '2.1', '2.2', '3.0')
+  assert gains == {f'stages.{place}.skipinit_gain' for place in places}
+  assert_equal(nfnet_jax.load_weights(tmp_path / 'a.npz'), nano)
+
+
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
 @pytest.mark.parametrize('name', ['bn_resnet_pico', 'nfnet_pico_bn'])
 def test_running_statistics_are_kept_with_their_dtypes(tmp_path, ending, name):
