@@ -120,7 +120,7 @@ class Checkpoints:
     Raises:
       UnreadableError: if there are checkpoints but none can be read.
     """
-    return self._newest(lambda step: self.restore(step, like))
+    return self._newest(lambda step: self.restore(step, like), self.steps())
 
   def restore_fields(
     self, fields: Sequence[str], step: int | None = None
@@ -146,21 +146,18 @@ class Checkpoints:
       )
       return self.restore(step, {field: tree[field] for field in fields})
 
-    if step is None:
-      state = self._newest(read)
-    elif step in self.steps():
-      state = read(step)
-    else:
+    steps = self.steps()
+    if step is not None and step not in steps:
       raise UnreadableError(
-        f'{self.directory} has no checkpoint {step}, only {self.steps()}'
+        f'{self.directory} has no checkpoint {step}, only {steps}'
       )
+    state = self._newest(read, steps if step is None else [step])
     if state is None:
       raise UnreadableError(f'{self.directory} holds no checkpoint yet')
     return state
 
-  def _newest(self, read: Callable[[int], Any]) -> Any:
-    """Reads the newest checkpoint that can be read; None if there is none."""
-    steps = self.steps()
+  def _newest(self, read: Callable[[int], Any], steps: list[int]) -> Any:
+    """Reads the newest of the steps that can be read; None of none."""
     for step in reversed(steps):
       try:
         return _patiently(read, step)

@@ -1,5 +1,6 @@
 """Flat files of arrays: plain `.npz` and safetensors, with a note inside."""
 
+import collections
 from collections.abc import Mapping
 import json
 import math
@@ -14,6 +15,7 @@ Arrays = dict[str, np.ndarray]
 
 # Member of an `.npz`, and key of a safetensors header, that holds the note.
 _NOTE = 'nfnet_jax'
+_KINDS = 'fiub'  # Of dtypes: float, int, unsigned, bool.
 # What a compressed file may unpack to: a few times its size, or this.
 _MOST_RATIO, _MOST_BYTES = 16, 1 << 30
 
@@ -40,15 +42,32 @@ def read_npz(file: BinaryIO) -> tuple[Arrays, dict[str, Any]]:
   try:
     with zipfile.ZipFile(file) as archive:
       members = archive.infolist()
+      _check_names(members)
       _check_total(members, file)
       arrays = {
-        member.filename.removesuffix('.npy'): _read_member(archive, member)
-        for member in members
+        _array_name(member): _read_member(archive, member) for member in members
       }
-  except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+  except DamagedError:
+    raise
+  except Exception as error:  # A damaged archive raises anything.
     raise DamagedError(f'the .npz is damaged: {error}') from error
   note = arrays.pop(_NOTE, None)
   return arrays, {} if note is None else _parse_note(str(note))
+
+
+def _array_name(member: zipfile.ZipInfo) -> str:
+  return member.filename.removesuffix('.npy')
+
+
+def _check_names(members: list[zipfile.ZipInfo]) -> None:
+  names = [_array_name(member) for member in members]
+  if any(name.endswith('/data.pkl') for name in names):
+    raise DamagedError(
+      'this is a checkpoint of PyTorch; save its state_dict as safetensors'
+    )
+  twice = collections.Counter(names).most_common(1)
+  if twice and twice[0][1] > 1:
+    raise DamagedError(f'the .npz has {twice[0][0]!r} more than once')
 
 
 def _check_total(members: list[zipfile.ZipInfo], file: BinaryIO) -> None:
@@ -63,13 +82,14 @@ def _check_total(members: list[zipfile.ZipInfo], file: BinaryIO) -> None:
 def _read_member(
   archive: zipfile.ZipFile, member: zipfile.ZipInfo
 ) -> np.ndarray:
-  where = f"the .npz's member '{member.filename}'"
+  where = f"the .npz's member {member.filename!r}"
   with archive.open(member) as stream:
     try:
       shape, dtype = _read_header(stream)
     except ValueError as error:
       raise DamagedError(f'{where} is no array: {error}') from error
-    if dtype.kind not in 'fiubU':
+    kinds = 'U' if _array_name(member) == _NOTE else _KINDS
+    if dtype.kind not in kinds:
       raise DamagedError(f'{where} has the dtype {dtype}; it was not loaded')
     if math.prod(shape) * dtype.itemsize > member.file_size:
       raise DamagedError(
@@ -121,9 +141,12 @@ def read_safetensors(data: bytes) -> tuple[Arrays, dict[str, Any]]:
     ) from error
   except (safetensors.SafetensorError, ValueError) as error:
     raise DamagedError(f'the safetensors are damaged: {error}') from error
+  for name, array in arrays.items():
+    if array.dtype.kind not in _KINDS:
+      raise DamagedError(f'the tensor {name!r} has the dtype {array.dtype}')
   length = int.from_bytes(data[:8], 'little')
   header = json.loads(data[8 : 8 + length])
-  note = header.get('__metadata__', {}).get(_NOTE)
+  note = (header.get('__metadata__') or {}).get(_NOTE)
   return arrays, {} if note is None else _parse_note(note)
 
 
@@ -143,7 +166,7 @@ def write_safetensors(
 def _parse_note(text: str) -> dict[str, Any]:
   try:
     note = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise DamagedError(f'the note inside is damaged: {error}') from error
   if not isinstance(note, dict):
     raise DamagedError('the note inside is damaged')

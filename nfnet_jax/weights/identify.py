@@ -1,5 +1,6 @@
 """Which model a tree of parameters belongs to, told by its paths and shapes."""
 
+import collections
 from collections.abc import Mapping
 import inspect
 from typing import Any
@@ -80,7 +81,7 @@ def count_classes(params: Tree) -> int:
   """
   path = classifier_path(params)
   kernel = params.get(path, {}).get('w')
-  if np.ndim(kernel) != 2:
+  if np.ndim(kernel) != 2 or not np.shape(kernel)[-1]:
     raise MismatchError(
       f"they fit no known model: there is no classifier '{path}/w' [C, classes]"
     )
@@ -93,7 +94,9 @@ def classifier_path(params: Tree) -> str:
 
 
 def _root(params: Tree) -> str:
-  return next(iter(params), '').partition('/')[0]
+  """Returns what most paths begin with."""
+  roots = collections.Counter(path.partition('/')[0] for path in params)
+  return max(roots, key=roots.get, default='')
 
 
 def check(
@@ -105,9 +108,18 @@ def check(
   """Checks that parameters and state are those of a model.
 
   Raises:
-    MismatchError: with the first paths and shapes that differ.
+    MismatchError: with the first paths and shapes that differ, or if the model
+      takes no such options.
+    ValueError: if there is no such model.
   """
-  wrong = differences(trees, abstract_trees(name, num_classes, options))
+  registry.get_spec(name)
+  try:
+    expected = abstract_trees(name, num_classes, options)
+  except Exception as error:  # Haiku and JAX raise many kinds.
+    raise MismatchError(
+      f"'{name}' cannot be built with {dict(options)}: {error}"
+    ) from error
+  wrong = differences(trees, expected)
   if wrong:
     raise _mismatch(f"of '{name}'", wrong)
 

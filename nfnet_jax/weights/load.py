@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import inspect
+import io
 import json
 import os
 from typing import Any
@@ -34,6 +35,19 @@ PUBLISHED_MD5 = {
 PARAMS, STATE = 'params', 'state'
 # Pixels that published evaluations cut off.
 _MARGIN = 32
+_CROPS = ('squash', 'centre')
+_EVALUATION = ('size', 'crop', 'margin')
+# What a note may say, if it says anything.
+_NOTE_CHECKS = {
+  'model': lambda value: isinstance(value, str),
+  'options': lambda value: isinstance(value, dict),
+  'size': lambda value: type(value) is int and value > 0,
+  'crop': lambda value: value in _CROPS,
+  'margin': lambda value: type(value) is int and value >= 0,
+  'class_names': lambda value: (
+    isinstance(value, list) and all(isinstance(name, str) for name in value)
+  ),
+}
 
 # Of a run's model: what the network is, not how it was trained.
 _OPTIONS = ('activation', 'se_ratio', 'timm_forward')
@@ -125,27 +139,34 @@ def load_weights(path: str | os.PathLike) -> Weights:
   """
   path = epath.Path(path)
   try:
-    return _from_run(path) if path.is_dir() else _from_file(path)
+    return _from_run(path.resolve()) if path.is_dir() else _from_file(path)
   except FileNotFoundError as error:
     raise WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
-    reason = str(error).rstrip('.')
+    reason = ' '.join(str(error).split()).removesuffix('.')
     raise WeightsError(f"Weights '{path}' cannot be used: {reason}.") from error
 
 
 def _from_file(path: epath.Path) -> Weights:
-  with path.open('rb') as file:
-    start = file.read(16)
-    if start.startswith(b'PK'):
-      return _from_arrays(*arrays_lib.read_npz(file))
-    data = start + file.read()
-  if start.startswith(b'\x80'):
+  data = _read(path)
+  if data.startswith(b'PK'):
+    return _from_arrays(*arrays_lib.read_npz(io.BytesIO(data)))
+  if data.startswith(b'\x80'):
     return _from_pickle(data)
-  if start[8:9] == b'{':
+  if data[8:9] == b'{':
     return _from_arrays(*arrays_lib.read_safetensors(data))
   raise WeightsError(
     'they begin neither like a pickle nor like .npz or safetensors'
   )
+
+
+def _read(path: epath.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError:
+    raise
+  except Exception as error:  # Those of a bucket are TensorFlow's own.
+    raise OSError(str(error)) from error
 
 
 def _from_pickle(data: bytes) -> Weights:
@@ -195,58 +216,84 @@ def _from_run(path: epath.Path) -> Weights:
   """Reads the averaged weights of a run, or of one of its checkpoints."""
   from nfnet_jax.training import checkpoint  # Orbax is slow to import.
 
-  path = path.resolve()
-  around = (path, path.parent, path.parent.parent)
-  workdir = next((d for d in around if (d / 'config.json').exists()), None)
-  if workdir is None or not (workdir / 'checkpoints').is_dir():
-    raise WeightsError('the folder holds no run with a checkpoint')
   step = int(path.name) if path.parent.name == 'checkpoints' else None
+  inside = path if step is None else path.parent
+  workdir = inside.parent if inside.name == 'checkpoints' else inside
+  has_run = (workdir / 'config.json').exists()
+  if not has_run or not (workdir / 'checkpoints').is_dir():
+    raise WeightsError('the folder holds no run with a checkpoint')
   fields = ('ema_params', 'ema_model_state')
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', read_only=True
   ) as checkpoints:
     state = checkpoints.restore_fields(fields, step)
-  config = json.loads((workdir / 'config.json').read_text())
-  model, data = config['model'], config['data']
   names = workdir / 'classes.txt'
   note = {
-    'model': model['name'],
-    'options': {k: model[k] for k in _OPTIONS if model[k] is not None},
-    'size': data['eval_size'],
-    'crop': data['eval_crop'],
-    'margin': data['eval_margin'],
+    **_config_note(workdir / 'config.json'),
     'class_names': names.read_text().splitlines() if names.exists() else None,
   }
   return _describe(*(state[field] for field in fields), note)
+
+
+def _config_note(path: epath.Path) -> dict[str, Any]:
+  """Takes from a run's configuration what a note says."""
+  try:
+    config = json.loads(path.read_text())
+    model = config['model']
+    return {
+      'model': model['name'],
+      'options': {k: model[k] for k in _OPTIONS if model[k] is not None},
+      **{key: config['data'][f'eval_{key}'] for key in _EVALUATION},
+    }
+  except Exception as error:  # As many kinds as there are mistakes.
+    raise WeightsError(f"'{path}' is damaged: {error!r}") from error
 
 
 def _describe(
   params: Tree, model_state: Tree, note: Mapping[str, Any]
 ) -> Weights:
   """Checks trees against the model that they are of, and adds its defaults."""
+  _check_note(note)
   trees = (params, model_state)
   name, options = note.get('model'), note.get('options') or {}
   if name is None:
+    options = {}
     name, num_classes = identify.identify(*trees)
   else:
     num_classes = identify.count_classes(params)
     identify.check(name, num_classes, options, trees)
   spec = registry.get_spec(name)
+  class_names = classes.in_words(note.get('class_names'), num_classes)
+  if len(class_names) != num_classes:
+    raise WeightsError(
+      f'they have {num_classes} classes and {len(class_names)} names for them'
+    )
   return Weights(
-    params=_as_float32(params),
-    model_state=model_state,
+    params=_convert(params, np.float32),
+    model_state=_convert(model_state),
     model=name,
     num_classes=num_classes,
     options=options,
-    class_names=classes.in_words(note.get('class_names'), num_classes),
+    class_names=class_names,
     size=note.get('size') or spec.test_size,
     crop=note.get('crop') or spec.eval_crop,
     margin=_MARGIN if note.get('margin') is None else note['margin'],
   )
 
 
-def _as_float32(tree: Tree) -> Tree:
+def _check_note(note: Mapping[str, Any]) -> None:
+  for key, is_good in _NOTE_CHECKS.items():
+    value = note.get(key)
+    if value is not None and not is_good(value):
+      raise WeightsError(f'their note has {value!r} as {key}')
+
+
+def _convert(tree: Tree, dtype: type | None = None) -> Tree:
+  """Gives arrays a dtype, or their own in the byte order of the machine."""
   return {
-    path: {name: np.asarray(a, np.float32) for name, a in leaves.items()}
+    path: {
+      name: np.asarray(a, dtype or a.dtype.newbyteorder('='))
+      for name, a in leaves.items()
+    }
     for path, leaves in tree.items()
   }

@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ _OPCODES = frozenset(
   """.splitlines()
   for opcode in line.split()
 )
-_KINDS = 'fiub'  # Of dtypes: float, int, unsigned, bool.
+# Of dtypes: float, int, unsigned, bool.
+_DTYPE = re.compile(r'[fiub]\d{1,2}')
+_MOST_AXES = 32
 
 
 class PickleError(ValueError):
@@ -52,46 +55,88 @@ def read_pickle(data: bytes) -> Any:
     {'w': array([1., 1.])}
   """
   try:
-    opcodes = _check_opcodes(data)
-    return _Finisher(opcodes).finish(_Unpickler(io.BytesIO(data)).load())
+    opcodes = _count_opcodes(data)
+    return _Finisher(opcodes).finish(_Unpickler(data).load())
   except PickleError:
     raise
   except Exception as error:  # A damaged pickle raises anything.
     raise PickleError(f'the pickle is damaged: {error}') from error
 
 
-def _check_opcodes(data: bytes) -> int:
-  """Checks that opcodes are known and their arguments there; counts them.
+def _count_opcodes(data: bytes) -> int:
+  """Counts opcodes, and so checks that their arguments are there.
 
   `genops` reads no further than the data go, where the unpickler would first
   allocate what a length announces.
   """
-  count = 0
-  for opcode, argument, position in pickletools.genops(data):
-    count += 1
-    if opcode.name not in _OPCODES:
-      raise PickleError(
-        f'the pickle uses {opcode.name} at byte {position}, which arrays do '
-        'not need'
-      )
-    # The unpickler makes room for as many as the index says.
-    if opcode.name == 'LONG_BINPUT' and argument > count:
-      raise PickleError(f'the pickle is damaged at byte {position}')
-  return count
+  return sum(1 for _ in pickletools.genops(data))
 
 
-class _Unpickler(pickle.Unpickler):
-  """Resolves the names that pickled arrays use to functions of this file."""
+def _refusal(opcode: str) -> Callable:
+  def refuse(unpickler: pickle._Unpickler) -> None:
+    raise PickleError(f'the pickle uses {opcode}, which arrays do not need')
+
+  return refuse
+
+
+class _Unpickler(pickle._Unpickler):
+  """Resolves the names that pickled arrays use to functions of this file.
+
+  It stands on Python's own unpickler. The one in C hashes any key, and tuples
+  within tuples, deep enough, overflow the stack there.
+  """
+
+  def __init__(self, data: bytes):
+    super().__init__(io.BytesIO(data))
+    self._unencoded = len(data)
 
   def find_class(self, module: str, name: str) -> Callable:
+    if (module, name) == ('_codecs', 'encode'):
+      return _Builder(self._encode)
     # NumPy 2 renamed numpy.core to numpy._core.
     known = _BUILDERS.get((module.replace('numpy._core', 'numpy.core'), name))
     if known is None:
       raise PickleError(
-        f"the pickle holds a '{module}.{name}', which is no array; it was not "
-        'loaded'
+        f'the pickle holds a {f"{module}.{name}"!r}, which is no array; it was '
+        'not loaded'
       )
     return known
+
+  def _encode(self, text: str, encoding: str = 'utf-8') -> bytes:
+    """As `_codecs.encode`, through which protocol 2 spells bytes."""
+    if encoding != 'latin1':
+      raise PickleError(f'the pickle encodes text as {encoding!r}')
+    self._unencoded -= len(text)
+    if self._unencoded < 0:
+      raise PickleError('the pickle encodes the same text repeatedly')
+    return text.encode('latin1')
+
+  def load_setitem(self) -> None:
+    _check_key(self.stack[-2])
+    super().load_setitem()
+
+  def load_setitems(self) -> None:
+    for key in self.stack[::2]:
+      _check_key(key)
+    super().load_setitems()
+
+  dispatch = {
+    **{
+      ord(opcode.code): _refusal(opcode.name)
+      if opcode.name not in _OPCODES
+      else pickle._Unpickler.dispatch[ord(opcode.code)]
+      for opcode in pickletools.opcodes
+    },
+    pickle.SETITEM[0]: load_setitem,
+    pickle.SETITEMS[0]: load_setitems,
+  }
+
+
+def _check_key(key: Any) -> None:
+  if not isinstance(key, str):
+    raise PickleError(
+      f'a mapping of the pickle has a key of type {type(key).__name__}, not str'
+    )
 
 
 class _DType:
@@ -108,7 +153,7 @@ class _DType:
 
 
 def _simple_dtype(code: str) -> np.dtype:
-  if not isinstance(code, str) or len(code) > 3 or code[0] not in _KINDS:
+  if not isinstance(code, str) or not _DTYPE.fullmatch(code):
     raise PickleError(f'the pickle holds an array of dtype {code!r}')
   return np.dtype(code)
 
@@ -125,7 +170,9 @@ class _Array:
 
 def _view(raw: bytes, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
   """Views bytes as an array, if they are as many as its shape declares."""
-  if not all(isinstance(size, int) and size >= 0 for size in shape):
+  if len(shape) > _MOST_AXES or not all(
+    isinstance(size, int) and size >= 0 for size in shape
+  ):
     raise PickleError(f'the pickle holds an array of shape {shape}')
   declared = math.prod(shape) * dtype.dtype.itemsize
   if declared != len(raw):
@@ -133,8 +180,7 @@ def _view(raw: bytes, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
       f'an array of shape {shape} declares {declared:,} bytes and has '
       f'{len(raw):,}'
     )
-  array = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
-  return array.astype(dtype.dtype.newbyteorder('='), copy=False)
+  return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
 
 
 def _reconstruct(kind: type, shape: tuple, code: bytes) -> _Array:
@@ -143,10 +189,15 @@ def _reconstruct(kind: type, shape: tuple, code: bytes) -> _Array:
 
 
 def _from_buffer(
-  raw: bytes, dtype: _DType, shape: tuple, order: str
+  raw: bytes,
+  dtype: _DType,
+  shape: tuple,
+  order: str,
+  axes: tuple | None = None,
 ) -> np.ndarray:
   """As `numpy.core.numeric._frombuffer`, which protocol 5 uses."""
-  return _view(raw, dtype, shape, 'F' if order == 'F' else 'C')
+  array = _view(raw, dtype, shape, 'F' if order == 'F' else 'C')
+  return array if axes is None else array.transpose(axes)
 
 
 def _scalar(dtype: _DType, raw: bytes) -> np.ndarray:
@@ -163,11 +214,14 @@ def _create_array(
   return array
 
 
-def _encode(text: str, encoding: str = 'utf-8') -> bytes:
-  """As `_codecs.encode`, through which protocol 2 spells bytes."""
-  if encoding != 'latin1':
-    raise PickleError(f"the pickle encodes text as '{encoding}'")
-  return text.encode('latin1')
+def _empty_bytes() -> bytes:
+  """As `bytes` without arguments, which protocol 2 calls for them."""
+  return b''
+
+
+def _empty_mapping() -> dict:
+  """As `collections.OrderedDict`; the items follow."""
+  return {}
 
 
 class _Builder:
@@ -194,8 +248,8 @@ _BUILDERS = {
     ('numpy.core.multiarray', 'scalar'): _scalar,
     ('numpy.core.numeric', '_frombuffer'): _from_buffer,
     ('dill._dill', '_create_array'): _create_array,
-    ('_codecs', 'encode'): _encode,
-    ('collections', 'OrderedDict'): dict,
+    ('__builtin__', 'bytes'): _empty_bytes,
+    ('collections', 'OrderedDict'): _empty_mapping,
   }.items()
 }
 
@@ -212,6 +266,8 @@ class _Finisher:
     self._left -= 1
     if self._left < 0:
       raise PickleError('the pickle refers to the same containers repeatedly')
+    if isinstance(value, (_DType, _Builder)):
+      raise PickleError('the pickle holds a part of an array')
     if isinstance(value, _Array):
       if value.array is None:
         raise PickleError('an array of the pickle has no contents')

@@ -7,6 +7,7 @@ adds 1e-5 to each kernel's variance where the published networks have a floor;
 the option `timm_forward` of `models.nfnet.NFNet` does as timm does.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import re
 
@@ -52,7 +53,8 @@ def from_timm(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
     `{module path: {name: array}}`; kernels are HWIO.
 
   Raises:
-    LayoutError: naming an array that `dm_nfnet_*` do not have.
+    LayoutError: naming an array that `dm_nfnet_*` do not have, or have in
+      another shape.
   """
   ours = {theirs: ours for ours, theirs in _modules(_depth(arrays)).items()}
   params = {}
@@ -60,9 +62,14 @@ def from_timm(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
     module, _, kind = name.rpartition('.')
     if module not in ours or kind not in _FROM_TIMM:
       raise LayoutError(f"no dm_nfnet_* of timm has an array '{name}'")
-    if 'attn_last' in module and kind == 'weight':
-      array = array.reshape(array.shape[:2])
-    kind, array = _FROM_TIMM[kind](array)
+    try:
+      if 'attn_last' in module and kind == 'weight':
+        array = array.reshape(array.shape[:2])
+      kind, array = _FROM_TIMM[kind](array)
+    except ValueError as error:
+      raise LayoutError(
+        f"timm's array '{name}' has the shape {list(array.shape)}"
+      ) from error
     if '.fc' in module and kind == 'bias':
       kind = 'b'
     params.setdefault(ours[module], {})[kind] = array
@@ -107,8 +114,9 @@ def _modules(depth: Sequence[int]) -> dict[str, str]:
 def _depth(arrays: Arrays) -> list[int]:
   """Counts the blocks of each stage."""
   blocks = {match.groups() for match in map(_BLOCK.match, arrays) if match}
-  stages = [int(stage) for stage, _ in blocks]
-  return [stages.count(stage) for stage in range(max(stages, default=-1) + 1)]
+  stages = collections.Counter(stage for stage, _ in blocks)
+  # A stage that is left out ends the list: its successors belong to no NFNet.
+  return [stages[str(stage)] for stage in range(len(stages))]
 
 
 # Kernels: OIHW there, HWIO here; linear ones [O, I] there, [I, O] here.

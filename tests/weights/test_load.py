@@ -1,0 +1,282 @@
+"""Weights are known by their contents; what is wrong is said in one line."""
+
+import hashlib
+import io
+import os
+import pickle
+import re
+
+from etils import epath
+from etils.epath import testing
+import jax
+import numpy as np
+import pytest
+
+import nfnet_jax
+from nfnet_jax.weights import arrays, load, timm
+from tests.weights import trees
+
+
+@pytest.fixture(scope='module')
+def pico():
+  return trees.filled()[0]
+
+
+def to_file(path, write, *args):
+  write(epath.Path(path), *args)
+  return path.read_bytes()
+
+
+@pytest.fixture(scope='module')
+def contents(pico, tmp_path_factory):
+  """Bytes of a file of each kind, all of the same weights."""
+  path = tmp_path_factory.mktemp('contents') / 'file'
+  theirs = timm.to_timm(pico, (1, 1, 1, 1))
+  flat = trees.flat(pico)
+  compressed = io.BytesIO()
+  np.savez_compressed(compressed, **flat)
+  bare = {name.removeprefix('params/'): array for name, array in flat.items()}
+  return {
+    'pickle': pickle.dumps(pico, 4),
+    'npz': to_file(path, arrays.write_npz, flat, {}),
+    'safetensors': to_file(path, arrays.write_safetensors, flat, {}),
+    'npz of numpy': compressed.getvalue(),
+    'bare npz': to_file(path, arrays.write_npz, bare, {}),
+    'timm': to_file(path, arrays.write_safetensors, theirs, {}),
+    'timm as npz': to_file(path, arrays.write_npz, theirs, {}),
+  }
+
+
+KINDS = (
+  'pickle',
+  'npz',
+  'safetensors',
+  'npz of numpy',
+  'bare npz',
+  'timm',
+  'timm as npz',
+)
+
+
+def one_line(path, match=None):
+  with pytest.raises(load.WeightsError, match=match) as info:
+    nfnet_jax.load_weights(path)
+  assert '\n' not in str(info.value)
+  assert f"'{path}'" in str(info.value)
+  assert not str(info.value).endswith('..')
+  return str(info.value)
+
+
+@pytest.mark.parametrize('ending', ['.npz', '.safetensors', '.pkl', ''])
+@pytest.mark.parametrize('kind', KINDS)
+def test_kinds_are_told_by_contents(tmp_path, pico, contents, kind, ending):
+  path = tmp_path / f'weights{ending}'
+  path.write_bytes(contents[kind])
+  weights = nfnet_jax.load_weights(os.fspath(path) if ending else path)
+  trees.assert_equal(weights.params, pico)
+  assert weights.model_state == {}
+  assert (weights.model, weights.num_classes) == ('nfnet_pico', 10)
+  assert (weights.size, weights.crop, weights.margin) == (32, 'squash', 32)
+  assert weights.class_names[:2] == ('class 0', 'class 1')
+  assert weights.options == {}
+
+
+def test_weights_fit_in_their_model(tmp_path, contents):
+  (tmp_path / 'a').write_bytes(contents['pickle'])
+  weights = nfnet_jax.load_weights(tmp_path / 'a')
+  images = np.ones((2, 32, 32, 3), np.float32)
+  logits, _ = jax.eval_shape(
+    lambda *trees: weights.create().apply(*trees, None, images, False),
+    weights.params,
+    weights.model_state,
+  )
+  assert logits.shape == (2, 10)
+
+
+@pytest.fixture
+def no_tensorflow(monkeypatch):
+  """With TensorFlow epath goes past its own mock, to the network."""
+  monkeypatch.setattr('etils.epath.gpath._is_tf_installed', lambda: False)
+
+
+def test_a_bucket_is_read_through_epath(no_tensorflow, contents):
+  files = {'gs://ours/weights': contents['npz']}
+  with testing.mock_epath(
+    isdir=lambda original, path: False,
+    open=lambda original, path, mode: io.BytesIO(files[os.fspath(path)]),
+  ):
+    weights = nfnet_jax.load_weights('gs://ours/weights')
+  assert weights.model == 'nfnet_pico'
+
+
+class ElsewhereError(Exception):
+  """Such as those of TensorFlow, which are no OSError."""
+
+
+def test_errors_of_a_bucket_are_told(no_tensorflow):
+  def fail(original, path, mode):
+    raise ElsewhereError('denied\nby the bucket')
+
+  with testing.mock_epath(isdir=lambda original, path: False, open=fail):
+    one_line('gs://ours/weights', 'denied by the bucket')
+
+
+def test_floats_become_float32(tmp_path, pico):
+  halves = {
+    path: {name: array.astype('>f2') for name, array in leaves.items()}
+    for path, leaves in pico.items()
+  }
+  (tmp_path / 'a').write_bytes(pickle.dumps(halves))
+  weights = nfnet_jax.load_weights(tmp_path / 'a')
+  expected = {
+    path: {name: array.astype(np.float32) for name, array in leaves.items()}
+    for path, leaves in halves.items()
+  }
+  trees.assert_equal(weights.params, expected)
+
+
+def test_state_keeps_its_dtypes_in_our_byte_order(tmp_path):
+  params, state = trees.filled('bn_resnet_pico')
+  flat = trees.flat(params, state)
+  turned = {
+    name: a.astype(a.dtype.newbyteorder('>')) for name, a in flat.items()
+  }
+  np.savez(tmp_path / 'a.npz', **turned)
+  weights = nfnet_jax.load_weights(tmp_path / 'a.npz')
+  assert weights.model == 'bn_resnet_pico'
+  trees.assert_equal(weights.params, params)
+  trees.assert_equal(weights.model_state, state)
+
+
+@pytest.mark.parametrize('published', [True, False])
+def test_md5_of_published_files(tmp_path, monkeypatch, caplog, published):
+  data = pickle.dumps(trees.filled(num_classes=1000)[0])
+  md5 = hashlib.md5(data).hexdigest() if published else 32 * '0'
+  monkeypatch.setitem(load.PUBLISHED_MD5, 'nfnet_pico', md5)
+  (tmp_path / 'F0_haiku.npz').write_bytes(data)
+  weights = nfnet_jax.load_weights(tmp_path / 'F0_haiku.npz')
+  assert weights.class_names[0] == 'tench'
+  assert len(set(weights.class_names)) > 990
+  if published:
+    assert not caplog.text
+  else:
+    assert f'published nfnet_pico but md5 {hashlib.md5(data).hexdigest()}' in (
+      caplog.text
+    )
+
+
+def test_md5_of_other_files_is_not_compared(
+  tmp_path, monkeypatch, caplog, contents
+):
+  monkeypatch.setitem(load.PUBLISHED_MD5, 'nfnet_pico', 32 * '0')
+  for kind in ('pickle', 'npz'):  # Ten classes; no pickle.
+    (tmp_path / 'a').write_bytes(contents[kind])
+    nfnet_jax.load_weights(tmp_path / 'a')
+  assert not caplog.text
+
+
+def test_md5_table_is_that_of_paper_facts():
+  assert list(load.PUBLISHED_MD5) == [f'nfnet_f{i}' for i in range(7)]
+  md5 = load.PUBLISHED_MD5.values()
+  assert all(re.fullmatch('[0-9a-f]{32}', value) for value in md5)
+  assert load.PUBLISHED_MD5['nfnet_f0'] == '0a41039da1cb43adf47f1b7d86ddfe0f'
+  assert load.PUBLISHED_MD5['nfnet_f6'] == 'b16cca40ac1ecec2bd5e3273866da0c1'
+
+
+@pytest.mark.parametrize(
+  ('data', 'match'),
+  [
+    (b'', 'begin neither like'),
+    (b'hello', 'begin neither like'),
+    (b'<html><head>', 'begin neither like'),
+    (b'\x80', 'the pickle is damaged'),
+    (b'PK', 'the .npz is damaged'),
+    (b'PK\x05\x06' + bytes(18), 'fit no known model'),
+    (b'\x02' + bytes(7) + b'{}', 'fit no known model'),
+    (b'\x02' + bytes(7) + b'{', 'safetensors are damaged'),
+    (pickle.dumps([1]), 'no mapping of mappings'),
+    (pickle.dumps({}), 'fit no known model'),
+    (pickle.dumps({'a': 1}), 'no mapping of mappings'),
+    (pickle.dumps({'a': {'w': [1.0]}}), 'no mapping of mappings'),
+    (pickle.dumps({'a': {'b': {'w': np.ones(2)}}}), 'no mapping of mappings'),
+    (pickle.dumps({'a\nb/~/linear': {'w': np.ones((2, 2))}}), 'begin with'),
+    (pickle.dumps({'a': {'w': io.BytesIO()}}), '_io.BytesIO'),
+  ],
+)
+def test_what_holds_no_weights(tmp_path, data, match):
+  (tmp_path / 'weights.npz').write_bytes(data)
+  one_line(tmp_path / 'weights.npz', match)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_truncated(tmp_path, contents, kind):
+  (tmp_path / 'a').write_bytes(contents[kind][: len(contents[kind]) // 2])
+  one_line(tmp_path / 'a', 'damaged')
+
+
+def test_no_such_file(tmp_path):
+  message = one_line(tmp_path / 'F9_haiku.npz')
+  assert message == f"There are no weights '{tmp_path / 'F9_haiku.npz'}'."
+  one_line(tmp_path / 'no' / 'folder', 'There are no weights')
+
+
+NOTE = {
+  'model': 'nfnet_pico',
+  'options': {'alpha': 0.25, 'activation': 'silu'},
+  'class_names': list('abcdefghij'),
+  'size': 40,
+  'crop': 'centre',
+  'margin': 0,
+}
+
+
+def noted(tmp_path, pico, note):
+  path = epath.Path(tmp_path) / 'noted.npz'
+  arrays.write_npz(path, trees.flat(pico), note)
+  return path
+
+
+def test_notes_are_taken(tmp_path, pico):
+  weights = nfnet_jax.load_weights(noted(tmp_path, pico, NOTE))
+  assert weights.note() == {**NOTE, 'num_classes': 10}
+
+
+def test_options_without_a_model_are_left(tmp_path, pico):
+  path = noted(tmp_path, pico, {'options': {'alpha': 0.25}})
+  assert nfnet_jax.load_weights(path).options == {}
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    {'model': 3},
+    {'model': ['nfnet_pico']},
+    {'model': 'nfnet_pica'},
+    {'model': 'nfnet_nano'},
+    {'options': 'x'},
+    {'options': [1]},
+    {'options': {'colour': 1}},
+    {'options': {'num_classes': 3}},
+    {'options': {'name': 'Other'}},
+    {'options': {'alpha': 'x'}},
+    {'options': {'activation': 3}},
+    {'size': '32'},
+    {'size': 0},
+    {'size': True},
+    {'crop': 'round'},
+    {'crop': 3},
+    {'crop': ['squash']},
+    {'margin': 'x'},
+    {'margin': -1},
+    {'class_names': 3},
+    {'class_names': 'abcdefghij'},
+    {'class_names': [1] * 10},
+    {'class_names': ['a', 'b']},
+  ],
+  ids=str,
+)
+def test_wrong_notes(tmp_path, pico, wrong):
+  message = one_line(noted(tmp_path, pico, {**NOTE, **wrong}))
+  (value,) = wrong.values()
+  if not isinstance(value, dict) and len(str(value)) < 13:
+    assert str(value).strip('[]') in message or 'names' in message

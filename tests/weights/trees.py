@@ -1,0 +1,84 @@
+"""Trees of random weights, and files of arrays put together by hand."""
+
+import functools
+import io
+import json
+import struct
+import zipfile
+
+import numpy as np
+
+from nfnet_jax.weights import identify
+
+
+@functools.cache
+def abstract(name, num_classes=10):
+  """Shapes of a model's parameters and state."""
+  return identify.abstract_trees(name, num_classes, {})
+
+
+def filled(name='nfnet_pico', num_classes=10, seed=0):
+  """Parameters and state with random values of the model's dtypes."""
+  rng = np.random.default_rng(seed)
+  return tuple(
+    {
+      path: {
+        leaf: np.asarray(9 * rng.standard_normal(a.shape), a.dtype)
+        for leaf, a in leaves.items()
+      }
+      for path, leaves in tree.items()
+    }
+    for tree in abstract(name, num_classes)
+  )
+
+
+def flat(params, model_state=()):
+  """Names as in this project's files."""
+  return {
+    f'{kind}/{path}/{leaf}': array
+    for kind, tree in (('params', params), ('state', dict(model_state)))
+    for path, leaves in tree.items()
+    for leaf, array in leaves.items()
+  }
+
+
+def assert_equal(ours, theirs):
+  """Compares trees of arrays bit for bit, with dtypes."""
+  assert ours.keys() == theirs.keys()
+  for path, leaves in theirs.items():
+    assert ours[path].keys() == leaves.keys()
+    for leaf, array in leaves.items():
+      assert ours[path][leaf].dtype == array.dtype, (path, leaf)
+      assert ours[path][leaf].shape == array.shape, (path, leaf)
+      assert ours[path][leaf].tobytes() == array.tobytes(), (path, leaf)
+
+
+def npy(array):
+  file = io.BytesIO()
+  np.save(file, array)
+  return file.getvalue()
+
+
+def npy_header(descr, shape, body=b'', version=b'\x01\x00'):
+  """An `.npy` that declares whatever one likes."""
+  header = repr({'descr': descr, 'fortran_order': False, 'shape': shape})
+  return npy_raw(header.encode(), body, version)
+
+
+def npy_raw(header, body=b'', version=b'\x01\x00'):
+  length = struct.pack('<H' if version[0] == 1 else '<I', len(header))
+  return b'\x93NUMPY' + version + length + header + body
+
+
+def archive(members, method=zipfile.ZIP_DEFLATED):
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w', method) as zipped:
+    for name, content in members:
+      zipped.writestr(name, content)
+  return file.getvalue()
+
+
+def safetensors(header, body=b''):
+  if not isinstance(header, bytes):
+    header = json.dumps(header).encode()
+  return struct.pack('<Q', len(header)) + header + body
