@@ -19,13 +19,22 @@ ROOMS = {
   'optim': {'optim'},
   'data': {'data'},
   'training': {'models', 'optim', 'training'},
-  'experiments': {'models', 'optim', 'data', 'training', 'experiments'},
+  'weights': {'models', 'optim', 'training', 'weights'},
+  'experiments': {
+    'models',
+    'optim',
+    'data',
+    'training',
+    'weights',
+    'experiments',
+  },
 }
 FORBIDDEN = {
   'models': {'optax', 'tensorflow', 'tensorflow_datasets'},
   'optim': {'haiku', 'tensorflow', 'tensorflow_datasets'},
   'data': {'jax', 'haiku', 'optax'},
   'training': {'tensorflow', 'tensorflow_datasets'},
+  'weights': {'tensorflow', 'tensorflow_datasets'},
   'experiments': {'tensorflow', 'tensorflow_datasets'},
 }
 

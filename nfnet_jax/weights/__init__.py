@@ -1,0 +1,1 @@
+"""Reading and writing weights: published, trained, folded for inference."""
