@@ -35,17 +35,14 @@ def randomize(model, size=32):
   return jax.tree.map(np.float32, (params, state))
 
 
-def run(model, params, state, images):
-  call = jax.jit(lambda p, s, x: model.apply(p, s, None, x, False)[0])
-  return call(params, state, images)
-
-
 def check(model, params, state, folded):
   """Compares logits, and holds what the tree may contain."""
   images = np.float32(reference.random_images(3, 32, 32, 3))
-  expected = run(model, params, state, images)
+  call = jax.jit(lambda p, s, x: model.apply(p, s, None, x, False)[0])
+  expected = call(params, state, images)
   actual = jax.jit(folded.apply)(folded.params, images)
-  assert fold.relative_difference(actual, expected) < 2e-6
+  atol = 2e-6 * np.abs(expected).max()
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
   assert np.std(expected[0] - expected[1]) > 1e-3  # The images matter.
   assert set(folded.params) == set(params) - set(folded.merged)
   for path, leaves in folded.params.items():
@@ -71,6 +68,17 @@ def test_every_family(name):
   assert counts == COUNTS[name]
   norms = {path.rsplit('/~/', 1)[0] for path in state}
   assert {*folded.merged, *folded.kept} == norms
+
+
+def test_difference_is_rounding_or_more():
+  model = nfnet_jax.create('bn_resnet_pico', 10)
+  params, state = randomize(model)
+  folded = fold.fold(model, params, state)
+  assert 0 < fold.difference(model, params, state, folded, 32) < 2e-6
+  folded.params['ResNet/~/final_bn']['offset'] += 1e-3
+  assert fold.difference(model, params, state, folded, 32) > 1e-5
+  folded.params['ResNet/~/final_bn']['offset'] += np.nan
+  assert np.isnan(fold.difference(model, params, state, folded, 32))
 
 
 def test_no_family_is_left_out():
