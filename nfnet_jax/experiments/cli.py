@@ -34,6 +34,9 @@ _LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
 OUT = flags.DEFINE_string('out', '.', 'Folder for tables and pictures.')
+WEIGHTS = flags.DEFINE_string(
+  'weights', None, 'Trained weights: a file, or the folder of a run.'
+)
 DATA_DIR = flags.DEFINE_string(
   'data_dir', None, "Folder of datasets; TFDS's own by default."
 )

@@ -79,7 +79,7 @@ def base() -> ml_collections.ConfigDict:
         'randaugment_layers': 4,
         'randaugment_magnitude': config_dict.placeholder(int),
         'eval_size': config_dict.placeholder(int),
-        'eval_crop': 'squash',
+        'eval_crop': config_dict.placeholder(str),
         'eval_margin': 32,
         'shards': config_dict.placeholder(int),
         'shuffle_buffer': 65_536,
@@ -237,7 +237,7 @@ def resolve(
 
   Args:
     config: with overrides applied.
-    spec: the model's native sizes and RandAugment magnitude.
+    spec: the model's native sizes, crop and RandAugment magnitude.
     platform: 'cpu', 'tpu' or another of JAX's, which 'auto' dtypes depend on.
   """
   config = config.copy_and_resolve_references()
@@ -250,6 +250,8 @@ def resolve(
     data.image_size = spec.train_size
   if data.eval_size is None:
     data.eval_size = spec.test_size
+  if data.eval_crop is None:
+    data.eval_crop = spec.eval_crop
   if data.randaugment_magnitude is None:
     data.randaugment_magnitude = spec.augment_magnitude
   if not data.randaugment_magnitude:  # A model that has no published one.

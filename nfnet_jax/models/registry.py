@@ -28,6 +28,7 @@ class ModelSpec:
     variant: its variant.
     train_size: native pixels a side in training.
     test_size: native pixels a side in evaluation.
+    eval_crop: what published evaluations cut: 'squash' or 'centre'.
     augment_magnitude: RandAugment magnitude of the published recipe, 0 for
       none.
     reported_top1: ImageNet top-1 in percent as its authors report it, or None.
@@ -39,6 +40,7 @@ class ModelSpec:
   variant: str
   train_size: int
   test_size: int
+  eval_crop: str
   augment_magnitude: int = 0
   reported_top1: float | None = None
   source: str = ''
@@ -110,6 +112,8 @@ _SOURCES = {
   for name, top1 in rows.items()
 }
 
+# Families whose images are evaluated without regard to their aspect ratio.
+_SQUASHED = (nfnet.NFNet, bn_nfnet.BNNFNet)
 # The NFNets that table 6 trains with batch normalisation, and a small one.
 _WITH_BN = ('f0', 'f1', 'f2', 'f3', 'pico')
 
@@ -130,6 +134,7 @@ def _specs(
         variant=variant,
         train_size=row.train_size,
         test_size=row.test_size,
+        eval_crop='squash' if family in _SQUASHED else 'centre',
         augment_magnitude=getattr(row, 'augment_magnitude', 0),
         reported_top1=top1,
         source=source,

@@ -1,6 +1,6 @@
 """Saving and restoring the state of a run with Orbax."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import itertools
 import os
 from typing import Any
@@ -120,10 +120,50 @@ class Checkpoints:
     Raises:
       UnreadableError: if there are checkpoints but none can be read.
     """
+    return self._newest(lambda step: self.restore(step, like))
+
+  def restore_fields(
+    self, fields: Sequence[str], step: int | None = None
+  ) -> dict[str, Any]:
+    """Reads some fields of a state, whatever their structure.
+
+    Args:
+      fields: names of the fields, such as 'ema_params'.
+      step: which checkpoint; by default the newest that can be read.
+
+    Returns:
+      Field -> tree of numpy arrays.
+
+    Raises:
+      UnreadableError: if there is no checkpoint, or none can be read.
+    """
+
+    def read(step: int) -> dict[str, Any]:
+      tree = (
+        ocp.PyTreeCheckpointHandler()
+        .metadata(self.directory / str(step) / _STATE)
+        .tree
+      )
+      return self.restore(step, {field: tree[field] for field in fields})
+
+    if step is None:
+      state = self._newest(read)
+    elif step in self.steps():
+      state = read(step)
+    else:
+      raise UnreadableError(
+        f'{self.directory} has no checkpoint {step}, only {self.steps()}'
+      )
+    if state is None:
+      raise UnreadableError(f'{self.directory} holds no checkpoint yet')
+    return state
+
+  def _newest(self, read: Callable[[int], Any]) -> Any:
+    """Reads the newest checkpoint that can be read; None if there is none."""
     steps = self.steps()
     for step in reversed(steps):
       try:
-        return self._restore_patiently(step, like)
+        return _patiently(read, step)
       except Exception as error:  # Orbax raises many kinds.
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
@@ -136,19 +176,14 @@ class Checkpoints:
       )
     return None
 
-  def _restore_patiently(
-    self, step: int, like: state_lib.TrainState
-  ) -> state_lib.TrainState:
-    """Tries twice where the disk, not the contents, may be to blame."""
-    try:
-      return self.restore(step, like)
-    except OSError:
-      return self.restore(step, like)
+  def restore(self, step: int, like: Any) -> Any:
+    """Reads one checkpoint as numpy arrays, and compares its checksums.
 
-  def restore(
-    self, step: int, like: state_lib.TrainState
-  ) -> state_lib.TrainState:
-    """Reads one checkpoint as numpy arrays, and compares its checksums."""
+    Args:
+      step: which.
+      like: a tree of arrays or shapes of the expected structure: a `TrainState`
+        or, to read no more than some of its fields, a dict of them.
+    """
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     restored = self._manager.restore(
       step,
@@ -157,6 +192,7 @@ class Checkpoints:
           _STATE: ocp.args.PyTreeRestore(
             target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=isinstance(like, dict),
           ),
           _CHECKSUMS: ocp.args.JsonRestore(),
         }
@@ -177,6 +213,14 @@ class Checkpoints:
     if self._unreadable:
       self._unreadable.clear()
       self._manager.reload()
+
+
+def _patiently(read: Callable[[int], Any], step: int) -> Any:
+  """Reads twice where the disk, not the contents, may be to blame."""
+  try:
+    return read(step)
+  except OSError:
+    return read(step)
 
 
 def _to_host(tree: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Reading and writing weights: published, trained, folded for inference."""
+"""Weights: published, of timm, of this project, folded for inference."""

@@ -111,7 +111,7 @@ def test_kernels_are_those_of_float64():
 def network(forward):
   """Makes a model of a function of images and the classes it may build."""
   make = lambda images, is_training: forward(images)
-  spec = registry.ModelSpec('toy', hk.Module, '', 32, 32)
+  spec = registry.ModelSpec('toy', hk.Module, '', 32, 32, 'squash')
   return registry.Model(*hk.transform_with_state(make), None, spec)
 
 

@@ -34,5 +34,4 @@ def get_config(variant: str = 'b0') -> ml_collections.ConfigDict:
   config.data.cutmix = False
   config.data.randaugment_layers = 2
   config.data.randaugment_magnitude = 10
-  config.data.eval_crop = 'centre'
   return config

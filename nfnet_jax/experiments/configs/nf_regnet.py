@@ -39,5 +39,4 @@ def get_config(variant: str = 'b0') -> ml_collections.ConfigDict:
   config.optimizer.weight_decay = _WEIGHT_DECAY[variant]
   config.optimizer.clipping = 0.0
   config.data.randaugment_layers = 0
-  config.data.eval_crop = 'centre'
   return config

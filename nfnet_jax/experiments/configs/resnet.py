@@ -31,5 +31,4 @@ def get_config(model: str = 'nf_resnet50') -> ml_collections.ConfigDict:
   config.data.mixup = False
   config.data.cutmix = False
   config.data.randaugment_layers = 0
-  config.data.eval_crop = 'centre'
   return config

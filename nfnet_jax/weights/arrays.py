@@ -1,0 +1,150 @@
+"""Flat files of arrays: plain `.npz` and safetensors, with a note inside."""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+from typing import Any, BinaryIO
+import zipfile
+
+from etils import epath
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+# Member of an `.npz`, and key of a safetensors header, that holds the note.
+_NOTE = 'nfnet_jax'
+# What a compressed file may unpack to: a few times its size, or this.
+_MOST_RATIO, _MOST_BYTES = 16, 1 << 30
+
+
+class DamagedError(ValueError):
+  """A file is not what it claims to be."""
+
+
+def read_npz(file: BinaryIO) -> tuple[Arrays, dict[str, Any]]:
+  """Reads an `.npz` of plain arrays, and its note if it has one.
+
+  No member is unpickled, and none is allocated before the size that it declares
+  has been compared with the one it has.
+
+  Args:
+    file: open for reading, seekable.
+
+  Returns:
+    Name -> array, and the note.
+
+  Raises:
+    DamagedError: naming the member that cannot be read.
+  """
+  try:
+    with zipfile.ZipFile(file) as archive:
+      members = archive.infolist()
+      _check_total(members, file)
+      arrays = {
+        member.filename.removesuffix('.npy'): _read_member(archive, member)
+        for member in members
+      }
+  except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    raise DamagedError(f'the .npz is damaged: {error}') from error
+  note = arrays.pop(_NOTE, None)
+  return arrays, {} if note is None else _parse_note(str(note))
+
+
+def _check_total(members: list[zipfile.ZipInfo], file: BinaryIO) -> None:
+  declared = sum(member.file_size for member in members)
+  size = file.seek(0, os.SEEK_END)
+  if declared > max(_MOST_BYTES, _MOST_RATIO * size):
+    raise DamagedError(
+      f'the .npz of {size:,} bytes declares {declared:,} bytes of arrays'
+    )
+
+
+def _read_member(
+  archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> np.ndarray:
+  where = f"the .npz's member '{member.filename}'"
+  with archive.open(member) as stream:
+    try:
+      shape, dtype = _read_header(stream)
+    except ValueError as error:
+      raise DamagedError(f'{where} is no array: {error}') from error
+    if dtype.kind not in 'fiubU':
+      raise DamagedError(f'{where} has the dtype {dtype}; it was not loaded')
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+      raise DamagedError(
+        f'{where} declares an array {dtype}{list(shape)} and has '
+        f'{member.file_size:,} bytes'
+      )
+  with archive.open(member) as stream:
+    try:
+      return np.lib.format.read_array(stream, allow_pickle=False)
+    except ValueError as error:
+      raise DamagedError(f'{where} is damaged: {error}') from error
+
+
+def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+  version = np.lib.format.read_magic(stream)
+  read = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }.get(version)
+  if read is None:
+    raise ValueError(f'version {version} is unknown')
+  shape, _, dtype = read(stream)
+  return shape, dtype
+
+
+def write_npz(
+  path: epath.Path, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]
+) -> None:
+  """Writes arrays and a note to an `.npz`, atomically."""
+  members = {**arrays, _NOTE: np.asarray(json.dumps(note))}
+  with path.open('wb') as file:
+    np.savez(file, **members)
+
+
+def read_safetensors(data: bytes) -> tuple[Arrays, dict[str, Any]]:
+  """Reads safetensors, and the note in their header if there is one.
+
+  Raises:
+    DamagedError: if they are damaged, or declare more than they hold.
+  """
+  import safetensors
+  from safetensors import numpy as safetensors_numpy
+
+  try:
+    arrays = safetensors_numpy.load(data)
+  except KeyError as error:
+    raise DamagedError(
+      f'the safetensors have the dtype {error}; convert them to F32'
+    ) from error
+  except (safetensors.SafetensorError, ValueError) as error:
+    raise DamagedError(f'the safetensors are damaged: {error}') from error
+  length = int.from_bytes(data[:8], 'little')
+  header = json.loads(data[8 : 8 + length])
+  note = header.get('__metadata__', {}).get(_NOTE)
+  return arrays, {} if note is None else _parse_note(note)
+
+
+def write_safetensors(
+  path: epath.Path, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]
+) -> None:
+  """Writes arrays and a note as safetensors."""
+  from safetensors import numpy as safetensors_numpy
+
+  # Not ascontiguousarray, which adds an axis to scalars.
+  arrays = {name: np.asarray(a, order='C') for name, a in arrays.items()}
+  path.write_bytes(
+    safetensors_numpy.save(arrays, metadata={_NOTE: json.dumps(note)})
+  )
+
+
+def _parse_note(text: str) -> dict[str, Any]:
+  try:
+    note = json.loads(text)
+  except ValueError as error:
+    raise DamagedError(f'the note inside is damaged: {error}') from error
+  if not isinstance(note, dict):
+    raise DamagedError('the note inside is damaged')
+  return note

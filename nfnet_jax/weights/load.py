@@ -1,0 +1,236 @@
+"""Trained networks from files of any known kind."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+from absl import logging
+from etils import epath
+import numpy as np
+
+from nfnet_jax.models import registry
+from nfnet_jax.weights import arrays as arrays_lib
+from nfnet_jax.weights import classes, identify, pickles, timm
+
+Tree = Mapping[str, Mapping[str, np.ndarray]]
+
+# Of the published files, by model, as recorded by a third party.
+PUBLISHED_MD5 = {
+  'nfnet_f0': '0a41039da1cb43adf47f1b7d86ddfe0f',
+  'nfnet_f1': 'c9126bbfaf855f9ddb7ff3b902558781',
+  'nfnet_f2': '7a018d8d1498020e2f5a8719a1e7f53f',
+  'nfnet_f3': 'd8e1e78d26db659c486150dbaccbe78a',
+  'nfnet_f4': 'f5974a7e3388aa81b91a9f1403e759a4',
+  'nfnet_f5': '8639e925de951030651ac775b9f915c3',
+  'nfnet_f6': 'b16cca40ac1ecec2bd5e3273866da0c1',
+}
+
+
+# First words of the names in a flat file.
+PARAMS, STATE = 'params', 'state'
+# Pixels that published evaluations cut off.
+_MARGIN = 32
+
+
+class WeightsError(ValueError):
+  """Weights cannot be used; the message names the file and says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A trained network, and how images are prepared for it.
+
+  Attributes:
+    params: float32 `{module path: {name: array}}`, under the published paths.
+    model_state: running statistics likewise; empty for normalizer-free models.
+    model: registry name.
+    num_classes: size of the logits.
+    options: of the model's module, where they are not its own defaults.
+    class_names: what the logits stand for.
+    size: pixels a side in evaluation.
+    crop: 'squash' or 'centre'; see `data.preprocess`.
+    margin: pixels that evaluation cuts off; see `data.preprocess.squash`.
+  """
+
+  params: Tree
+  model_state: Tree
+  model: str
+  num_classes: int
+  options: Mapping[str, Any]
+  class_names: Sequence[str]
+  size: int
+  crop: str
+  margin: int
+
+  def create(self) -> registry.Model:
+    """Builds the model that the weights are of."""
+    return registry.create(self.model, self.num_classes, **self.options)
+
+  def note(self) -> dict[str, Any]:
+    """Returns everything but the arrays, as a file of weights holds it."""
+    return {
+      'model': self.model,
+      'num_classes': self.num_classes,
+      'options': dict(self.options),
+      'class_names': list(self.class_names),
+      'size': self.size,
+      'crop': self.crop,
+      'margin': self.margin,
+    }
+
+
+def load_weights(path: str | os.PathLike) -> Weights:
+  """Reads a trained network; what kind of file it is shows in its contents.
+
+  Known are the published files (pickles, whatever their ending), safetensors of
+  timm's `dm_nfnet_*`, `.npz` and safetensors of this project, and the folder of
+  a run or of one of its checkpoints, of which the averaged weights are taken.
+  Nothing is unpickled but plain arrays.
+
+  Args:
+    path: local, or in a bucket.
+
+  Raises:
+    WeightsError: in one line, what is wrong with which file.
+
+  Example:
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> np.savez(f'{folder}/mine.npz', w=np.ones(2))
+    >>> try:
+    ...   load_weights(f'{folder}/mine.npz')
+    ... except WeightsError as error:
+    ...   print(str(error).replace(folder, 'DIR')[:56])
+    Weights 'DIR/mine.npz' cannot be used: they fit no known
+  """
+  path = epath.Path(path)
+  try:
+    return _from_run(path) if path.is_dir() else _from_file(path)
+  except FileNotFoundError as error:
+    raise WeightsError(f"There are no weights '{path}'.") from error
+  except (OSError, ValueError) as error:
+    raise WeightsError(f"Weights '{path}' cannot be used: {error}.") from error
+
+
+def _from_file(path: epath.Path) -> Weights:
+  with path.open('rb') as file:
+    start = file.read(16)
+    if start.startswith(b'PK'):
+      return _from_arrays(*arrays_lib.read_npz(file))
+    data = start + file.read()
+  if start.startswith(b'\x80'):
+    return _from_pickle(data)
+  if start[8:9] == b'{':
+    return _from_arrays(*arrays_lib.read_safetensors(data))
+  raise WeightsError(
+    'they begin neither like a pickle nor like .npz or safetensors'
+  )
+
+
+def _from_pickle(data: bytes) -> Weights:
+  """Reads a published file: `{module path: {name: array}}`."""
+  params = pickles.read_pickle(data)
+  if not _is_tree(params):
+    raise WeightsError('the pickle is no mapping of mappings of arrays')
+  weights = _describe(params, {}, {})
+  expected = PUBLISHED_MD5.get(weights.model)
+  md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+  if expected not in (None, md5) and weights.num_classes == 1000:
+    logging.warning(
+      'The file has the shapes of the published %s but md5 %s, not %s: it is '
+      'damaged, or not the one that the authors published.',
+      weights.model,
+      md5,
+      expected,
+    )
+  return weights
+
+
+def _is_tree(value: Any) -> bool:
+  return isinstance(value, dict) and all(
+    isinstance(path, str)
+    and isinstance(leaves, dict)
+    and all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
+    for path, leaves in value.items()
+  )
+
+
+def _from_arrays(
+  arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]
+) -> Weights:
+  """Makes sense of flat names: timm's, or the paths of this project."""
+  if timm.is_timm(arrays):
+    return _describe(timm.from_timm(arrays), {}, note)
+  trees = {PARAMS: {}, STATE: {}}
+  for name, array in arrays.items():
+    module, _, leaf = name.rpartition('/')
+    kind, _, path = module.partition('/')
+    tree = trees[kind if kind in trees else PARAMS]
+    tree.setdefault(path if kind in trees else module, {})[leaf] = array
+  return _describe(trees[PARAMS], trees[STATE], note)
+
+
+def _from_run(path: epath.Path) -> Weights:
+  """Reads the averaged weights of a run, or of one of its checkpoints."""
+  from nfnet_jax.training import checkpoint  # Orbax is slow to import.
+
+  around = (path, path.parent, path.parent.parent)
+  workdir = next((d for d in around if (d / 'config.json').exists()), None)
+  if workdir is None or not (workdir / 'checkpoints').is_dir():
+    raise WeightsError('the folder holds no run with a checkpoint')
+  step = int(path.name) if path.parent.name == 'checkpoints' else None
+  fields = ('ema_params', 'ema_model_state')
+  with checkpoint.Checkpoints(
+    workdir / 'checkpoints', read_only=True
+  ) as checkpoints:
+    state = checkpoints.restore_fields(fields, step)
+  config = json.loads((workdir / 'config.json').read_text())
+  options = {k: v for k, v in config['model'].items() if v is not None}
+  # How to train, not what the network is.
+  del options['cross_replica_bn']
+  data = config['data']
+  names = workdir / 'classes.txt'
+  note = {
+    'model': options.pop('name'),
+    'options': options,
+    'size': data['eval_size'],
+    'crop': data['eval_crop'],
+    'margin': data['eval_margin'],
+    'class_names': names.read_text().splitlines() if names.exists() else None,
+  }
+  return _describe(*(state[field] for field in fields), note)
+
+
+def _describe(
+  params: Tree, model_state: Tree, note: Mapping[str, Any]
+) -> Weights:
+  """Checks trees against the model that they are of, and adds its defaults."""
+  trees = (params, model_state)
+  name, options = note.get('model'), note.get('options') or {}
+  if name is None:
+    name, num_classes = identify.identify(*trees)
+  else:
+    num_classes = identify.count_classes(params)
+    identify.check(name, num_classes, options, trees)
+  spec = registry.get_spec(name)
+  return Weights(
+    params=_as_float32(params),
+    model_state=model_state,
+    model=name,
+    num_classes=num_classes,
+    options=options,
+    class_names=classes.in_words(note.get('class_names'), num_classes),
+    size=note.get('size') or spec.test_size,
+    crop=note.get('crop') or spec.eval_crop,
+    margin=_MARGIN if note.get('margin') is None else note['margin'],
+  )
+
+
+def _as_float32(tree: Tree) -> Tree:
+  return {
+    path: {name: np.asarray(a, np.float32) for name, a in leaves.items()}
+    for path, leaves in tree.items()
+  }

@@ -1,0 +1,127 @@
+"""Names and layouts of NFNets in timm, and back.
+
+timm carries these networks as `dm_nfnet_f0` to `dm_nfnet_f6`. Kernels are
+output first there, gains `[O, 1, 1, 1]`, and squeeze-excite is made of 1x1
+convolutions. Outputs differ a little, because timm computes GELU exactly and
+adds 1e-5 to each kernel's variance where the published networks have a floor;
+the option `timm_forward` of `models.nfnet.NFNet` does as timm does.
+"""
+
+from collections.abc import Mapping, Sequence
+import re
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+Tree = Mapping[str, Mapping[str, np.ndarray]]
+
+# Modules outside the blocks and in one: ours -> timm's.
+_OUTSIDE = {
+  **{f'stem_conv{i}': f'stem.conv{i + 1}' for i in range(4)},
+  'final_conv': 'final_conv',
+  'linear': 'head.fc',
+}
+_IN_BLOCK = {
+  'conv0': 'conv1',
+  'conv1': 'conv2',
+  'conv1b': 'conv2b',
+  'conv2': 'conv3',
+  'conv_shortcut': 'downsample.conv',
+  'squeeze_excite/~/linear': 'attn_last.fc1',
+  'squeeze_excite/~/linear_1': 'attn_last.fc2',
+}
+_BLOCK = re.compile(r'stages\.(\d+)\.(\d+)\.')
+
+
+class LayoutError(ValueError):
+  """Arrays are not those of an NFNet in timm."""
+
+
+def is_timm(arrays: Arrays) -> bool:
+  """Says whether arrays have timm's names of an NFNet."""
+  return 'stem.conv1.weight' in arrays
+
+
+def from_timm(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
+  """Gives timm's arrays the published names and layouts.
+
+  Args:
+    arrays: name -> array, as in the safetensors of `dm_nfnet_f0`.
+
+  Returns:
+    `{module path: {name: array}}`; kernels are HWIO.
+
+  Raises:
+    LayoutError: naming an array that `dm_nfnet_*` do not have.
+  """
+  ours = {theirs: ours for ours, theirs in _modules(_depth(arrays)).items()}
+  params = {}
+  for name, array in arrays.items():
+    module, _, kind = name.rpartition('.')
+    if module not in ours or kind not in _FROM_TIMM:
+      raise LayoutError(f"no dm_nfnet_* of timm has an array '{name}'")
+    if 'attn_last' in module and kind == 'weight':
+      array = array.reshape(array.shape[:2])
+    kind, array = _FROM_TIMM[kind](array)
+    if '.fc' in module and kind == 'bias':
+      kind = 'b'
+    params.setdefault(ours[module], {})[kind] = array
+  return params
+
+
+def to_timm(params: Tree, depth: Sequence[int]) -> dict[str, np.ndarray]:
+  """Gives an NFNet's parameters timm's names and layouts.
+
+  Args:
+    params: `{module path: {name: array}}`.
+    depth: blocks of each stage.
+
+  Returns:
+    Name -> array, as `timm.create_model('dm_nfnet_f0')` takes them.
+  """
+  theirs = _modules(depth)
+  arrays = {}
+  for path, leaves in params.items():
+    module = theirs[path]
+    for name, array in leaves.items():
+      kind, array = _TO_TIMM[name](np.asarray(array))
+      if 'attn_last' in module and kind == 'weight':
+        array = array[:, :, None, None]
+      arrays[f'{module}.{kind}'] = array
+  return arrays
+
+
+def _modules(depth: Sequence[int]) -> dict[str, str]:
+  """Maps the paths of an NFNet's modules to timm's."""
+  modules = dict(_OUTSIDE)
+  for stage, blocks in enumerate(depth):
+    for index in range(blocks):
+      number = sum(depth[:stage]) + index
+      block = f'nf_block_{number}' if number else 'nf_block'
+      modules[block] = f'stages.{stage}.{index}'
+      for ours, theirs in _IN_BLOCK.items():
+        modules[f'{block}/~/{ours}'] = f'{modules[block]}.{theirs}'
+  return {f'NFNet/~/{ours}': theirs for ours, theirs in modules.items()}
+
+
+def _depth(arrays: Arrays) -> list[int]:
+  """Counts the blocks of each stage."""
+  blocks = {match.groups() for match in map(_BLOCK.match, arrays) if match}
+  stages = [int(stage) for stage, _ in blocks]
+  return [stages.count(stage) for stage in range(max(stages, default=-1) + 1)]
+
+
+# Kernels: OIHW there, HWIO here; linear ones [O, I] there, [I, O] here.
+_FROM_TIMM = {
+  'weight': lambda array: ('w', np.moveaxis(array, (0, 1), (-1, -2))),
+  'gain': lambda array: ('gain', array.reshape(-1)),
+  'bias': lambda array: ('bias', array),
+  'skipinit_gain': lambda array: ('skip_gain', array.reshape(())),
+}
+_TO_TIMM = {
+  'w': lambda array: ('weight', np.moveaxis(array, (-1, -2), (0, 1))),
+  'gain': lambda array: ('gain', array[:, None, None, None]),
+  'bias': lambda array: ('bias', array),
+  'b': lambda array: ('bias', array),
+  'skip_gain': lambda array: ('skipinit_gain', array),
+}
