@@ -3,18 +3,27 @@
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
+import jax
+import numpy as np
 import pytest
 
+import nfnet_jax
+from nfnet_jax.data import preprocess
 from nfnet_jax.experiments import (
   assemble,
   cli,
+  export,
   models,
   prepare,
   show_batch,
   signal_propagation,
   train,
 )
+from nfnet_jax.training import step
+from tests import trained_weights
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 
@@ -23,7 +32,13 @@ def blocks(language):
   return re.findall(rf'```{language}\n(.*?)```', README.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize('code', blocks('python'))
+# Needs what a command writes first; runs where this package is out of reach.
+(CONSUMER,) = [code for code in blocks('python') if 'stablehlo' in code]
+
+
+@pytest.mark.parametrize(
+  'code', [code for code in blocks('python') if code != CONSUMER]
+)
 def test_python_examples_run(code):
   exec(compile(code, 'README.md', 'exec'), {'__name__': 'readme'})
 
@@ -85,6 +100,35 @@ def test_model_commands_run(door, tmp_path, monkeypatch):
     },
   )
   assert (tmp_path / 'plots' / 'nf_resnet50.png').is_file()
+
+
+@pytest.mark.parametrize('name', ['nfnet_pico', 'bn_resnet_pico'])
+def test_exported_model_runs_without_this_package(
+  door, tmp_path, monkeypatch, name
+):
+  (text,) = [text for text in blocks('sh') if 'experiments.export' in text]
+  model, trained = trained_weights.random_weights(name)
+  (tmp_path / 'runs').mkdir()
+  nfnet_jax.save_weights(tmp_path / 'runs' / 'f0.npz', trained)
+  (tmp_path / 'runs' / 'f0.npz').rename(tmp_path / 'runs' / 'f0')
+  monkeypatch.chdir(tmp_path)
+  run_commands(door, text, {'export': (export, [], {})})
+  photo = trained_weights.draw_photo(tmp_path / 'photo.jpg')
+  blocked = 'import sys; sys.modules.update(haiku=None, nfnet_jax=None)\n'
+  run = subprocess.run(
+    [sys.executable, '-c', blocked + CONSUMER],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  crop = {'squash': preprocess.squash, 'centre': preprocess.centre_crop}
+  image = crop[trained.crop](photo, trained.size, trained.margin).numpy()
+  logits, _ = jax.jit(lambda *args: model.apply(*args, False))(
+    trained.params, trained.model_state, None, step.normalize(image[None])
+  )
+  shares = np.asarray(jax.nn.softmax(logits))[0]
+  top5 = [f'{shares[i]:6.1%} class {i}' for i in np.argsort(-shares)[:5]]
+  assert run.stdout.splitlines() == top5
 
 
 def test_pictures_are_there():

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and saved.
 
 import ast
 from collections.abc import Callable, Sequence
+import dataclasses
 import difflib
 import pathlib
 import sys
@@ -34,11 +35,17 @@ _LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
 OUT = flags.DEFINE_string('out', '.', 'Folder for tables and pictures.')
-WEIGHTS = flags.DEFINE_string(
-  'weights', None, 'Trained weights: a file, or the folder of a run.'
-)
 DATA_DIR = flags.DEFINE_string(
   'data_dir', None, "Folder of datasets; TFDS's own by default."
+)
+WEIGHTS = flags.DEFINE_string(
+  'weights',
+  None,
+  "Trained network: a published file, timm's or this project's .npz or "
+  '.safetensors, or the folder of a run.',
+)
+SIZE = flags.DEFINE_integer(
+  'size', None, "Pixels a side; by default the network's own.", lower_bound=1
 )
 
 
@@ -121,6 +128,21 @@ def get_out() -> pathlib.Path:
 def has_workdir() -> bool:
   """Says whether `--workdir` was given."""
   return bool(_WORKDIR.value)
+
+
+def get_weights():
+  """Reads the `weights.load.Weights` of `--weights`, as `--size` changes them.
+
+  Raises:
+    errors.InputError: if there are none, or they cannot be used.
+  """
+  from nfnet_jax.weights import load
+
+  if not WEIGHTS.value:
+    raise errors.InputError('Name a trained network: --weights=PATH.')
+  with errors.as_input_error():
+    weights = load.load_weights(WEIGHTS.value)
+    return dataclasses.replace(weights, size=SIZE.value or weights.size)
 
 
 def get_workdir() -> pathlib.Path:

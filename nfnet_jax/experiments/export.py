@@ -26,11 +26,8 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('weights', 'out', 'json'):
+for _name in ('weights', 'size', 'out', 'json'):
   flags.declare_key_flag(_name)
-_SIZE = flags.DEFINE_integer(
-  'size', None, "Pixels a side; the weights' own by default.", lower_bound=1
-)
 _SAVED_MODEL = flags.DEFINE_bool(
   'saved_model', False, 'Writes a TensorFlow SavedModel, too.'
 )
@@ -41,23 +38,19 @@ _TOLERANCE = 1e-5
 
 
 def main() -> None:
-  from nfnet_jax.weights import fold, load, portable
+  from nfnet_jax.weights import fold, portable
 
-  if not cli.WEIGHTS.value:
-    raise errors.InputError('Say which weights: --weights=PATH.')
   out = _get_empty_out()
   if _SAVED_MODEL.value:
     from nfnet_jax.weights import saved_model
 
     with errors.as_input_error():
       saved_model.check()
-  with errors.as_input_error():
-    weights = load.load_weights(cli.WEIGHTS.value)
-  size = _SIZE.value or weights.size
+  weights = cli.get_weights()
   model = weights.create()
   network = model, weights.params, weights.model_state
   folded = fold.fold(*network)
-  difference = fold.difference(*network, folded, size)
+  difference = fold.difference(*network, folded, weights.size)
   if not difference <= _TOLERANCE:  # NaN, too.
     raise errors.InputError(
       f'Folding changes the logits by {difference:.1e} of the largest, more '
@@ -65,8 +58,8 @@ def main() -> None:
     )
   predict = portable.predictor(folded)
   arrays = portable.flatten(folded.params)
-  exported = portable.program(predict, arrays, size)
-  facts = _facts(weights, size, exported)
+  exported = portable.program(predict, arrays, weights.size)
+  facts = _facts(weights, exported)
   writers = {
     'model.stablehlo': lambda path: path.write_bytes(exported.serialize()),
     'weights.npz': lambda path: _save_arrays(path, arrays),
@@ -74,26 +67,30 @@ def main() -> None:
   }
   if _SAVED_MODEL.value:
     writers['saved_model'] = lambda path: saved_model.save(
-      path, predict, arrays, size
+      path, predict, arrays, weights.size
     )
   _write(out, writers)
   _report(out, facts, folded, difference)
 
 
 def _get_empty_out() -> pathlib.Path:
-  """Returns the folder of `--out`; it holds an earlier export at most."""
+  """Returns the folder of `--out`, if it holds an earlier export at most."""
   out = cli.get_out()
-  ours = {*_FILES, *(['saved_model'] if _SAVED_MODEL.value else [])}
-  held = {path.name for path in out.iterdir()}
-  if others := {name for name in held if name.removesuffix('.tmp') not in ours}:
+  names = {*_FILES, *(['saved_model'] if _SAVED_MODEL.value else [])}
+  known = {f'{name}.tmp' for name in names}
+  with errors.as_input_error(OSError):
+    held = {path.name for path in out.iterdir()}
+    tempfile.TemporaryFile(dir=out).close()
+  if 'model.json' in held:
+    known |= names
+  if others := held - known:
     raise errors.InputError(
       f"--out='{out}' holds '{min(others)}'; give a new or an empty folder."
     )
-  with errors.as_input_error(OSError), tempfile.TemporaryFile(dir=out):
-    return out
+  return out
 
 
-def _facts(weights, size: int, exported) -> dict:
+def _facts(weights, exported) -> dict:
   """Returns what the consumer of the program has to know."""
   import jax
 
@@ -101,7 +98,7 @@ def _facts(weights, size: int, exported) -> dict:
 
   return {
     'model': weights.model,
-    'size': size,
+    'size': weights.size,
     'crop': weights.crop,
     'margin': weights.margin,
     'class_names': list(weights.class_names),

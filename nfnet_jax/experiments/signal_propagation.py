@@ -22,13 +22,10 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('config', 'workdir', 'out', 'data_dir'):
+for _name in ('config', 'workdir', 'size', 'out', 'data_dir'):
   flags.declare_key_flag(_name)
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images.', lower_bound=1)
-_SIZE = flags.DEFINE_integer(
-  'size', None, "Pixels a side; by default the model's test size."
-)
 _DATASET = flags.DEFINE_string('dataset', None, 'Images in place of noise.')
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split of the dataset.')
 
@@ -37,7 +34,7 @@ COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
 def main() -> None:
   name, model, params, state = _network()
-  size = _SIZE.value or model.spec.test_size
+  size = cli.SIZE.value or model.spec.test_size
   rows = measure(model, params, state, _images(size))
   out = cli.get_out()
   table, picture = out / f'{name}.csv', out / f'{name}.png'

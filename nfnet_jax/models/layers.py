@@ -125,6 +125,7 @@ class ScaledWSConv2D(hk.Module):
     kernel_size: int,
     stride: int = 1,
     groups: int = 1,
+    standardize: Callable[[jax.Array, jax.Array], jax.Array] = standardize,
     name: str | None = None,
   ):
     super().__init__(name=name)
@@ -132,6 +133,7 @@ class ScaledWSConv2D(hk.Module):
     self.kernel_size = kernel_size
     self.stride = stride
     self.groups = groups
+    self.standardize = standardize
 
   def __call__(self, x: jax.Array) -> jax.Array:
     units = self.output_channels
@@ -140,7 +142,7 @@ class ScaledWSConv2D(hk.Module):
     w = hk.get_parameter('w', shape, x.dtype, init=init)
     gain = hk.get_parameter('gain', (units,), x.dtype, init=jnp.ones)
     bias = hk.get_parameter('bias', (units,), x.dtype, init=jnp.zeros)
-    return self.convolve(x, standardize(w, gain)) + bias
+    return self.convolve(x, self.standardize(w, gain)) + bias
 
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with a kernel that is standardised already."""

@@ -21,7 +21,6 @@ from nfnet_jax.models import layers, registry
 Params = Mapping[str, Mapping[str, np.ndarray]]
 
 _Convolution = layers.ScaledWSConv2D | hk.Conv2D
-_standardize = jax.jit(layers.standardize)
 
 
 class Folded(NamedTuple):
@@ -80,7 +79,7 @@ def fold(model: registry.Model, params: Params, model_state: Params) -> Folded:
     for kind in (layers.ScaledWSConv2D, hk.BatchNorm)
   }
   for path in kinds[layers.ScaledWSConv2D]:
-    folded[path] = _plain_convolution(params[path])
+    folded[path] = _plain_convolution(modules[path], params[path])
   for path in kinds[hk.BatchNorm]:
     statistics = {
       name: np.float64(model_state[f'{path}/~/{name}_ema']['average'])
@@ -210,11 +209,13 @@ def _followers(
   return result
 
 
-def _plain_convolution(leaves: Mapping[str, np.ndarray]):
-  # In float64, by the code that training runs.
+def _plain_convolution(
+  module: layers.ScaledWSConv2D, leaves: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
   cpu = jax.local_devices(backend='cpu')[0]
+  standardize = jax.jit(module.standardize)
   with jax.enable_x64(True), jax.default_device(cpu):
-    kernel = _standardize(np.float64(leaves['w']), np.float64(leaves['gain']))
+    kernel = standardize(np.float64(leaves['w']), np.float64(leaves['gain']))
     return {'w': np.asarray(kernel), 'b': np.float64(leaves['bias'])}
 
 

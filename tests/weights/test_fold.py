@@ -10,6 +10,7 @@ import nfnet_jax
 from nfnet_jax.models import batch_norm, layers, registry
 from nfnet_jax.weights import fold
 from tests.models import reference
+from tests.trained_weights import randomize
 
 # How many kernels lose standardisation, how many norms vanish, how many stay.
 COUNTS = {
@@ -21,18 +22,6 @@ COUNTS = {
   'senet_pico': (0, 20, 0),
   'efficientnet_pico': (0, 25, 0),
 }
-
-
-def randomize(model, size=32):
-  """Draws parameters and running statistics far from the initial ones."""
-  init = lambda key: model.init(key, jnp.zeros((1, size, size, 3)), False)
-  has_norms = bool(jax.eval_shape(init, jax.random.key(0))[1])
-  params = reference.random_params(
-    lambda key: init(key)[0], he_kernels=has_norms, tiny_kernels=not has_norms
-  )
-  shapes = jax.eval_shape(init, jax.random.key(0))[1]
-  state = reference.random_state(shapes)
-  return jax.tree.map(np.float32, (params, state))
 
 
 def check(model, params, state, folded):
