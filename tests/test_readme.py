@@ -1,28 +1,26 @@
 """What the README shows works as it stands there."""
 
+import json
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax.data import preprocess
 from nfnet_jax.experiments import (
   assemble,
   cli,
   export,
   models,
+  predict,
   prepare,
   show_batch,
   signal_propagation,
   train,
 )
-from nfnet_jax.training import step
 from tests import trained_weights
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
@@ -107,13 +105,13 @@ def test_exported_model_runs_without_this_package(
   door, tmp_path, monkeypatch, name
 ):
   (text,) = [text for text in blocks('sh') if 'experiments.export' in text]
-  model, trained = trained_weights.random_weights(name)
+  _, trained = trained_weights.random_weights(name)
   (tmp_path / 'runs').mkdir()
   nfnet_jax.save_weights(tmp_path / 'runs' / 'f0.npz', trained)
   (tmp_path / 'runs' / 'f0.npz').rename(tmp_path / 'runs' / 'f0')
+  trained_weights.draw_photo(tmp_path / 'photo.jpg')
   monkeypatch.chdir(tmp_path)
   run_commands(door, text, {'export': (export, [], {})})
-  photo = trained_weights.draw_photo(tmp_path / 'photo.jpg')
   blocked = 'import sys; sys.modules.update(haiku=None, nfnet_jax=None)\n'
   run = subprocess.run(
     [sys.executable, '-c', blocked + CONSUMER],
@@ -121,14 +119,14 @@ def test_exported_model_runs_without_this_package(
     capture_output=True,
     text=True,
   )
-  crop = {'squash': preprocess.squash, 'centre': preprocess.centre_crop}
-  image = crop[trained.crop](photo, trained.size, trained.margin).numpy()
-  logits, _ = jax.jit(lambda *args: model.apply(*args, False))(
-    trained.params, trained.model_state, None, step.normalize(image[None])
-  )
-  shares = np.asarray(jax.nn.softmax(logits))[0]
-  top5 = [f'{shares[i]:6.1%} class {i}' for i in np.argsort(-shares)[:5]]
-  assert run.stdout.splitlines() == top5
+  flags = '--weights=runs/f0', '--json', 'photo.jpg'
+  code, out, err = door(predict.main, *flags, takes='IMAGE...')
+  assert code == 0, err
+  (image,) = json.loads(out)['images']
+  lines = [line.split(maxsplit=1) for line in run.stdout.splitlines()]
+  assert [row['name'] for row in image['top5']] == [text for _, text in lines]
+  for row, (share, _) in zip(image['top5'], lines):
+    assert abs(100 * row['probability'] - float(share.removesuffix('%'))) < 1
 
 
 def test_pictures_are_there():

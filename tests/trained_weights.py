@@ -1,6 +1,5 @@
 """Weights as if trained, and a photo to try them on."""
 
-import io
 import pathlib
 
 import jax
@@ -40,12 +39,9 @@ def random_weights(name: str, **changes):
   return model, load.Weights(params, state, name, **{**facts, **changes})
 
 
-def draw_photo(path: pathlib.Path) -> bytes:
-  """Writes a smooth picture, wider than high; returns the encoded bytes."""
+def draw_photo(path: pathlib.Path) -> None:
+  """Writes a smooth picture, wider than high."""
   y, x = np.mgrid[:90, :140] / 20
   waves = [np.sin(x * (k + 1) + y * (3 - k) + k) for k in range(3)]
   pixels = np.uint8(127.5 + 120 * np.stack(waves, -1))
-  buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, 'JPEG', quality=98)
-  path.write_bytes(buffer.getvalue())
-  return buffer.getvalue()
+  Image.fromarray(pixels).save(path, quality=98)

@@ -18,11 +18,6 @@ from nfnet_jax.data import examples, faults, preprocess, records, sources
 Batch = dict[str, np.ndarray]
 Note = Callable[[str], None]
 
-EVAL_CROPS = {
-  'squash': preprocess.squash,
-  'centre': preprocess.centre_crop,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
@@ -198,7 +193,7 @@ def eval_batches(
 
   def view(record: tf.Tensor):
     encoded, label = source.parse(record)
-    image = EVAL_CROPS[crop](encoded, image_size, margin)
+    image = preprocess.decode_and_crop(encoded, crop, image_size, margin)
     return image, label, examples.in_range(label, source)
 
   def example(record_id, view):

@@ -95,11 +95,11 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
   return image
 
 
-def squash(encoded: tf.Tensor, size: int, margin: int) -> tf.Tensor:
-  """Decodes, resizes both sides to `size + margin` and cuts the margin off.
+def squash(image: tf.Tensor, size: int, margin: int) -> tf.Tensor:
+  """Resizes both sides to `size + margin` and cuts the margin off.
 
   Args:
-    encoded: bytes as `decode` takes them.
+    image: `[H, W, 3]`.
     size: pixels a side of the result, float32 `[size, size, 3]`.
     margin: pixels cut in all; 32 as published, 0 for small images.
 
@@ -107,20 +107,41 @@ def squash(encoded: tf.Tensor, size: int, margin: int) -> tf.Tensor:
   regard to the aspect ratio is the released code's reading of it.
   """
   start = margin // 2
-  resized = resize(decode(encoded), size + margin)
+  resized = resize(image, size + margin)
   return resized[start : start + size, start : start + size]
 
 
-def centre_crop(encoded: tf.Tensor, size: int, margin: int) -> tf.Tensor:
-  """Decodes the square in the centre and resizes it; keeps the aspect ratio.
+def centre_crop(image: tf.Tensor, size: int, margin: int) -> tf.Tensor:
+  """Resizes the square in the centre, which keeps the aspect ratio.
 
   Args:
-    encoded: bytes as `decode` takes them.
+    image: `[H, W, 3]`.
     size: pixels a side of the result, float32 `[size, size, 3]`.
     margin: see `centre_window`.
   """
-  choose = lambda shape: centre_window(shape, size, margin)
-  return resize(decode_window(encoded, choose), size)
+  y, x, height, width = tf.unstack(centre_window(tf.shape(image), size, margin))
+  return resize(image[y : y + height, x : x + width], size)
+
+
+# What evaluation may cut.
+CROPS = {'squash': squash, 'centre': centre_crop}
+
+
+def decode_and_crop(
+  encoded: tf.Tensor, crop: str, size: int, margin: int
+) -> tf.Tensor:
+  """Decodes an image and crops it for evaluation, float32 `[size, size, 3]`.
+
+  Args:
+    encoded: bytes as `decode` takes them.
+    crop: a key of `CROPS`.
+    size: pixels a side.
+    margin: see `squash` and `centre_window`.
+  """
+  if crop == 'centre':
+    choose = lambda shape: centre_window(shape, size, margin)
+    return resize(decode_window(encoded, choose), size)
+  return CROPS[crop](decode(encoded), size, margin)
 
 
 def random_shift(image: tf.Tensor, pixels: int, seed: tf.Tensor) -> tf.Tensor:

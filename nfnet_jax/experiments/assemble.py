@@ -19,6 +19,7 @@ from nfnet_jax.optim import groups, recipe
 from nfnet_jax.training import loop, parallel
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
+from nfnet_jax.weights import identify, load
 
 _REPORTED = (nfnet_jax, jax, haiku, optax)
 
@@ -32,11 +33,53 @@ def resolve_and_check(
     errors.InputError: in one line, what is wrong and the way out.
   """
   config_lib.check_keys(config)
+  if config.dataset is None:
+    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
+  if config.weights:
+    config = adopt(config, read_weights(config.weights))
+  if config.model.name is None:
+    raise errors.InputError(
+      'Name a model: --config.model.name=NAME, or a trained one: '
+      '--config.weights=PATH.'
+    )
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
   config = config_lib.resolve(config, spec, jax.default_backend())
   config_lib.check_values(config)
   model_options(config.model)
+  return config
+
+
+@functools.lru_cache(maxsize=1)
+def read_weights(path: str) -> load.Weights:
+  """Reads the weights that a run begins with, once.
+
+  Raises:
+    errors.InputError: if they cannot be used.
+  """
+  with errors.as_input_error():
+    return load.load_weights(path)
+
+
+def adopt(
+  config: ml_collections.ConfigDict, weights: load.Weights
+) -> ml_collections.ConfigDict:
+  """Sets a configuration's model to that of some weights.
+
+  Raises:
+    errors.InputError: if the configuration names another.
+  """
+  config = config.copy_and_resolve_references()
+  model = config.model
+  if model.name not in (None, weights.model):
+    raise errors.InputError(
+      f"The weights are of '{weights.model}', not of '{model.name}'; say "
+      f'--config.model.name={weights.model}.'
+    )
+  model.name = weights.model
+  for option, value in weights.options.items():
+    if model[option] is None:
+      model[option] = value
   return config
 
 
@@ -182,13 +225,18 @@ class Experiment:
     )
 
   def create_state(self) -> state_lib.TrainState:
-    """Initialises the run's state."""
-    return state_lib.create_state(
+    """Initialises the run's state, from weights if there are any."""
+    state = state_lib.create_state(
       self.trainer.model,
       self.trainer.optimizer,
       seed=self.config.seed,
       image_size=self.config.data.image_size,
     )
+    if self.config.weights:
+      weights = read_weights(self.config.weights)
+      read_weights.cache_clear()  # The run needs them no more.
+      state = _start_from(state, weights, self.source.num_classes)
+    return state
 
   def abstract_state(self) -> state_lib.TrainState:
     """Returns the state's shapes and dtypes."""
@@ -278,6 +326,7 @@ class Experiment:
         f'model      {config.model.name}: '
         f'{complexity.count_parameters(params):,} parameters, '
         f'{macs / 1e9:.3g} G multiply-adds at {size} px',
+        *self._origin(),
         f'data       {config.dataset}: {self.units.examples:,} images, '
         f'{self.source.num_classes} classes, {config.data.shards} shards',
         f'images     {_images(config.data)}',
@@ -294,6 +343,35 @@ class Experiment:
         groups.group_table(params),
       ]
     )
+
+  def _origin(self) -> list[str]:
+    """Says what weights the run begins with, if not with random ones."""
+    if not self.config.weights:
+      return []
+    before = read_weights(self.config.weights).num_classes
+    now = self.source.num_classes
+    head = '' if before == now else f', classifier new ({before} classes there)'
+    return [f'weights    {self.config.weights}{head}']
+
+
+def _start_from(
+  state: state_lib.TrainState, weights: load.Weights, num_classes: int
+) -> state_lib.TrainState:
+  """Puts trained weights in the place of initial ones.
+
+  The classifier stays the initial one where the number of classes differs, and
+  only then.
+  """
+  params = dict(weights.params)
+  if weights.num_classes != num_classes:
+    path = identify.classifier_path(params)
+    params[path] = state.params[path]
+  return state._replace(
+    params=params,
+    model_state=weights.model_state,
+    ema_params=params,
+    ema_model_state=weights.model_state,
+  )
 
 
 def _optimizer(optimizer: ml_collections.ConfigDict) -> str:

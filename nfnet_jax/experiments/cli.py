@@ -38,11 +38,17 @@ OUT = flags.DEFINE_string('out', '.', 'Folder for tables and pictures.')
 DATA_DIR = flags.DEFINE_string(
   'data_dir', None, "Folder of datasets; TFDS's own by default."
 )
+TO = flags.DEFINE_string('to', None, 'File to write.')
+DATASET = flags.DEFINE_string('dataset', None, 'Images of a dataset.')
+SPLIT = flags.DEFINE_string('split', 'train', 'Split of the dataset.')
 WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
   "Trained network: a published file, timm's or this project's .npz or "
   '.safetensors, or the folder of a run.',
+)
+TIMM_FORWARD = flags.DEFINE_bool(
+  'timm_forward', False, "Computes as timm's dm_nfnet_* do."
 )
 SIZE = flags.DEFINE_integer(
   'size', None, "Pixels a side; by default the network's own.", lower_bound=1
@@ -62,8 +68,9 @@ def run(
     main: the door; reads its flags itself.
     argv: the command line; the process's own by default.
     on_a_run: whether `--config` defaults to that of the run in `--workdir`.
-    takes: name of the one argument that stands without a flag and that `main`
-      gets, in brackets if it may be left out; '' for none.
+    takes: name of the argument that stands without a flag and that `main` gets:
+      in brackets if it may be left out, with dots if there may be several; ''
+      for none.
   """
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
@@ -76,7 +83,8 @@ def run(
       arguments = unparsed[1:]
       if takes and not arguments and not takes.startswith('['):
         raise errors.InputError(f'Say which: {takes} is missing.')
-      if unexpected := arguments[bool(takes) :]:
+      most = None if '...' in takes else bool(takes)
+      if most is not None and (unexpected := arguments[most:]):
         raise errors.InputError(f"Unexpected argument '{unexpected[0]}'.")
       return main(*arguments)
     except errors.InputError as error:
@@ -125,9 +133,17 @@ def get_out() -> pathlib.Path:
   return out
 
 
-def has_workdir() -> bool:
-  """Says whether `--workdir` was given."""
-  return bool(_WORKDIR.value)
+def get_to() -> str:
+  """Returns the file of `--to`.
+
+  Raises:
+    errors.InputError: if none was given, or its folder is not there.
+  """
+  if not TO.value:
+    raise errors.InputError('Say where to write: --to=FILE.')
+  if '://' not in TO.value and not pathlib.Path(TO.value).parent.is_dir():
+    raise errors.InputError(f"--to='{TO.value}': there is no such folder.")
+  return TO.value
 
 
 def get_weights():
@@ -142,6 +158,8 @@ def get_weights():
     raise errors.InputError('Name a trained network: --weights=PATH.')
   with errors.as_input_error():
     weights = load.load_weights(WEIGHTS.value)
+    if TIMM_FORWARD.value:
+      weights = weights.with_options(timm_forward=True)
     return dataclasses.replace(weights, size=SIZE.value or weights.size)
 
 

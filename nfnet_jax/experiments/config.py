@@ -5,6 +5,7 @@ operational (cadences, places, layout) and may change when a run is resumed; all
 other keys make the experiment, and a run refuses to resume with others.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import math
@@ -21,6 +22,7 @@ from nfnet_jax.optim import recipe
 from nfnet_jax.training import files
 
 _FILE = 'config.json'
+_CLASSES = 'classes.txt'
 _DURATION = re.compile(
   r'\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example)s?\s*'
 )
@@ -37,6 +39,7 @@ def base() -> ml_collections.ConfigDict:
     {
       'seed': 0,
       'dataset': 'imagenet2012',
+      'weights': config_dict.placeholder(str),
       'batch_size': 4096,
       'train_for': '360 epochs',
       'compute_dtype': 'auto',
@@ -49,6 +52,7 @@ def base() -> ml_collections.ConfigDict:
         'activation': config_dict.placeholder(str),
         'skip_gain': config_dict.placeholder(float),
         'se_ratio': config_dict.placeholder(float),
+        'timm_forward': config_dict.placeholder(bool),
         'cross_replica_bn': False,
       },
       'optimizer': {
@@ -260,15 +264,20 @@ def resolve(
     # Parts of four or more, for both kinds of mixing; a power of two.
     most = 1 << max(config.batch_size // 4, 1).bit_length() - 1
     data.shards = min(math.gcd(config.batch_size, _MOST_SHARDS), most)
-  if run.data_dir and '://' not in run.data_dir:
-    run.data_dir = os.path.abspath(run.data_dir)
+  for section, key in ((run, 'data_dir'), (config, 'weights')):
+    if section[key] and '://' not in section[key]:
+      section[key] = os.path.abspath(section[key])
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()
 
 
-def save(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
-  """Writes `WORKDIR/config.json`.
+def save(
+  config: ml_collections.ConfigDict,
+  workdir: os.PathLike,
+  class_names: Sequence[str],
+) -> None:
+  """Writes `WORKDIR/config.json`, and the classes' names to `classes.txt`.
 
   Raises:
     errors.InputError: if the workdir cannot be written.
@@ -277,6 +286,7 @@ def save(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
   text = json.dumps(config.to_dict(), indent=2) + '\n'
   with errors.as_input_error(OSError):
     workdir.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(workdir / _CLASSES, '\n'.join(class_names) + '\n')
     files.write_atomically(workdir / _FILE, text)
 
 

@@ -1,11 +1,15 @@
-"""Evaluates a run's latest checkpoint: raw and averaged weights.
+"""Evaluates a run's latest checkpoint, or any trained network.
 
   python -m nfnet_jax.experiments.evaluate --workdir=/tmp/digits
 
-The run's own settings hold; those under `run` may be overridden, as in
-`--config.run.data_dir=DIR`. `--json` prints one object: `step`, `examples`, and
-`loss`, `top1`, `top5` of the raw weights and, with the prefix `ema_`, of the
-averaged ones.
+evaluates the raw and the averaged weights of a run. Its own settings hold;
+those under `run` may be overridden, as in `--config.run.data_dir=DIR`. And
+
+  python -m nfnet_jax.experiments.evaluate --weights=F0_haiku.npz --config=f0
+
+evaluates any weights on the data of any config. `--json` prints one object:
+`step` (of a run), `examples`, and `loss`, `top1`, `top5` of the weights and,
+with the prefix `ema_`, of a run's averaged ones.
 """
 
 import pathlib
@@ -14,34 +18,71 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('config', 'workdir', 'json'):
+for _name in ('config', 'workdir', 'weights', 'json'):
   flags.declare_key_flag(_name)
 
 
 def main() -> None:
+  from nfnet_jax.training import evaluation
+
+  if cli.WEIGHTS.value:
+    about, results = {}, _evaluate_weights()
+  else:
+    step, results = _evaluate_run(cli.get_workdir())
+    about = {'step': step}
+  if cli.JSON.value:
+    print(evaluation.to_json(results, **about))
+  else:
+    for name, value in about.items():
+      print(f'checkpoint of {name} {value}')
+    print(evaluation.report(results))
+
+
+def _evaluate_run(workdir: pathlib.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.experiments import assemble
   from nfnet_jax.experiments import config as config_lib
   from nfnet_jax.training import evaluation
-  from nfnet_jax.training import parallel as parallel_lib
 
-  workdir = cli.get_workdir()
   config = assemble.resolve_and_check(cli.get_config())
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
   state = restore_latest(workdir, experiment)
+  weights = evaluation.weights_of(state)
+  return int(state.step), _evaluate(experiment, weights)
+
+
+def _evaluate_weights() -> dict[str, float]:
+  from nfnet_jax.experiments import assemble
+  from nfnet_jax.training import evaluation
+
+  weights = cli.get_weights()
+  config = cli.get_config()
+  with config.unlocked():
+    config.weights = None
+  config = assemble.resolve_and_check(assemble.adopt(config, weights))
+  experiment = assemble.Experiment.open(config)
+  if weights.num_classes != experiment.source.num_classes:
+    raise errors.InputError(
+      f"'{cli.WEIGHTS.value}' tells {weights.num_classes} classes apart, "
+      f"'{config.dataset}' has {experiment.source.num_classes}; fine-tune it "
+      'with --config=finetune.'
+    )
+  return _evaluate(
+    experiment, {evaluation.RAW: (weights.params, weights.model_state)}
+  )
+
+
+def _evaluate(experiment, weights) -> dict[str, float]:
+  from nfnet_jax.training import evaluation
+  from nfnet_jax.training import parallel as parallel_lib
+
   parallel = parallel_lib.DataParallel()
-  results = evaluation.evaluate(
+  return evaluation.evaluate(
     parallel.eval_step(experiment.trainer.eval_step),
     parallel,
-    parallel.replicate(state),
+    parallel.replicate(weights),
     experiment.eval_batches(cli.say),
   )
-  step = int(state.step)
-  if cli.JSON.value:
-    print(evaluation.to_json(step, results))
-  else:
-    print(f'checkpoint of step {step}')
-    print(evaluation.report(results))
 
 
 def restore_latest(workdir: pathlib.Path, experiment):

@@ -26,7 +26,7 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('weights', 'size', 'out', 'json'):
+for _name in ('weights', 'timm_forward', 'size', 'out', 'json'):
   flags.declare_key_flag(_name)
 _SAVED_MODEL = flags.DEFINE_bool(
   'saved_model', False, 'Writes a TensorFlow SavedModel, too.'

@@ -6,9 +6,8 @@ writes nf_resnet50.csv and nf_resnet50.png to `--out`: after every block the
 average squared mean and the average variance of its channels, and the variance
 of its residual branch; with the variance that analysis expects, where there is
 one (Brock et al., arXiv 2101.08692). Images are Gaussian noise, or those of
-`--dataset`. With `--workdir` the weights are those of a run's latest
-checkpoint, else initial ones with skip gains of 1: the published 0 would hide
-the branches.
+`--dataset`. The network is that of `--weights`, or has initial weights with
+skip gains of 1: the published 0 would hide the branches.
 
 Zero padding lowers variances: use 224 pixels or more. The averaging shortcuts
 of NFNets and NF-RegNets quarter the variance of noise at each transition: show
@@ -22,12 +21,10 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('config', 'workdir', 'size', 'out', 'data_dir'):
+for _name in ('weights', 'size', 'out', 'dataset', 'split', 'data_dir'):
   flags.declare_key_flag(_name)
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images.', lower_bound=1)
-_DATASET = flags.DEFINE_string('dataset', None, 'Images in place of noise.')
-_SPLIT = flags.DEFINE_string('split', 'train', 'Split of the dataset.')
 
 COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
@@ -47,25 +44,14 @@ def main() -> None:
 
 
 def _network():
-  """Returns name, model, parameters and state: of a run, or fresh ones."""
+  """Returns name, model, parameters and state: trained, or fresh ones."""
   from nfnet_jax.models import registry
 
-  if cli.has_workdir():
-    from nfnet_jax.experiments import assemble, evaluate
-
-    workdir = cli.get_workdir()
-    experiment = assemble.Experiment.open(
-      assemble.resolve_and_check(cli.get_config())
-    )
-    saved = evaluate.restore_latest(workdir, experiment)
-    model = registry.create(
-      experiment.config.model.name,
-      experiment.source.num_classes,
-      stochdepth_rate=0.0,
-    )
-    return model.spec.name, model, saved.params, saved.model_state
+  if cli.WEIGHTS.value:
+    weights = cli.get_weights().with_options(stochdepth_rate=0.0)
+    return weights.model, weights.create(), weights.params, weights.model_state
   if not _MODEL.value:
-    raise errors.InputError('Say which: --model=NAME or --workdir=DIR.')
+    raise errors.InputError('Say which: --model=NAME or --weights=PATH.')
   with errors.as_input_error():
     model = registry.create(_MODEL.value, stochdepth_rate=0.0)
   return model.spec.name, model, *initial(model)
@@ -123,15 +109,15 @@ def measure(model, params, state, images) -> list[dict[str, float]]:
 def _images(size: int):
   import jax
 
-  if not _DATASET.value:
+  if not cli.DATASET.value:
     return jax.random.normal(jax.random.key(2), (_BATCH.value, size, size, 3))
   from nfnet_jax.data import pipeline, sources
   from nfnet_jax.training import step
 
   with errors.as_input_error():
-    source = sources.load(_DATASET.value, cli.DATA_DIR.value)
+    source = sources.load(cli.DATASET.value, cli.DATA_DIR.value)
     batches = pipeline.eval_batches(
-      source, _SPLIT.value, batch_size=_BATCH.value, image_size=size
+      source, cli.SPLIT.value, batch_size=_BATCH.value, image_size=size
     )
     return step.normalize(next(batches)['image'])
 
@@ -165,4 +151,4 @@ def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, on_a_run=True)
+  cli.run(main)

@@ -24,7 +24,7 @@ def main() -> int:
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
   cli.say(experiment.summary())
-  config_lib.save(config, workdir)
+  config_lib.save(config, workdir, experiment.source.class_names)
   try:
     results = train(experiment, workdir)
   except interrupt.Interrupted:
@@ -34,7 +34,7 @@ def main() -> int:
     cli.say(f'nfnet_jax: {error}')
     return cli.EXIT_FAILED
   if cli.JSON.value:
-    print(evaluation.to_json(experiment.cadence.total, results))
+    print(evaluation.to_json(results, step=experiment.cadence.total))
   cli.say(evaluation.report(results))
   cli.say(f'curves     {curves.plot(workdir)}')
   return 0

@@ -7,6 +7,7 @@ released. Images and activations are NHWC, kernels HWIO.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 
 import haiku as hk
 import jax
@@ -23,6 +24,7 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'celu': (jax.nn.celu, 1.2709268332),
   'elu': (jax.nn.elu, 1.2716004848),
   'gelu': (jax.nn.gelu, 1.7015043497),  # The tanh approximation.
+  'gelu_erf': (functools.partial(jax.nn.gelu, approximate=False), 1.7015043497),
   'glu': (jax.nn.glu, 1.8484294415),  # Halves the channels.
   'identity': (lambda x: x, 1.0),
   'leaky_relu': (jax.nn.leaky_relu, 1.7059034109),
@@ -109,6 +111,21 @@ def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
   mean = jnp.mean(w, axes)
   scale = gain * lax.rsqrt(jnp.maximum(jnp.var(w, axes) * fan_in, eps))
   return (w - mean) * scale
+
+
+def standardize_as_timm(
+  w: jax.Array, gain: jax.Array, eps: float = 1e-5
+) -> jax.Array:
+  """Does what `standardize` does as timm's `dm_nfnet_*` do it.
+
+  Returns:
+    `gain * (w - mean) / sqrt(fan_in * (var + eps))`: eps is added to the
+    variance of every kernel, and shrinks them all a little.
+  """
+  axes = tuple(range(w.ndim - 1))
+  fan_in = w.size // w.shape[-1]
+  scale = gain * lax.rsqrt((jnp.var(w, axes) + eps) * fan_in)
+  return (w - jnp.mean(w, axes)) * scale
 
 
 class ScaledWSConv2D(hk.Module):

@@ -6,7 +6,9 @@ the released code differ the code is followed, because it made the published
 weights; each place says so.
 """
 
+from collections.abc import Callable
 import dataclasses
+import functools
 
 import haiku as hk
 import jax
@@ -127,6 +129,7 @@ class NFNet(classifier.ImageClassifier):
     alpha: float = 0.2,
     stochdepth_rate: float = 0.25,
     dropout_rate: float | None = None,
+    timm_forward: bool = False,
     name: str = 'NFNet',
   ):
     """Builds the modules.
@@ -138,6 +141,9 @@ class NFNet(classifier.ImageClassifier):
       alpha: weight of each residual branch.
       stochdepth_rate: drop rate that the blocks approach linearly, from 0.
       dropout_rate: rate on the pooled features; None takes the variant's.
+      timm_forward: whether to compute as timm's `dm_nfnet_*` do, which differ
+        from the published networks: GELU is exact, and weight standardisation
+        is `layers.standardize_as_timm`.
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
@@ -145,11 +151,15 @@ class NFNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NFNet')
+    conv = layers.ScaledWSConv2D
+    if timm_forward:
+      conv = functools.partial(conv, standardize=layers.standardize_as_timm)
+      activation = {'gelu': 'gelu_erf'}.get(activation, activation)
     self.activation = layers.scaled_activation(activation)
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     stem_channels = (*spec.stem, spec.width[0] // 2)
     self.stem_convs = [
-      layers.ScaledWSConv2D(channels, 3, stride, name=f'stem_conv{i}')
+      conv(channels, 3, stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(zip(stem_channels, (2, 1, 1, 2)))
     ]
     self.blocks = [
@@ -158,6 +168,7 @@ class NFNet(classifier.ImageClassifier):
         stride=place.stride,
         group_size=spec.group_size,
         spatial_convs=spec.spatial_convs,
+        conv=conv,
         is_transition=place.is_transition,
         activation=self.activation,
         alpha=alpha,
@@ -169,9 +180,7 @@ class NFNet(classifier.ImageClassifier):
         normalizer_free.betas(spec.depth, alpha),
       )
     ]
-    self.final_conv = layers.ScaledWSConv2D(
-      2 * spec.width[-1], 1, name='final_conv'
-    )
+    self.final_conv = conv(2 * spec.width[-1], 1, name='final_conv')
     self.classifier = hk.Linear(
       num_classes,
       w_init=hk.initializers.RandomNormal(0, 0.01),
@@ -202,6 +211,7 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
     stride: int,
     group_size: int,
     spatial_convs: int = 2,
+    conv: Callable[..., layers.ScaledWSConv2D] = layers.ScaledWSConv2D,
     name: str = 'nf_block',
     **residual,
   ):
@@ -212,6 +222,7 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
       stride: of the first 3x3 convolution.
       group_size: channels a group of the 3x3 convolutions.
       spatial_convs: how many 3x3 convolutions.
+      conv: makes a convolution.
       name: module name.
       **residual: see `normalizer_free.NormalizerFreeBlock`.
     """
@@ -221,7 +232,6 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
     # channels of 192, where the paper's own counts keep 192.
     groups = channels // 2 // group_size
     inner = groups * group_size
-    conv = layers.ScaledWSConv2D
     self.convs = [
       conv(inner, 1, name='conv0'),
       conv(inner, 3, stride, groups, name='conv1'),

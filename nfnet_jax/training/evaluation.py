@@ -1,6 +1,7 @@
 """Exact evaluation of several sets of weights in one pass over the data."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,12 +12,25 @@ from nfnet_jax.training import state as state_lib
 
 # Raw and averaged weights, and how their metrics are prefixed.
 RAW, EMA = 'eval', 'eval_ema'
+_LABELS = {RAW: 'raw weights', EMA: 'EMA weights'}
+_JSON_PREFIXES = {RAW: '', EMA: 'ema_'}
+
+# Prefix -> parameters and running statistics.
+Weights = Mapping[str, tuple[Any, Any]]
+
+
+def weights_of(state: state_lib.TrainState) -> Weights:
+  """Returns the raw and the averaged weights of a state."""
+  return {
+    RAW: (state.params, state.model_state),
+    EMA: (state.ema_params, state.ema_model_state),
+  }
 
 
 def evaluate(
   eval_step: Callable,
   parallel: parallel_lib.DataParallel,
-  state: state_lib.TrainState,
+  weights: Weights,
   batches: Iterable[Mapping[str, np.ndarray]],
   poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -25,21 +39,17 @@ def evaluate(
   Args:
     eval_step: `Trainer.eval_step` wrapped by `parallel`.
     parallel: where it runs.
-    state: replicated; its raw and averaged weights are both evaluated.
+    weights: replicated; see `weights_of`.
     batches: padded batches with a `mask`; see `data.pipeline.eval_batches`.
     poll: called before each batch; may raise to stop.
 
   Returns:
-    `eval/loss`, `eval/top1`, `eval/top5`, `eval/examples` and the same under
-    `eval_ema`; top-1 and top-5 are fractions.
+    For each prefix, such as 'eval': `eval/loss`, `eval/top1`, `eval/top5` and
+    `eval/examples`; top-1 and top-5 are fractions.
 
   Raises:
     ValueError: if there is no example.
   """
-  weights = {
-    RAW: (state.params, state.model_state),
-    EMA: (state.ema_params, state.ema_model_state),
-  }
   totals = {name: [] for name in weights}
   for batch in batches:
     poll()
@@ -72,22 +82,25 @@ def flat_names(results: Mapping[str, float]) -> dict[str, float]:
     'examples': results[f'{RAW}/examples'],
     **{
       f'{prefix}{name}': results[f'{kind}/{name}']
-      for kind, prefix in ((RAW, ''), (EMA, 'ema_'))
+      for kind, prefix in _JSON_PREFIXES.items()
+      if f'{kind}/examples' in results
       for name in ('loss', 'top1', 'top5')
     },
   }
 
 
-def to_json(step: int, results: Mapping[str, float]) -> str:
+def to_json(results: Mapping[str, float], **more: float) -> str:
   """Formats results as one JSON object; a NaN becomes null."""
-  return files.to_json({'step': step, **flat_names(results)})
+  return files.to_json({**more, **flat_names(results)})
 
 
 def report(results: Mapping[str, float]) -> str:
   """Formats results for a person, a line for each set of weights."""
+  kinds = [kind for kind in _LABELS if f'{kind}/examples' in results]
   return '\n'.join(
-    f'{label} weights: top-1 {100 * results[f"{kind}/top1"]:.2f} %, top-5 '
+    f'{_LABELS[kind] if len(kinds) > 1 else "weights"}: top-1 '
+    f'{100 * results[f"{kind}/top1"]:.2f} %, top-5 '
     f'{100 * results[f"{kind}/top5"]:.2f} %, loss '
     f'{results[f"{kind}/loss"]:.4f} on {results[f"{kind}/examples"]:,} images'
-    for kind, label in ((RAW, 'raw'), (EMA, 'EMA'))
+    for kind in kinds
   )

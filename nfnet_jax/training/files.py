@@ -1,18 +1,40 @@
 """Files that appear complete or not at all, and scalars in them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import math
 import os
-import pathlib
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
+  """Gives a temporary name for a file, which is renamed once it is written.
+
+  Example:
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + '/greeting.txt'
+    >>> with atomically(path) as temporary:
+    ...   _ = temporary.write_text('hello')
+    >>> epath.Path(path).read_text()
+    'hello'
+  """
+  path = epath.Path(path)
+  temporary = path.with_name(f'{path.name}.tmp')
+  try:
+    yield temporary
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  temporary.replace(path)
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
   """Writes a text file under a temporary name, then renames it."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)
+  with atomically(path) as temporary:
+    temporary.write_text(text)
 
 
 def to_json(scalars: Mapping[str, float]) -> str:

@@ -187,7 +187,7 @@ class Loop:
     results = evaluation.evaluate(
       self._eval_step,
       self.parallel,
-      state,
+      evaluation.weights_of(state),
       self.eval_batches(),
       poll=self._stop_if_asked,
     )

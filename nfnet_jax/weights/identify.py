@@ -78,13 +78,18 @@ def count_classes(params: Tree) -> int:
   Raises:
     MismatchError: if there is none.
   """
-  path = f'{_root(params)}/~/linear'
+  path = classifier_path(params)
   kernel = params.get(path, {}).get('w')
   if np.ndim(kernel) != 2:
     raise MismatchError(
       f"they fit no known model: there is no classifier '{path}/w' [C, classes]"
     )
   return int(np.shape(kernel)[-1])
+
+
+def classifier_path(params: Tree) -> str:
+  """Returns the path of the module that maps features to logits."""
+  return f'{_root(params)}/~/linear'
 
 
 def _root(params: Tree) -> str:

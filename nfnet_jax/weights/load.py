@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 from typing import Any
@@ -33,6 +34,9 @@ PUBLISHED_MD5 = {
 PARAMS, STATE = 'params', 'state'
 # Pixels that published evaluations cut off.
 _MARGIN = 32
+
+# Of a run's model: what the network is, not how it was trained.
+_OPTIONS = ('activation', 'se_ratio', 'timm_forward')
 
 
 class WeightsError(ValueError):
@@ -68,6 +72,19 @@ class Weights:
   def create(self) -> registry.Model:
     """Builds the model that the weights are of."""
     return registry.create(self.model, self.num_classes, **self.options)
+
+  def with_options(self, **options: Any) -> 'Weights':
+    """Returns the same weights for a model of other options.
+
+    Raises:
+      WeightsError: if the model's family has no such option.
+    """
+    family = registry.get_spec(self.model).family
+    known = inspect.signature(family.__init__).parameters
+    for name in options:
+      if name not in known:
+        raise WeightsError(f"'{self.model}' has no option {name}.")
+    return dataclasses.replace(self, options={**self.options, **options})
 
   def note(self) -> dict[str, Any]:
     """Returns everything but the arrays, as a file of weights holds it."""
@@ -112,7 +129,8 @@ def load_weights(path: str | os.PathLike) -> Weights:
   except FileNotFoundError as error:
     raise WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
-    raise WeightsError(f"Weights '{path}' cannot be used: {error}.") from error
+    reason = str(error).rstrip('.')
+    raise WeightsError(f"Weights '{path}' cannot be used: {reason}.") from error
 
 
 def _from_file(path: epath.Path) -> Weights:
@@ -177,6 +195,7 @@ def _from_run(path: epath.Path) -> Weights:
   """Reads the averaged weights of a run, or of one of its checkpoints."""
   from nfnet_jax.training import checkpoint  # Orbax is slow to import.
 
+  path = path.resolve()
   around = (path, path.parent, path.parent.parent)
   workdir = next((d for d in around if (d / 'config.json').exists()), None)
   if workdir is None or not (workdir / 'checkpoints').is_dir():
@@ -188,14 +207,11 @@ def _from_run(path: epath.Path) -> Weights:
   ) as checkpoints:
     state = checkpoints.restore_fields(fields, step)
   config = json.loads((workdir / 'config.json').read_text())
-  options = {k: v for k, v in config['model'].items() if v is not None}
-  # How to train, not what the network is.
-  del options['cross_replica_bn']
-  data = config['data']
+  model, data = config['model'], config['data']
   names = workdir / 'classes.txt'
   note = {
-    'model': options.pop('name'),
-    'options': options,
+    'model': model['name'],
+    'options': {k: model[k] for k in _OPTIONS if model[k] is not None},
     'size': data['eval_size'],
     'crop': data['eval_crop'],
     'margin': data['eval_margin'],

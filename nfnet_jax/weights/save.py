@@ -7,6 +7,7 @@ import numpy as np
 
 from nfnet_jax.models import nfnet, registry
 from nfnet_jax.optim import paths
+from nfnet_jax.training import files
 from nfnet_jax.weights import arrays as arrays_lib
 from nfnet_jax.weights import load, timm
 
@@ -36,13 +37,11 @@ def save_weights(
   path = epath.Path(path)
   if path.suffix not in _WRITERS:
     raise ValueError(
-      f"'{path}' ends neither in {' nor in '.join(_WRITERS)}; say which to "
-      'write.'
+      f"'{path}' must end in {' or '.join(_WRITERS)}, which says what to write."
     )
   arrays = _arrays(weights, layout)
-  temporary = path.with_name(f'{path.name}.tmp')
-  _WRITERS[path.suffix](temporary, arrays, weights.note())
-  temporary.replace(path)
+  with files.atomically(path) as temporary:
+    _WRITERS[path.suffix](temporary, arrays, weights.note())
 
 
 def _arrays(weights: load.Weights, layout: str) -> dict[str, np.ndarray]:

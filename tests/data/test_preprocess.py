@@ -170,7 +170,7 @@ def test_what_is_no_image_raises():
     with pytest.raises(tf.errors.InvalidArgumentError):
       preprocess.decode(encoded)
     with pytest.raises(tf.errors.InvalidArgumentError):
-      preprocess.centre_crop(encoded, 8, 0)
+      preprocess.decode_and_crop(encoded, 'centre', 8, 0)
 
 
 @functools.cache
@@ -332,7 +332,7 @@ def test_resize_is_plain_bicubic(shape, size, atol):
 )
 def test_squash_cuts_the_margin_of_the_whole_image(name, shape, size, margin):
   encoded = ALL[name](photo(*shape))
-  ours = preprocess.squash(encoded, size, margin)
+  ours = preprocess.decode_and_crop(encoded, 'squash', size, margin)
   assert ours.shape == (size, size, 3)
   whole = tf.io.decode_image(encoded, 3, expand_animations=False)
   resized = tf.image.resize(whole, [size + margin] * 2, 'bicubic')
@@ -349,7 +349,7 @@ def test_squash_cuts_the_margin_of_the_whole_image(name, shape, size, margin):
 )
 def test_centre_crop_resizes_the_square_alone(name, shape, size, margin):
   encoded = FORMATS[name](photo(*shape))
-  ours = preprocess.centre_crop(encoded, size, margin)
+  ours = preprocess.decode_and_crop(encoded, 'centre', size, margin)
   assert ours.shape == (size, size, 3)
   whole = tf.io.decode_image(encoded, 3, expand_animations=False).numpy()
   side = max(min(shape) * size // (size + margin), 1)

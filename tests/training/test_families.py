@@ -80,7 +80,7 @@ def evaluate(trainer, split, train_state):
   return evaluation.evaluate(
     split.eval_step(trainer.eval_step),
     split,
-    split.replicate(train_state),
+    evaluation.weights_of(split.replicate(train_state)),
     [batch],
   )
 

@@ -59,6 +59,12 @@ def test_every_family(name):
   assert {*folded.merged, *folded.kept} == norms
 
 
+def test_another_standardisation():
+  model = nfnet_jax.create('nfnet_pico', 10, timm_forward=True)
+  params, state = randomize(model)
+  check(model, params, state, fold.fold(model, params, state))
+
+
 def test_difference_is_rounding_or_more():
   model = nfnet_jax.create('bn_resnet_pico', 10)
   params, state = randomize(model)

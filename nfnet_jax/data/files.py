@@ -1,0 +1,126 @@
+"""Images in files of any format, prepared as evaluation prepares them."""
+
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+import itertools
+import os
+from typing import NamedTuple
+
+from etils import epath
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nfnet_jax.data import preprocess
+
+# Files that are read ahead of the one that is asked for.
+_AHEAD = 64
+
+
+class MissingError(ValueError):
+  """There is no such file, or no image in a folder."""
+
+
+class Prepared(NamedTuple):
+  """A file as the network sees it.
+
+  Attributes:
+    path: of the file.
+    image: float32 `[S, S, 3]` in pixel units; None if it cannot be read.
+    fault: why not, in one line; '' if it can.
+  """
+
+  path: str
+  image: np.ndarray | None
+  fault: str = ''
+
+
+def find_images(arguments: Sequence[str]) -> list[str]:
+  """Lists files, and all images in folders and theirs, in order of names.
+
+  Args:
+    arguments: files, of whatever ending, and folders; local or in a bucket.
+
+  Raises:
+    MissingError: naming what is not there, or a folder without images.
+  """
+  Image.init()
+  found = []
+  for argument in arguments:
+    path = epath.Path(argument)
+    if path.is_dir():
+      images = sorted(_images_under(path))
+      if not images:
+        raise MissingError(f"There are no images in '{argument}'.")
+      found += images
+    elif path.exists():
+      found.append(os.fspath(path))
+    else:
+      raise MissingError(f"There is no image or folder '{argument}'.")
+  return found
+
+
+def _images_under(folder: epath.Path) -> Iterator[str]:
+  for path in folder.iterdir():
+    if path.suffix.lower() in Image.EXTENSION:
+      yield os.fspath(path)
+    elif path.is_dir():
+      yield from _images_under(path)
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+  """Reads the first frame of a file that Pillow knows, upright.
+
+  Colours become RGB, whatever they were; transparency is dropped.
+
+  Returns:
+    uint8 `[H, W, 3]`.
+
+  Raises:
+    Exception: whatever Pillow raises.
+  """
+  with epath.Path(path).open('rb') as file, Image.open(file) as image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I;16'):
+      # Pillow would clip these to 255.
+      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert('RGB'))
+
+
+def prepare(
+  paths: Sequence[str], size: int, crop: str, margin: int
+) -> Iterator[Prepared]:
+  """Reads, crops and resizes images in the background, in their order.
+
+  Args:
+    paths: as from `find_images`.
+    size: pixels a side.
+    crop: a key of `preprocess.CROPS`.
+    margin: see `preprocess.squash`.
+
+  Yields:
+    A `Prepared` a path; those that cannot be read say why.
+  """
+
+  def one(path: str) -> Prepared:
+    try:
+      pixels = read_image(path)
+    except UnidentifiedImageError:
+      return Prepared(path, None, 'no format that Pillow knows')
+    except Exception as error:  # Pillow's plugins raise anything.
+      return Prepared(path, None, _one_line(error))
+    return Prepared(path, preprocess.CROPS[crop](pixels, size, margin).numpy())
+
+  with futures.ThreadPoolExecutor() as pool:
+    remaining = iter(paths)
+    waiting = [
+      pool.submit(one, path) for path in itertools.islice(remaining, _AHEAD)
+    ]
+    while waiting:
+      yield waiting.pop(0).result()
+      waiting += [
+        pool.submit(one, path) for path in itertools.islice(remaining, 1)
+      ]
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split()) or type(error).__name__

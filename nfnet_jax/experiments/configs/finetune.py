@@ -1,0 +1,55 @@
+"""Fine-tunes a trained network on another dataset, 15,000 steps of 2048.
+
+  python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \\
+    --config.weights=F0_haiku.npz --config.dataset=cifar10
+
+The model is that of the weights; the classifier begins anew where the number of
+classes differs, and only there. Sizes are the network's own; the paper also
+fine-tunes at others, as by `--config.data.image_size=384
+--config.data.eval_size=384`.
+
+This is the recipe of table 4 of arXiv 2102.06171 (appendix A.5): learning rate
+0.1 whatever the batch, 5,000 steps of warm-up, no weight decay, dropout or
+stochastic depth, an average of decay 0.9999. `--config=finetune:sam` is that of
+NFNet-F4 and F4+ in table 5: SAM of radius 0.05, weight decay 1e-5, dropout 0.25
+and stochastic depth 0.1; the paper finds it no better there than none of them.
+The paper leaves open: augmentation (here crops and flips), clipping (here 0.01;
+`--config.optimizer.clipping=0` is right for batch-normalised networks), label
+smoothing (here 0.1), and for F4 the size and the average's decay.
+"""
+
+import ml_collections
+
+from nfnet_jax.experiments import config as config_lib
+
+_RECIPES = ('plain', 'sam')
+
+
+def get_config(recipe: str = 'plain') -> ml_collections.ConfigDict:
+  """Returns the configuration."""
+  if recipe not in _RECIPES:
+    raise ValueError(
+      f"'{recipe}' is no recipe; give one of: {', '.join(_RECIPES)}"
+    )
+  config = config_lib.base()
+  config.dataset = None
+  config.model.name = None
+  config.batch_size = 2048
+  config.train_for = '15000 steps'
+  config.ema_decay = 0.9999
+  config.model.stochdepth_rate = 0.0
+  config.model.dropout_rate = 0.0
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.warmup = '5000 steps'
+  config.optimizer.weight_decay = 0.0
+  config.data.mixup = False
+  config.data.cutmix = False
+  config.data.randaugment_layers = 0
+  config.run.eval_every = '1000 steps'
+  config.run.checkpoint_every = '500 steps'
+  if recipe == 'sam':
+    config.model.stochdepth_rate = 0.1
+    config.model.dropout_rate = 0.25
+    config.optimizer.weight_decay = 1e-5
+    config.optimizer.sam_rho = 0.05
+  return config
