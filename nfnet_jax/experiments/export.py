@@ -16,7 +16,8 @@ export:
 The README has a program that loads them. `--json` prints one object.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import json
 import pathlib
 import shutil
@@ -38,8 +39,6 @@ _TOLERANCE = 1e-5
 
 
 def main() -> None:
-  from nfnet_jax.weights import fold, portable
-
   out = _get_empty_out()
   if _SAVED_MODEL.value:
     from nfnet_jax.weights import saved_model
@@ -47,29 +46,8 @@ def main() -> None:
     with errors.as_input_error():
       saved_model.check()
   weights = cli.get_weights()
-  model = weights.create()
-  network = model, weights.params, weights.model_state
-  folded = fold.fold(*network)
-  difference = fold.difference(*network, folded, weights.size)
-  if not difference <= _TOLERANCE:  # NaN, too.
-    raise errors.InputError(
-      f'Folding changes the logits by {difference:.1e} of the largest, more '
-      f'than {_TOLERANCE:.0e}: these weights are not exported.'
-    )
-  predict = portable.predictor(folded)
-  arrays = portable.flatten(folded.params)
-  exported = portable.program(predict, arrays, weights.size)
-  facts = _facts(weights, exported)
-  writers = {
-    'model.stablehlo': lambda path: path.write_bytes(exported.serialize()),
-    'weights.npz': lambda path: _save_arrays(path, arrays),
-    'model.json': lambda path: path.write_text(json.dumps(facts, indent=2)),
-  }
-  if _SAVED_MODEL.value:
-    writers['saved_model'] = lambda path: saved_model.save(
-      path, predict, arrays, weights.size
-    )
-  _write(out, writers)
+  folded, difference = _fold(weights)
+  facts = _write(out, weights, folded)
   _report(out, facts, folded, difference)
 
 
@@ -88,6 +66,52 @@ def _get_empty_out() -> pathlib.Path:
       f"--out='{out}' holds '{min(others)}'; give a new or an empty folder."
     )
   return out
+
+
+def _fold(weights):
+  """Returns the folded network, and how far folding moves logits.
+
+  Raises:
+    errors.InputError: if that is more than rounding may do.
+  """
+  from nfnet_jax.weights import fold
+
+  network = weights.create(), weights.params, weights.model_state
+  folded = fold.fold(*network)
+  difference = fold.difference(*network, folded, weights.size)
+  if not difference <= _TOLERANCE:  # NaN, too.
+    raise errors.InputError(
+      f'Folding changes the logits by {difference:.1e} of the largest, more '
+      f'than {_TOLERANCE:.0e}: these weights are not exported.'
+    )
+  return folded, difference
+
+
+def _write(out: pathlib.Path, weights, folded) -> dict:
+  """Writes all files or, if one fails, none; returns what model.json holds."""
+  import numpy as np
+
+  from nfnet_jax.training import files
+  from nfnet_jax.weights import portable
+
+  predict = portable.predictor(folded)
+  arrays = portable.flatten(folded.params)
+  exported = portable.program(predict, arrays, weights.size)
+  facts = _facts(weights, exported)
+  with contextlib.ExitStack() as stack:
+    program, archive, description = (
+      stack.enter_context(files.atomically(out / name)) for name in _FILES
+    )
+    program.write_bytes(exported.serialize())
+    with archive.open('wb') as file:
+      np.savez(file, **arrays)
+    description.write_text(json.dumps(facts, indent=2))
+    if _SAVED_MODEL.value:
+      from nfnet_jax.weights import saved_model
+
+      with _replacing(out / 'saved_model') as folder:
+        saved_model.save(folder, predict, arrays, weights.size)
+  return facts
 
 
 def _facts(weights, exported) -> dict:
@@ -109,26 +133,14 @@ def _facts(weights, exported) -> dict:
   }
 
 
-def _save_arrays(path: pathlib.Path, arrays: dict) -> None:
-  import numpy as np
-
-  with path.open('wb') as file:
-    np.savez(file, **arrays)
-
-
-def _write(
-  out: pathlib.Path, writers: dict[str, Callable[[pathlib.Path], object]]
-) -> None:
-  """Writes all files under temporary names, then renames them."""
-  for name, write in writers.items():
-    temporary = out / f'{name}.tmp'
-    if temporary.is_dir():
-      shutil.rmtree(temporary)
-    write(temporary)
-  for name in writers:
-    if (out / name).is_dir():  # A rename replaces files only.
-      shutil.rmtree(out / name)
-    (out / f'{name}.tmp').replace(out / name)
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a temporary name for a folder that takes the place of another."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  shutil.rmtree(temporary, ignore_errors=True)
+  yield temporary
+  shutil.rmtree(path, ignore_errors=True)
+  temporary.replace(path)
 
 
 def _report(out: pathlib.Path, facts: dict, folded, difference: float) -> None:

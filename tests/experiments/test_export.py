@@ -78,19 +78,21 @@ def test_an_earlier_export_is_replaced_as_one(
   flags = weights, f'--out={out}'
   assert door(export.main, *flags, '--size=40')[0] == 0
 
-  def fail(*_):
+  def fail(*args, **kwargs):
     raise OSError('disk full')
 
   with monkeypatch.context() as patch:
-    patch.setattr(export, '_save_arrays', fail)
+    patch.setattr(np, 'savez', fail)
     with pytest.raises(OSError, match='disk full'):
       door(export.main, *flags)
   facts = json.loads((out / 'model.json').read_text())
   assert facts['size'] == 40
+  assert names(out) == FILES
+  (out / 'weights.npz.tmp').write_text('left by a process that was killed')
   assert door(export.main, *flags)[0] == 0
   facts = json.loads((out / 'model.json').read_text())
   assert facts['size'] == 32
-  assert names(out) == FILES  # And nothing temporary.
+  assert names(out) == FILES
 
 
 def test_saved_model(door, tmp_path, weights):
