@@ -14,11 +14,12 @@ stochastic depth, an average of decay 0.9999. `--config=finetune:sam` is that of
 NFNet-F4 and F4+ in table 5: SAM of radius 0.05, weight decay 1e-5, dropout 0.25
 and stochastic depth 0.1; the paper finds it no better there than none of them.
 The paper leaves open: augmentation (here crops and flips), clipping (here 0.01;
-`--config.optimizer.clipping=0` is right for batch-normalised networks), label
-smoothing (here 0.1), and for F4 the size and the average's decay.
+networks that were trained without it want `--config.optimizer.clipping=0`),
+label smoothing (here 0.1), and for F4 the size and the average's decay.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from nfnet_jax.experiments import config as config_lib
 
@@ -32,8 +33,8 @@ def get_config(recipe: str = 'plain') -> ml_collections.ConfigDict:
       f"'{recipe}' is no recipe; give one of: {', '.join(_RECIPES)}"
     )
   config = config_lib.base()
-  config.dataset = None
-  config.model.name = None
+  config.dataset = config_dict.placeholder(str)
+  config.model.name = config_dict.placeholder(str)
   config.batch_size = 2048
   config.train_for = '15000 steps'
   config.ema_decay = 0.9999

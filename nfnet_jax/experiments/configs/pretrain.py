@@ -21,6 +21,7 @@ ImageNet recipe's), and clipping of the ResNets (here none).
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments.configs import resnet
@@ -46,7 +47,7 @@ def get_config(kind: str = 'nfnet') -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 0.4
     config.optimizer.warmup = '5000 steps'
     config.optimizer.weight_decay = 1e-5
-  config.dataset = None
+  config.dataset = config_dict.placeholder(str)
   config.ema_decay = 0.0
   config.data.image_size = 224
   config.data.eval_size = 224
