@@ -159,15 +159,18 @@ class ScaledWSConv2D(hk.Module):
     w = hk.get_parameter('w', shape, x.dtype, init=init)
     gain = hk.get_parameter('gain', (units,), x.dtype, init=jnp.ones)
     bias = hk.get_parameter('bias', (units,), x.dtype, init=jnp.zeros)
-    y = lax.conv_general_dilated(
+    return self.convolve(x, self.standardize(w, gain)) + bias
+
+  def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves with a kernel that is standardised already."""
+    return lax.conv_general_dilated(
       x,
-      self.standardize(w, gain),
+      kernel,
       window_strides=(self.stride, self.stride),
       padding='SAME',
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=self.groups,
     )
-    return y + bias
 
 
 def max_pool(x: jax.Array) -> jax.Array:

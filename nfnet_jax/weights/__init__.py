@@ -1,1 +1,1 @@
-"""Reading and writing weights: published, of timm, of this project."""
+"""Weights: published, of timm, of this project, folded for inference."""

@@ -1,0 +1,117 @@
+"""Inference time of folded networks next to unfolded ones.
+
+Writes results.csv next to this file and prints it:
+
+  python experiments/folding/measure.py
+"""
+
+import argparse
+from collections.abc import Callable
+import csv
+import gc
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+
+import nfnet_jax
+from nfnet_jax.weights import fold
+
+HERE = pathlib.Path(__file__).parent
+MODELS = ('nfnet_f0', 'efficientnet_b0')
+BATCHES = (1, 8)
+COLUMNS = (
+  'model',
+  'pixels',
+  'batch',
+  'unfolded_ms',
+  'folded_ms',
+  'ratio',
+  'ratio_iqr',
+)
+
+
+def make_network(name: str):
+  """Returns a model with random parameters and running statistics."""
+  model = nfnet_jax.create(name)
+  size = model.spec.test_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+  init = lambda key, image: model.init(key, image, False)
+  shapes = jax.eval_shape(init, jax.random.key(0), image)
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    x = rng.standard_normal(leaf.shape, np.float32)
+    name = path[-1].key
+    if name == 'w':
+      return x / np.sqrt(np.float32(x.size / x.shape[-1]))
+    positive = name in ('gain', 'skip_gain', 'scale', 'average')
+    return np.exp(0.1 * x) if positive else np.asarray(0.1 * x)
+
+  return model, *jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_calls(name: str, batch: int) -> dict[str, Callable[[], jax.Array]]:
+  """Returns both versions as calls without arguments, weights on the device."""
+  model, *variables = make_network(name)
+  folded = fold.fold(model, *variables)
+  size = model.spec.test_size
+  images = np.random.default_rng(1).normal(size=(batch, size, size, 3))
+  images = jax.device_put(images.astype(np.float32))
+  variables, params = jax.device_put((variables, folded.params))
+  unfolded = jax.jit(lambda v, images: model.apply(*v, None, images, False)[0])
+  apply = jax.jit(folded.apply)
+  return {
+    'unfolded': lambda: unfolded(variables, images),
+    'folded': lambda: apply(params, images),
+  }
+
+
+def measure(calls: dict, repetitions: int) -> dict[str, list[float]]:
+  """Times the calls in milliseconds, in turn and in alternating order."""
+  times = {name: [] for name in calls}
+  for repetition in range(-2, repetitions):  # The first two warm up.
+    for name in list(calls)[:: 1 if repetition % 2 else -1]:
+      start = time.perf_counter()
+      calls[name]().block_until_ready()
+      if repetition >= 0:
+        times[name].append(1e3 * (time.perf_counter() - start))
+  return times
+
+
+def make_row(name: str, batch: int, times: dict[str, list[float]]) -> list:
+  """Summarises; ratios are taken within repetitions, so that a change of the
+  machine's speed cancels."""
+  ratios = [b / a for a, b in zip(times['unfolded'], times['folded'])]
+  low, ratio, high = statistics.quantiles(ratios, n=4)
+  medians = [statistics.median(values) for values in times.values()]
+  return [
+    name,
+    nfnet_jax.create(name).spec.test_size,
+    batch,
+    *(f'{value:.1f}' for value in medians),
+    f'{ratio:.3f}',
+    f'{high - low:.3f}',
+  ]
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--repetitions', type=int, default=40)
+  parser.add_argument('--out', type=pathlib.Path, default=HERE / 'results.csv')
+  args = parser.parse_args()
+  rows = [COLUMNS]
+  for name in MODELS:
+    for batch in BATCHES:
+      times = measure(make_calls(name, batch), args.repetitions)
+      rows.append(make_row(name, batch, times))
+      print(rows[-1], flush=True)
+      gc.collect()
+  with args.out.open('w', newline='') as file:
+    csv.writer(file, lineterminator='\n').writerows(rows)
+
+
+if __name__ == '__main__':
+  main()

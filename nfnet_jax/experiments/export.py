@@ -1,0 +1,183 @@
+"""Exports weights as a program that runs without this package.
+
+  python -m nfnet_jax.experiments.export --weights=PATH --out=DIR
+
+folds weight standardisation and batch normalisation into plain kernels and
+biases, and writes to DIR, a new or an empty folder or that of an earlier
+export:
+
+  model.stablehlo  `(weights, images) -> probabilities [N, classes]`, serialised
+                   by `jax.export` for cpu, cuda and tpu; images are float
+                   pixels 0..255 `[N, size, size, 3]`, of any N
+  weights.npz      its first argument: flat names -> float32 arrays
+  model.json       what to feed it: size, crop, margin, class names; versions
+  saved_model/     with `--saved_model`: the same as a TensorFlow SavedModel
+
+The README has a program that loads them. `--json` prints one object.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import pathlib
+import shutil
+import tempfile
+
+from absl import flags
+
+from nfnet_jax.experiments import cli, errors
+
+for _name in ('weights', 'timm_forward', 'size', 'out', 'json'):
+  flags.declare_key_flag(_name)
+_SAVED_MODEL = flags.DEFINE_bool(
+  'saved_model', False, 'Writes a TensorFlow SavedModel, too.'
+)
+
+_FILES = ('model.stablehlo', 'weights.npz', 'model.json')
+# Largest difference that folding may make, over the largest logit.
+_TOLERANCE = 1e-5
+
+
+def main() -> None:
+  out = _get_empty_out()
+  if _SAVED_MODEL.value:
+    from nfnet_jax.weights import saved_model
+
+    with errors.as_input_error():
+      saved_model.check()
+  weights = cli.get_weights()
+  folded, difference = _fold(weights)
+  facts = _write(out, weights, folded)
+  _report(out, facts, folded, difference)
+
+
+def _get_empty_out() -> pathlib.Path:
+  """Returns the folder of `--out`, if it holds an earlier export at most."""
+  out = cli.get_out()
+  names = {*_FILES, *(['saved_model'] if _SAVED_MODEL.value else [])}
+  known = {f'{name}.tmp' for name in names}
+  with errors.as_input_error(OSError):
+    held = {path.name for path in out.iterdir()}
+    tempfile.TemporaryFile(dir=out).close()
+  if 'model.json' in held:
+    known |= names
+  if others := held - known:
+    raise errors.InputError(
+      f"--out='{out}' holds '{min(others)}'; give a new or an empty folder."
+    )
+  return out
+
+
+def _fold(weights):
+  """Returns the folded network, and how far folding moves logits.
+
+  Raises:
+    errors.InputError: if that is more than rounding may do.
+  """
+  from nfnet_jax.weights import fold
+
+  network = weights.create(), weights.params, weights.model_state
+  folded = fold.fold(*network)
+  difference = fold.difference(*network, folded, weights.size)
+  if not difference <= _TOLERANCE:  # NaN, too.
+    raise errors.InputError(
+      f'Folding changes the logits by {difference:.1e} of the largest, more '
+      f'than {_TOLERANCE:.0e}: these weights are not exported.'
+    )
+  return folded, difference
+
+
+def _write(out: pathlib.Path, weights, folded) -> dict:
+  """Writes all files or, if one fails, none; returns what model.json holds."""
+  import numpy as np
+
+  from nfnet_jax.training import files
+  from nfnet_jax.weights import portable
+
+  predict = portable.predictor(folded)
+  arrays = portable.flatten(folded.params)
+  exported = portable.program(predict, arrays, weights.size)
+  facts = _facts(weights, exported)
+  with contextlib.ExitStack() as stack:
+    program, archive, description = (
+      stack.enter_context(files.atomically(out / name)) for name in _FILES
+    )
+    program.write_bytes(exported.serialize())
+    with archive.open('wb') as file:
+      np.savez(file, **arrays)
+    description.write_text(json.dumps(facts, indent=2))
+    if _SAVED_MODEL.value:
+      from nfnet_jax.weights import saved_model
+
+      with _replacing(out / 'saved_model') as folder:
+        saved_model.save(folder, predict, arrays, weights.size)
+  return facts
+
+
+def _facts(weights, exported) -> dict:
+  """Returns what the consumer of the program has to know."""
+  import jax
+
+  import nfnet_jax
+
+  return {
+    'model': weights.model,
+    'size': weights.size,
+    'crop': weights.crop,
+    'margin': weights.margin,
+    'class_names': list(weights.class_names),
+    'platforms': list(exported.platforms),
+    'calling_convention_version': exported.calling_convention_version,
+    'jax_version': jax.__version__,
+    'nfnet_jax_version': nfnet_jax.__version__,
+  }
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a temporary name for a folder that takes the place of another."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  shutil.rmtree(temporary, ignore_errors=True)
+  yield temporary
+  shutil.rmtree(path, ignore_errors=True)
+  temporary.replace(path)
+
+
+def _report(out: pathlib.Path, facts: dict, folded, difference: float) -> None:
+  from nfnet_jax.models import complexity
+
+  report = {
+    'model': facts['model'],
+    'size': facts['size'],
+    'parameters': complexity.count_parameters(folded.params),
+    'standardized': len(folded.standardized),
+    'merged': len(folded.merged),
+    'kept': len(folded.kept),
+    'difference': difference,
+    'files': {path.name: _bytes(path) for path in sorted(out.iterdir())},
+  }
+  if cli.JSON.value:
+    print(json.dumps(report))
+    return
+  print(
+    f'model       {report["model"]}: {report["parameters"]:,} parameters at '
+    f'{report["size"]} px\n'
+    f'folded      {report["standardized"]} standardised kernels; '
+    f'{report["merged"]} batch norms into convolutions, {report["kept"]} left '
+    'as scale and offset\n'
+    f'difference  {difference:.1e} of the largest logit, on random images\n'
+    f'program     {", ".join(facts["platforms"])}; jax {facts["jax_version"]}, '
+    f'calling convention {facts["calling_convention_version"]}'
+  )
+  for name, size in report['files'].items():
+    print(f'{size:>13,}  {out / name}')
+
+
+def _bytes(path: pathlib.Path) -> int:
+  if path.is_dir():
+    return sum(_bytes(inner) for inner in path.iterdir())
+  return path.stat().st_size
+
+
+if __name__ == '__main__':
+  cli.run(main)
