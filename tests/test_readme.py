@@ -2,18 +2,23 @@
 
 import json
 import pathlib
+import pickle
 import re
 import shlex
 import subprocess
 import sys
 
+from PIL import Image
 import pytest
 
 import nfnet_jax
 from nfnet_jax.experiments import (
   assemble,
   cli,
+  convert,
+  evaluate,
   export,
+  features,
   models,
   predict,
   prepare,
@@ -101,6 +106,39 @@ def test_model_commands_run(door, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['nfnet_pico', 'bn_resnet_pico'])
+def test_trained_network_commands_run(
+  door, small, imagenet_dir, tmp_path, monkeypatch
+):
+  """As they stand, with a small network in the published format."""
+  monkeypatch.chdir(tmp_path)
+  published = trained_weights.make('nfnet_pico', 1000)
+  (tmp_path / 'F0_haiku.npz').write_bytes(pickle.dumps(published.params))
+  (tmp_path / 'datasets').symlink_to(imagenet_dir)
+  (tmp_path / 'photos').mkdir()
+  Image.new('RGB', (60, 40), 'red').save(tmp_path / 'photos' / 'red.jpg')
+  (text,) = [text for text in blocks('sh') if 'experiments.predict' in text]
+  less = [
+    *small[1:],
+    '--config.dataset=digits',
+    '--config.data.eval_split=test',
+  ]
+  pico = ['--config.model.name=nfnet_pico', '--config.run.eval_batch_size=16']
+  run_commands(
+    door,
+    text,
+    {
+      'predict': (predict, [], {'takes': 'IMAGE...'}),
+      'evaluate': (evaluate, pico, {'on_a_run': True}),
+      'features': (features, [], {'takes': '[IMAGE...]'}),
+      'convert': (convert, [], {}),
+      'train': (train, less, {}),
+    },
+  )
+  for path in ('predictions.png', 'features.npz', 'F0.safetensors'):
+    assert (tmp_path / path).is_file()
+  assert nfnet_jax.load_weights('runs/cifar10').num_classes == 10
+
+
 def test_exported_model_runs_without_this_package(
   door, tmp_path, monkeypatch, name
 ):
