@@ -7,11 +7,13 @@ import tempfile
 from absl import flags
 import pytest
 
-# Before anything imports JAX. The tests' processes share what they compile.
+# Before anything imports JAX. The tests' processes share what they compile, the
+# workers of pytest-xdist the folder of the process that started them.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 
 
 @pytest.fixture(scope='session')

@@ -139,8 +139,14 @@ class Experiment:
   source: object
 
   @classmethod
-  def open(cls, config: ml_collections.ConfigDict) -> 'Experiment':
+  def open(
+    cls, config: ml_collections.ConfigDict, *, to_train: bool = True
+  ) -> 'Experiment':
     """Opens the dataset of a resolved configuration; imports TensorFlow.
+
+    Args:
+      config: resolved.
+      to_train: whether its training split is needed.
 
     Raises:
       errors.InputError: if the dataset or a split of it is missing.
@@ -149,10 +155,8 @@ class Experiment:
 
     with errors.as_input_error():
       source = sources.load(config.dataset, config.run.data_dir)
-      for name, least in (
-        ('train_split', config.data.shards),
-        ('eval_split', 1),
-      ):
+      needed = {'train_split': config.data.shards} if to_train else {}
+      for name, least in {**needed, 'eval_split': 1}.items():
         split = config.data[name]
         examples = source.num_examples(split)
         if examples < least:
@@ -185,15 +189,17 @@ class Experiment:
     )
 
   @functools.cached_property
+  def model(self) -> registry.Model:
+    options = model_options(self.config.model)
+    name, num_classes = self.config.model.name, self.source.num_classes
+    return registry.create(name, num_classes, **options)
+
+  @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
     config, optimizer = self.config, self.config.optimizer
     schedule = self._schedule()
     return step_lib.Trainer(
-      model=registry.create(
-        config.model.name,
-        self.source.num_classes,
-        **model_options(config.model),
-      ),
+      model=self.model,
       optimizer=recipe.nfnet_sgd(
         schedule,
         momentum=optimizer.momentum,

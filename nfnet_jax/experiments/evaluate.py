@@ -60,7 +60,7 @@ def _evaluate_weights() -> dict[str, float]:
   with config.unlocked():
     config.weights = None
   config = assemble.resolve_and_check(assemble.adopt(config, weights))
-  experiment = assemble.Experiment.open(config)
+  experiment = assemble.Experiment.open(config, to_train=False)
   if weights.num_classes != experiment.source.num_classes:
     raise errors.InputError(
       f"'{cli.WEIGHTS.value}' tells {weights.num_classes} classes apart, "
@@ -73,12 +73,12 @@ def _evaluate_weights() -> dict[str, float]:
 
 
 def _evaluate(experiment, weights) -> dict[str, float]:
-  from nfnet_jax.training import evaluation
+  from nfnet_jax.training import evaluation, step
   from nfnet_jax.training import parallel as parallel_lib
 
   parallel = parallel_lib.DataParallel()
   return evaluation.evaluate(
-    parallel.eval_step(experiment.trainer.eval_step),
+    parallel.eval_step(step.evaluator(experiment.model)),
     parallel,
     parallel.replicate(weights),
     experiment.eval_batches(cli.say),

@@ -37,7 +37,7 @@ def evaluate(
   """Averages loss, top-1 and top-5 over every example, once each.
 
   Args:
-    eval_step: `Trainer.eval_step` wrapped by `parallel`.
+    eval_step: `step.evaluator(model)` wrapped by `parallel`.
     parallel: where it runs.
     weights: replicated; see `weights_of`.
     batches: padded batches with a `mask`; see `data.pipeline.eval_batches`.

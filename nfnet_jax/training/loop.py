@@ -65,7 +65,9 @@ class Loop:
 
   def __post_init__(self):
     self._train_step = self.parallel.train_step(self.trainer.train_step)
-    self._eval_step = self.parallel.eval_step(self.trainer.eval_step)
+    self._eval_step = self.parallel.eval_step(
+      step_lib.evaluator(self.trainer.model)
+    )
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()
     self._last_row = None

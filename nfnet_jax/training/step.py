@@ -194,18 +194,6 @@ class Trainer:
       batch['position'],
     )
 
-  def eval_step(
-    self, params: Tree, model_state: Tree, batch: Batch, reduce: Reduce
-  ) -> dict[str, jax.Array]:
-    """Sums loss, top-1 and top-5 hits over the examples whose `mask` is 1.
-
-    Computes in float32. Returns sums over all devices, with `count`.
-    """
-    logits, _ = self.model.apply(
-      params, model_state, None, normalize(batch['image']), False
-    )
-    return reduce(classification_sums(logits, batch['label'], batch['mask']))
-
   def _cast(self, tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.astype(self.compute_dtype), tree)
 
@@ -222,6 +210,23 @@ class Trainer:
       return total / devices
 
     return jax.tree.map(divide, reduce(tree))
+
+
+def evaluator(model: registry.Model) -> Callable[..., dict[str, jax.Array]]:
+  """Makes an evaluation step `(params, model_state, batch, reduce) -> sums`.
+
+  It sums loss, top-1 and top-5 hits over the examples whose `mask` is 1, over
+  all devices, with their `count`, and computes in float32.
+  """
+
+  def eval_step(
+    params: Tree, model_state: Tree, batch: Batch, reduce: Reduce
+  ) -> dict[str, jax.Array]:
+    images = normalize(batch['image'])
+    logits, _ = model.apply(params, model_state, None, images, False)
+    return reduce(classification_sums(logits, batch['label'], batch['mask']))
+
+  return eval_step
 
 
 def classification_sums(
