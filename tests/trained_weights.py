@@ -1,5 +1,6 @@
 """Weights as if trained, and a photo to try them on."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from nfnet_jax.models import registry
-from nfnet_jax.weights import load
+from nfnet_jax.weights import identify, load
 from tests.models import reference
 
 
@@ -39,9 +40,66 @@ def random_weights(name: str, **changes):
   return model, load.Weights(params, state, name, **{**facts, **changes})
 
 
+def decisive(weights: load.Weights) -> load.Weights:
+  """Scales the classifier, so that each image gets logits of its own."""
+  rng = np.random.default_rng(5)
+  tones = np.arange(1, 17).reshape(16, 1, 1, 1) / 8
+  images = rng.uniform(-2, 2, (16, 32, 32, 3)) * tones
+  outputs, _ = jax.jit(weights.create().endpoints, static_argnums=4)(
+    weights.params, weights.model_state, None, np.float32(images), False
+  )
+  mean, std = (f(outputs['features'], axis=0) for f in (np.mean, np.std))
+  path = identify.classifier_path(weights.params)
+  kernel = weights.params[path]['w'] / (std[:, None] + 1e-6)
+  head = {'w': np.float32(kernel), 'b': np.float32(-mean @ kernel)}
+  return dataclasses.replace(weights, params={**weights.params, path: head})
+
+
 def draw_photo(path: pathlib.Path) -> None:
   """Writes a smooth picture, wider than high."""
   y, x = np.mgrid[:90, :140] / 20
   waves = [np.sin(x * (k + 1) + y * (3 - k) + k) for k in range(3)]
   pixels = np.uint8(127.5 + 120 * np.stack(waves, -1))
   Image.fromarray(pixels).save(path, quality=98)
+
+
+def write_photos(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
+  """Writes pictures that networks tell apart, of several formats."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(count)
+  paths = []
+  for index in range(count):
+    path = folder / f'{index:02}.{("png", "bmp", "tiff")[index % 3]}'
+    shape = (30 + index, 45 - index, 3)
+    pixels = rng.integers(0, 256, shape) * (index + 1) // count
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    paths.append(path)
+  return paths
+
+
+def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
+  """Writes a run of the digits whose average is these weights."""
+  from nfnet_jax.experiments import assemble
+  from nfnet_jax.experiments import config as config_lib
+  from nfnet_jax.experiments.configs import digits
+  from nfnet_jax.training import checkpoint, state
+
+  config = digits.get_config()
+  config.model.name = weights.model
+  config.data.eval_size = weights.size
+  config.data.eval_crop = weights.crop
+  config.data.eval_margin = weights.margin
+  config = assemble.resolve_and_check(config)
+  config_lib.save(config, workdir, weights.class_names)
+  raw = jax.tree.map(np.zeros_like, weights.params)
+  with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    checkpoints.save(
+      state.TrainState(
+        step=np.int32(1),
+        params=raw,
+        model_state=weights.model_state,
+        opt_state={'trace': raw},
+        ema_params=weights.params,
+        ema_model_state=weights.model_state,
+      )
+    )

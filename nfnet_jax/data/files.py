@@ -14,6 +14,8 @@ from nfnet_jax.data import preprocess
 
 # Files that are read ahead of the one that is asked for.
 _AHEAD = 64
+# Endings that Pillow lists, of files that it does not read as images.
+_NO_IMAGES = {'.pdf', '.palm', '.mpg', '.mpeg'}
 
 
 class MissingError(ValueError):
@@ -37,13 +39,15 @@ class Prepared(NamedTuple):
 def find_images(arguments: Sequence[str]) -> list[str]:
   """Lists files, and all images in folders and theirs, in order of names.
 
+  Links to folders inside of folders are not followed: they may go in circles.
+
   Args:
     arguments: files, of whatever ending, and folders; local or in a bucket.
 
   Raises:
-    MissingError: naming what is not there, or a folder without images.
+    MissingError: naming what is not there, a folder that cannot be read, or one
+      without images.
   """
-  Image.init()
   found = []
   for argument in arguments:
     path = epath.Path(argument)
@@ -60,11 +64,15 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 
 
 def _images_under(folder: epath.Path) -> Iterator[str]:
-  for path in folder.iterdir():
-    if path.suffix.lower() in Image.EXTENSION:
-      yield os.fspath(path)
-    elif path.is_dir():
-      yield from _images_under(path)
+  def refuse(error: OSError):
+    raise MissingError(_one_line(error)) from error
+
+  Image.init()
+  endings = Image.EXTENSION.keys() - _NO_IMAGES
+  for parent, _, names in folder.walk(on_error=refuse):
+    for name in names:
+      if os.path.splitext(name)[1].lower() in endings:
+        yield os.path.join(parent, name)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

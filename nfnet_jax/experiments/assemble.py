@@ -78,6 +78,11 @@ def adopt(
     )
   model.name = weights.model
   for option, value in weights.options.items():
+    if option not in model:
+      raise errors.InputError(
+        f"The weights are of a '{model.name}' with {option}={value}, which no "
+        'config sets.'
+      )
     if model[option] is None:
       model[option] = value
   return config

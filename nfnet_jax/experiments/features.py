@@ -87,6 +87,9 @@ def _of_dataset():
   features, labels = [], []
   with errors.as_input_error((ValueError, faults.BadDataError)):
     source = sources.load(cli.DATASET.value, cli.DATA_DIR.value)
+    examples = source.num_examples(cli.SPLIT.value)
+    if not examples:
+      raise errors.InputError(f"--split='{cli.SPLIT.value}' has 0 examples.")
     batches = pipeline.eval_batches(
       source,
       cli.SPLIT.value,
@@ -96,7 +99,7 @@ def _of_dataset():
       margin=weights.margin,
       note=cli.say,
     )
-    total = -(-source.num_examples(cli.SPLIT.value) // _BATCH)
+    total = -(-examples // _BATCH)
     for (batch,) in inference.in_batches(batches, 1, total, 'batches'):
       kept = batch['mask'] > 0
       features.append(network(batch['image'])['features'][kept])

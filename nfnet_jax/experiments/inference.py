@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import tqdm
 
+from nfnet_jax.experiments import errors
 from nfnet_jax.training import step
 from nfnet_jax.weights import load
 
@@ -39,10 +40,18 @@ class Network:
 
     Returns:
       `features [n, channels]`, pooled, and `probabilities [n, num_classes]`.
+
+    Raises:
+      errors.InputError: if there are NaNs among them.
     """
     padded = np.zeros((self._batch_size, *images[0].shape), images[0].dtype)
     padded[: len(images)] = images
     outputs = jax.device_get(self._run(*self._weights, padded))
+    if np.isnan(outputs['probabilities'][: len(images)]).any():
+      raise errors.InputError(
+        'The network gives NaN: its weights are damaged, or its training '
+        'diverged.'
+      )
     return {name: value[: len(images)] for name, value in outputs.items()}
 
 

@@ -11,6 +11,7 @@ code 1.
 """
 
 import json
+import os
 import pathlib
 
 from absl import flags
@@ -77,7 +78,7 @@ def _predict(weights, paths):
 
 
 def _top(probabilities, names) -> list[dict]:
-  order = probabilities.argsort(stable=True)[::-1][:_TOP]
+  order = (-probabilities).argsort(stable=True)[:_TOP]
   return [
     {
       'class': int(index),
@@ -93,7 +94,9 @@ def _table(row: dict) -> str:
     f'{100 * guess["probability"]:8.2f} %  {guess["name"]}'
     for guess in row['top5']
   ]
-  return '\n'.join([row['path'], *lines])
+  # A file's name need not be text.
+  path = os.fsencode(row['path']).decode(errors='replace')
+  return '\n'.join([path, *lines])
 
 
 def _check_plot(path: pathlib.Path) -> pathlib.Path:
@@ -128,11 +131,13 @@ def _draw(path: pathlib.Path, shown: list) -> None:
     axes.reshape(-1, 2), shown, strict=False
   ):
     image.imshow(prepared.image.clip(0, 255).astype('uint8'))
-    image.set_title(pathlib.Path(prepared.path).name, fontsize=8)
+    # Names are no formulas, whatever dollars they have.
+    style = {'fontsize': 8, 'parse_math': False}
+    image.set_title(pathlib.Path(prepared.path).name, **style)
     bars.axis('on')
     names = [guess['name'] for guess in top]
     bars.barh(range(len(top)), [guess['probability'] for guess in top])
-    bars.set_yticks(range(len(top)), names, fontsize=8)
+    bars.set_yticks(range(len(top)), names, **style)
     bars.set_xlim(0, 1)
     bars.invert_yaxis()
   with files.atomically(path) as temporary:

@@ -25,10 +25,10 @@ def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
   temporary = path.with_name(f'{path.name}.tmp')
   try:
     yield temporary
+    temporary.replace(path)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-  temporary.replace(path)
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
