@@ -25,9 +25,14 @@ _REPORTED = (nfnet_jax, jax, haiku, optax)
 
 
 def resolve_and_check(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, *, begun: bool = False
 ) -> ml_collections.ConfigDict:
   """Resolves a configuration, and checks it as far as it goes without data.
+
+  Args:
+    config: with overrides applied.
+    begun: whether it is that of a run, which needs the weights that it began
+      with no more.
 
   Raises:
     errors.InputError: in one line, what is wrong and the way out.
@@ -35,7 +40,7 @@ def resolve_and_check(
   config_lib.check_keys(config)
   if config.dataset is None:
     raise errors.InputError('Name a dataset: --config.dataset=NAME.')
-  if config.weights:
+  if config.weights and not (begun and config.model.name):
     config = adopt(config, read_weights(config.weights))
   if config.model.name is None:
     raise errors.InputError(

@@ -43,7 +43,7 @@ def _evaluate_run(workdir: pathlib.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.experiments import config as config_lib
   from nfnet_jax.training import evaluation
 
-  config = assemble.resolve_and_check(cli.get_config())
+  config = assemble.resolve_and_check(cli.get_config(), begun=True)
   config_lib.check_same(config, workdir)
   experiment = assemble.Experiment.open(config)
   state = restore_latest(workdir, experiment)
