@@ -202,7 +202,7 @@ def test_evaluate_before_the_first_checkpoint(door, data_dir, tmp_path):
 
   settings = digits.get_config()
   settings.run.data_dir = data_dir
-  config.save(assemble.resolve_and_check(settings), tmp_path)
+  config.save(assemble.resolve_and_check(settings), tmp_path, [])
   result = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no checkpoint yet' in complaint(result)
 

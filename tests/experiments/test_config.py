@@ -61,7 +61,7 @@ def test_given_values_hold():
 def test_saved_config_reads_back_and_guards_its_workdir(tmp_path):
   config = resolve(digits.get_config())
   config_lib.check_same(config, tmp_path)
-  config_lib.save(config, tmp_path)
+  config_lib.save(config, tmp_path, ['0'])
   assert config_lib.load(tmp_path).to_dict() == config.to_dict()
   operational = digits.get_config()
   operational.run.log_every = '7 steps'
