@@ -11,8 +11,8 @@ case $ACCELERATOR_TYPE in
   v5p-*) runtime=v2-alpha-tpuv5 ;;
   v6e-*) runtime=v2-alpha-tpuv6e ;;
   *)
-    fail 2 "ACCELERATOR_TYPE='$ACCELERATOR_TYPE' is none of the Cloud TPU API," \
-      "which serves v2 to v6e: see launch/README.md."
+    fail 2 "ACCELERATOR_TYPE='$ACCELERATOR_TYPE' is none of the Cloud TPU" \
+      "API, which serves v2 to v6e: see launch/README.md."
     ;;
 esac
 runtime=${RUNTIME_VERSION:-$runtime}

@@ -53,7 +53,7 @@ check_settings() {
         "with the worker."
   done
   [[ $DRY_RUN ]] || command -v gcloud >/dev/null ||
-    fail 2 'gcloud is not on PATH; see https://cloud.google.com/sdk/docs/install.'
+    fail 2 'gcloud is not on PATH: see https://cloud.google.com/sdk.'
 }
 
 # Prints the commit that all workers are to run.
@@ -82,7 +82,8 @@ limited() {
   fi
   # In the foreground, or Ctrl-C would not reach it.
   timeout --foreground --kill-after=10 "$seconds" "$@" </dev/null || code=$?
-  [[ $code != @(124|137) ]] || say "No answer within $seconds s: $(quoted "${@:1:5}")"
+  [[ $code != @(124|137) ]] ||
+    say "No answer within $seconds s: $(quoted "${@:1:5}")"
   return "$code"
 }
 

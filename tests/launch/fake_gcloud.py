@@ -3,8 +3,8 @@
 The folder in $FAKE holds all there is: `calls.jsonl`, a row a call;
 `cloud.json`, the states of the TPU and of its queued request; `plan.json`, what
 the next calls of a verb do instead of what they would: answer `out`, complain
-`err`, end with `code`, `hang`, or `preempt` the TPU first; `w-*`, the homes of its
-workers; and `checkpoints/`, those of the run's bucket.
+`err`, end with `code`, `hang`, or `preempt` the TPU first; `w-*`, the homes of
+its workers; and `checkpoints/`, those of the run's bucket.
 """
 
 import contextlib

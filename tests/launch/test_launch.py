@@ -294,8 +294,10 @@ def test_setup_again_brings_another_commit(cloud):
   assert [p.name for p in source.glob('*.py')] == ['old.py']
 
 
-def test_setup_fails_where_one_worker_fails(cloud):
-  cloud('create')
+@pytest.mark.parametrize('before', [['create'], ['create', 'setup']])
+def test_setup_fails_where_one_worker_fails(cloud, before):
+  for script in before:
+    cloud(script)
   uv = cloud.fake / 'worker_bin' / 'uv'
   uv.write_text('#!/bin/bash\n[ $FAKE_WORKER = w-0 ] || [ $1 != pip ]\n')
   _, err = cloud('setup', code=1)
@@ -470,3 +472,23 @@ def test_a_delete_that_cannot_ask_deletes_nothing(cloud):
   cloud.plan(tpu_vm__describe=[{'err': 'PERMISSION_DENIED: no', 'code': 4}])
   cloud('delete', code=4)
   assert 'delete' not in cloud.verbs
+
+
+def test_the_commands_of_the_readme_run(cloud):
+  readme = (ROOT / 'launch' / 'README.md').read_text()
+  blocks = [block.partition('```')[0] for block in readme.split('```sh\n')[1:]]
+  blocks = [block for block in blocks if 'launch/' in block]
+  assert len(blocks) == 2
+  for block, kind in zip(blocks, ('tpu-vm', 'queued-resources')):
+    run = subprocess.run(
+      ['bash', '-euc', block],
+      env={'PATH': f'{cloud.bin}:/usr/bin:/bin', 'DRY_RUN': '1'},
+      cwd=cloud.repo,
+      capture_output=True,
+      text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert f'{kind} create f3' in run.stdout
+    assert f'{kind} delete f3' in run.stdout
+    assert '--accelerator-type=v3-128' in run.stdout
+  assert cloud.calls == []

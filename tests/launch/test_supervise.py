@@ -106,8 +106,10 @@ def test_one_worker_that_fails_is_a_failure(cloud):
 
 
 def test_a_run_that_ended_without_a_word_is_a_failure(cloud):
-  cloud.program({'seconds': 60}, {})
+  cloud.program({'code': 75}, {'seconds': 60}, {})
   cloud.ready()
+  cloud('train')
+  cloud('watch')  # To its end.
   cloud('train')
   run = cloud.fake / 'w-0' / 'nfnet_jax' / 'run'
   fake_gcloud.end_group(int((run / 'pid').read_text()))
