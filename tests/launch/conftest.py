@@ -127,7 +127,7 @@ class Cloud:
 
 
 def write_scripts(folder, scripts):
-  folder.mkdir()
+  folder.mkdir(exist_ok=True)
   for name, text in scripts.items():
     (folder / name).write_text(f'#!/bin/bash\n{text}\n')
     (folder / name).chmod(0o755)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.launch import fake_gcloud
+from tests.launch import conftest, fake_gcloud
 
 BRING_UP = ['create', 'scp', 'ssh', 'ssh', 'ssh']
 QUEUED = {'PROVISIONING': 'queued_spot'}
@@ -158,6 +158,25 @@ def test_it_gives_up_after_so_many_failures_in_a_row(cloud):
   assert '3 steps failed in a row.' in err
   assert err.count('PERMISSION_DENIED') == 3
   assert cloud.verbs == []
+
+
+def test_failures_apart_from_each_other_do_not_add_up(cloud):
+  cloud.program({'code': 75}, {'code': 75}, {'code': 75}, {})
+  cloud.ready()
+  # A step that resumes looks twice.
+  cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}, None, None] * 3)
+  err = supervise(cloud, RETRIES='2')
+  assert err.count('That failed (1 of 2)') == 3
+  assert 'Training is done.' in err
+
+
+def test_it_tries_again_ever_more_slowly(cloud):
+  notes = cloud.fake / 'slept'
+  conftest.write_scripts(cloud.bin, {'sleep': f'echo "$1" >>{notes}'})
+  cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}] * 9)
+  slow = {'RETRY_SECONDS': '10', 'MAX_RETRY_SECONDS': '30'}
+  supervise(cloud, code=1, **slow)
+  assert notes.read_text().split() == ['10', '20', '30', '30']
 
 
 def test_unreachable_workers_are_no_reason_to_delete(cloud):
