@@ -48,7 +48,7 @@ mount_bucket() {
 start() {
   [[ -e ready ]] || refuse 'is not set up: run launch/setup.sh.'
   exec 9>run/lock # The run inherits it.
-  flock --timeout 2 9 || refuse 'trains already.'
+  flock --timeout 1 9 || refuse 'trains already.'
   rm -f run/exit_code
   echo "--- $(date --utc --iso-8601=seconds) $*" >>run/log
   setsid nohup source/launch/worker.sh run "$@" </dev/null >>run/log 2>&1 &

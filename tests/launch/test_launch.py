@@ -99,8 +99,14 @@ def test_help_tells_usage_and_calls_nothing(cloud, script):
   assert cloud.calls == []
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-@pytest.mark.parametrize('setting', ['PROJECT_ID', 'ZONE', 'TPU_NAME'])
+@pytest.mark.parametrize(
+  ('script', 'setting'),
+  [
+    *((script, 'TPU_NAME') for script in SCRIPTS),
+    ('delete', 'PROJECT_ID'),
+    ('delete', 'ZONE'),
+  ],
+)
 def test_a_missing_setting_is_named_before_any_call(cloud, script, setting):
   _, err = cloud(script, code=2, **{setting: ''})
   assert err == (
