@@ -19,7 +19,7 @@ limited "$CALL_TIMEOUT" git -C "$root" archive --format=tar.gz \
 say "Setting up every worker of $TPU_NAME with commit $commit."
 tpus "$SETUP_TIMEOUT" tpu-vm scp "$folder/nfnet_jax.tar.gz" "$TPU_NAME:" \
   --worker=all
-ssh_all "$SETUP_TIMEOUT" "rm -rf nfnet_jax/new && mkdir -p nfnet_jax/new &&
-tar -xzf nfnet_jax.tar.gz -C nfnet_jax/new &&
+ssh_all "$SETUP_TIMEOUT" "rm -rf nfnet_jax/new && mkdir -p nfnet_jax/new && \
+tar -xzf nfnet_jax.tar.gz -C nfnet_jax/new && \
 nfnet_jax/new/launch/worker.sh setup $(quoted "$PYTHON_VERSION" "$UV_VERSION")"
 say 'Every worker is set up.'
