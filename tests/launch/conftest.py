@@ -23,6 +23,12 @@ SETTINGS = {
   'RETRIES': '5',
   'CALL_TIMEOUT': '20',
 }
+# Flags that quoting may break.
+ODD = [
+  "--config.data.train_split='train[10000:]'",
+  '--config.train_for=90 epochs',
+  '--config.note=a "b" $HOME `c` \\ * ; & é',
+]
 WORKER_BIN = {
   'hostname': 'echo "t1v-n-0123-$FAKE_WORKER"',
   # Installs a uv whose environments hold the fake program.
