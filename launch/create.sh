@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Creates the TPU, as PROVISIONING says, and waits until it is ready.
+#
+#   launch/create.sh [--dry_run]
+source "$(dirname "$0")/lib.sh"
+no_arguments
+
+case $ACCELERATOR_TYPE in
+  v[234]-*) runtime=tpu-ubuntu2204-base ;;
+  v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p-*) runtime=v2-alpha-tpuv5 ;;
+  v6e-*) runtime=v2-alpha-tpuv6e ;;
+  *)
+    fail 2 "ACCELERATOR_TYPE='$ACCELERATOR_TYPE' is none of the Cloud TPU" \
+      "API, which serves v2 to v6e: see launch/README.md."
+    ;;
+esac
+runtime=${RUNTIME_VERSION:-$runtime}
+
+read -ra flags <<<"$CREATE_FLAGS"
+flags+=(--accelerator-type="$ACCELERATOR_TYPE")
+[[ $PROVISIONING != *spot ]] || flags+=(--spot)
+
+say "Creating $TPU_NAME: $ACCELERATOR_TYPE, $PROVISIONING, in $ZONE."
+if [[ $PROVISIONING = queued* ]]; then
+  tpus "$CALL_TIMEOUT" queued-resources create "$TPU_NAME" --async \
+    --node-id="$TPU_NAME" --runtime-version="$runtime" \
+    --valid-until-duration="$VALID_UNTIL" "${flags[@]}"
+else
+  tpus "$CREATE_TIMEOUT" tpu-vm create "$TPU_NAME" --version="$runtime" \
+    "${flags[@]}"
+fi
+wait_until_ready
+say "$TPU_NAME is ready."

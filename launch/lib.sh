@@ -1,0 +1,159 @@
+# shellcheck shell=bash
+# What the scripts share: settings, dry runs, calls that end, states.
+set -euo pipefail
+LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+WORKER=nfnet_jax/source/launch/worker.sh # On a worker, from its home.
+# shellcheck source=launch/settings.sh
+source "$LAUNCH/settings.sh"
+exec 3>&1 # Dry runs print here, even from within $(...).
+
+say() { printf 'launch: %s\n' "$*" >&2; }
+
+# Ends the script: fail EXIT_CODE MESSAGE.
+fail() {
+  say "${*:2}"
+  exit "$1"
+}
+
+# What a script was given, without --dry_run and --help, is in ARGS.
+DRY_RUN=${DRY_RUN:-} ARGS=()
+for word in "$@"; do
+  case $word in
+    --dry_run) export DRY_RUN=1 ;;
+    --help)
+      sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+      exit
+      ;;
+    *) ARGS+=("$word") ;;
+  esac
+done
+
+no_arguments() {
+  ((${#ARGS[@]} == 0)) || fail 2 "Unexpected argument '${ARGS[0]}'."
+}
+
+# Checks that settings have a value: need NAME...
+need() {
+  local name
+  for name in "$@"; do
+    [[ ${!name} ]] ||
+      fail 2 "Set $name, in launch/settings.sh or in the environment."
+  done
+}
+
+check_settings() {
+  local name
+  need PROJECT_ID ZONE TPU_NAME
+  [[ " on_demand spot queued queued_spot " = *" $PROVISIONING "* ]] ||
+    fail 2 "PROVISIONING='$PROVISIONING' is none of on_demand, spot, queued" \
+      "and queued_spot."
+  for name in WORKDIR DATA_DIR; do
+    [[ -z ${!name} || ${!name} = gs://?* ]] ||
+      fail 2 "$name='${!name}' is no bucket (gs://...): a worker's disk goes" \
+        "with the worker."
+  done
+  [[ $DRY_RUN ]] || command -v gcloud >/dev/null ||
+    fail 2 'gcloud is not on PATH: see https://cloud.google.com/sdk.'
+}
+
+# Prints the commit that all workers are to run.
+resolved_commit() {
+  git -C "$LAUNCH" rev-parse --verify --quiet "$COMMIT^{commit}" ||
+    fail 2 "COMMIT='$COMMIT' is no commit of this repository."
+}
+
+# Prints words as one line for a shell.
+quoted() {
+  local word line=''
+  for word in "$@"; do
+    [[ $word =~ ^[[:alnum:]_./:=@%+,-]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  printf '%s\n' "${line# }"
+}
+
+# Runs a command for so many seconds at most, or prints it in a dry run.
+limited() {
+  local seconds=$1 code=0
+  shift
+  if [[ $DRY_RUN ]]; then
+    quoted "$@" >&3
+    return
+  fi
+  # In the foreground, or Ctrl-C would not reach it.
+  timeout --foreground --kill-after=10 "$seconds" "$@" </dev/null || code=$?
+  [[ $code != @(124|137) ]] ||
+    say "No answer within $seconds s: $(quoted "${@:1:5}")"
+  return "$code"
+}
+
+tpus() {
+  limited "$1" gcloud compute tpus "${@:2}" \
+    --project="$PROJECT_ID" --zone="$ZONE" --quiet
+}
+
+# Runs a line of shell on every worker; fails if it fails on one.
+ssh_all() {
+  tpus "$1" tpu-vm ssh "$TPU_NAME" --worker=all --command="$2"
+}
+
+# Prints a field of the TPU or of its request; ABSENT if there is none.
+describe() {
+  local errors code=0
+  errors=$(mktemp)
+  tpus "$CALL_TIMEOUT" "$1" describe "$TPU_NAME" --format="value($2)" \
+    2>"$errors" || code=$?
+  if grep -q NOT_FOUND "$errors"; then
+    echo ABSENT
+    code=0
+  else
+    cat "$errors" >&2
+  fi
+  rm -f "$errors"
+  return "$code"
+}
+
+# Prints the state of the TPU, or of its request until that is met.
+state() {
+  local request=ACTIVE
+  if [[ $PROVISIONING = queued* ]]; then
+    request=$(describe queued-resources state.state) || return
+  fi
+  if [[ $DRY_RUN || $request = ACTIVE ]]; then
+    describe tpu-vm state || return
+    [[ -z $DRY_RUN ]] || echo READY
+  else
+    echo "$request"
+  fi
+}
+
+wait_until_ready() {
+  local begin=$SECONDS now
+  while now=$(state) && [[ $now != READY ]]; do
+    case $now in
+      # A request just made may not be listed at once.
+      ABSENT) ((SECONDS - begin < CALL_TIMEOUT)) || fail 1 "No $TPU_NAME." ;;
+      PREEMPTED | TERMINATED | SUSPEND* | FAILED | STOP*)
+        fail 1 "$TPU_NAME is $now."
+        ;;
+    esac
+    ((SECONDS - begin < READY_TIMEOUT)) ||
+      fail 1 "$TPU_NAME is still $now after $READY_TIMEOUT s."
+    say "$TPU_NAME is $now."
+    sleep "$POLL_SECONDS"
+  done
+  [[ $now = READY ]] || fail 1 "The state of $TPU_NAME is not to be had."
+}
+
+# Prints a line a worker: its name, and bare (not set up), idle, running, lost
+# (ended without a word) or the exit code of its last run.
+worker_states() {
+  local answer
+  answer=$(ssh_all "$CALL_TIMEOUT" "if [ -x $WORKER ]; then $WORKER status; \
+else echo \"\$(hostname) bare\"; fi") || return
+  [[ $DRY_RUN ]] ||
+    grep -E '^\S+ (bare|idle|running|lost|[0-9]+)$' <<<"$answer" ||
+    { say "No worker of $TPU_NAME answered." && return 1; }
+}
+
+check_settings # Before anything is called.

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Starts training on every worker, in the background; resumes what WORKDIR
+# holds. Takes the flags of nfnet_jax.experiments.train.
+#
+#   launch/train.sh [--dry_run] --config=f3
+source "$(dirname "$0")/lib.sh"
+need WORKDIR
+
+workers=$(worker_states)
+! grep ' running$' <<<"$workers" >&2 ||
+  fail 2 "$TPU_NAME trains already: launch/watch.sh shows it," \
+    'launch/stop.sh stops it.'
+! grep ' bare$' <<<"$workers" >&2 ||
+  fail 2 "$TPU_NAME is not set up: run launch/setup.sh."
+
+ARGS+=(--workdir="$WORKDIR" --require_platform=tpu)
+data_dir=${MOUNT_POINT:-$DATA_DIR}
+[[ -z $data_dir ]] || ARGS+=(--config.run.data_dir="$data_dir")
+ssh_all "$CALL_TIMEOUT" \
+  "$(quoted "$WORKER" start nfnet_jax.experiments.train "${ARGS[@]}")"
+say "$TPU_NAME trains into $WORKDIR; launch/watch.sh shows it."

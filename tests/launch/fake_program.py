@@ -1,0 +1,37 @@
+"""Stands in for a worker's Python: notes its command and acts out a run.
+
+`program.json` lists what the attempts do, in order: `reach` a checkpoint, run
+for `seconds` or until SIGTERM, and end with `code`. One for all workers, or one
+a worker.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+FAKE = pathlib.Path(os.environ.get('FAKE', '.'))
+
+
+def main(words):
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+  worker = os.environ['FAKE_WORKER']
+  with (FAKE / f'runs-{worker}.jsonl').open('a') as runs:
+    print(json.dumps({'words': words, 'cwd': os.getcwd()}), file=runs)
+  attempts = json.loads((FAKE / 'program.json').read_text())
+  done = len((FAKE / f'runs-{worker}.jsonl').read_text().splitlines())
+  attempt = attempts[min(done, len(attempts)) - 1]
+  attempt = attempt.get(worker, attempt)
+  if 'reach' in attempt:
+    (FAKE / 'checkpoints' / str(attempt['reach'])).mkdir(
+      parents=True, exist_ok=True
+    )
+  print(f'attempt {done}', flush=True)
+  time.sleep(attempt.get('seconds', 0))
+  return attempt.get('code', 0)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

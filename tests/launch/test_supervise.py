@@ -1,0 +1,198 @@
+"""`launch/supervise.sh`: what it does about each way in which training ends."""
+
+import time
+
+import pytest
+
+from tests.launch import conftest, fake_gcloud
+
+BRING_UP = ['create', 'scp', 'ssh', 'ssh', 'ssh']
+QUEUED = {'PROVISIONING': 'queued_spot'}
+
+
+def deeds(cloud):
+  """What was done to the TPU, without looking at its workers."""
+  return [verb for verb in cloud.verbs if verb != 'ssh']
+
+
+def supervise(cloud, code=0, **settings):
+  return cloud('supervise', '--config=f3', code=code, **settings)[1]
+
+
+def test_it_brings_up_a_tpu_and_ends_when_training_is_done(cloud):
+  cloud.program({'seconds': 0.3})
+  err = supervise(cloud)
+  assert 'pod is ABSENT: creating it anew.' in err
+  assert 'Training is done.' in err
+  assert cloud.verbs[:5] == BRING_UP
+  assert deeds(cloud) == ['create', 'scp']
+
+
+@pytest.mark.parametrize('settings', [{'PROVISIONING': 'spot'}, QUEUED])
+def test_it_recreates_after_a_preemption_and_resumes(cloud, settings):
+  cloud.program({'seconds': 60}, {'seconds': 0.3})
+  cloud.ready(**settings)
+  cloud('train', '--config=f3', **settings)
+  kind = 'tpu-vm' if settings != QUEUED else 'queued-resources'
+  looks = [None, None, {'preempt': True}]
+  cloud.plan(**{f'{kind.replace("-", "_")}__describe': looks})
+  err = supervise(cloud, **settings)
+  assert 'pod is PREEMPTED' in err or 'pod is SUSPENDED' in err
+  assert deeds(cloud) == ['delete', 'create', 'scp']
+  first, second = cloud.runs()
+  assert first == second
+
+
+def test_every_recreation_runs_the_commit_it_began_with(cloud):
+  (cloud.repo / 'version').write_text('first')
+  cloud.commit()
+  cloud.program({'seconds': 60}, {'seconds': 1})
+  cloud.ready()
+  run = cloud.start('supervise')
+  while len(cloud.calls) < 4:
+    time.sleep(0.02)
+  (cloud.repo / 'version').write_text('second')
+  cloud.commit()
+  cloud.plan(tpu_vm__describe=[{'preempt': True}])
+  assert run.wait(30) == 0
+  version = cloud.fake / 'w-1' / 'nfnet_jax' / 'source' / 'version'
+  assert version.read_text() == 'first'
+  assert deeds(cloud) == ['scp', 'delete', 'create', 'scp']
+
+
+def test_it_resumes_what_was_interrupted_and_saved(cloud):
+  cloud.program({'code': 75}, {'code': 75}, {'code': 75}, {})
+  cloud.ready()
+  assert 'Training is done.' in supervise(cloud)
+  assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [4, 4]
+
+
+def test_it_leaves_bad_input_alone(cloud):
+  cloud.program({'w-0': {'code': 1}, 'w-1': {'code': 2}})
+  cloud.ready()
+  assert 'Bad input: launch/watch.sh shows it.' in supervise(cloud, code=2)
+  assert len(cloud.runs()) == 1
+
+
+def test_it_resumes_a_failure_only_if_a_checkpoint_was_reached_since(cloud):
+  cloud.program(
+    {'code': 1, 'reach': 1000},
+    {'code': 75},
+    {'code': 1, 'reach': 2000},
+    {'code': 134},
+  )
+  cloud.ready()
+  err = supervise(cloud, code=1)
+  assert 'Training failed at checkpoint 1000.' in err
+  assert 'Training failed at checkpoint 2000.' in err
+  assert err.endswith('Training failed again at checkpoint 2000.\n')
+  assert len(cloud.runs()) == 4
+
+
+def test_a_failure_before_any_checkpoint_is_tried_twice(cloud):
+  cloud.program({'code': 1})
+  cloud.ready()
+  err = supervise(cloud, code=1)
+  assert 'Training failed again at checkpoint none.' in err
+  assert len(cloud.runs()) == 2
+
+
+def test_one_worker_that_fails_is_a_failure(cloud):
+  cloud.program({'w-0': {'code': 0}, 'w-1': {'code': 1}}, {})
+  cloud.ready()
+  err = supervise(cloud)
+  assert 'Training failed at checkpoint none.' in err
+  assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [2, 2]
+
+
+def test_a_run_that_ended_without_a_word_is_a_failure(cloud):
+  cloud.program({'code': 75}, {'seconds': 60}, {})
+  cloud.ready()
+  cloud('train')
+  cloud('watch')  # To its end.
+  cloud('train')
+  run = cloud.fake / 'w-0' / 'nfnet_jax' / 'run'
+  fake_gcloud.end_group(int((run / 'pid').read_text()))
+  err = supervise(cloud, STRAGGLER_TIMEOUT='0')
+  assert 'does not train: 75 lost' in err
+  assert 'Training failed at checkpoint none.' in err
+
+
+def test_it_stops_workers_that_wait_for_one_that_ended(cloud):
+  cloud.program({'w-0': {'code': 75}, 'w-1': {'seconds': 60}}, {'seconds': 0.2})
+  cloud.ready()
+  err = supervise(cloud, STRAGGLER_TIMEOUT='1')
+  assert 'A worker has ended and others have not: stopping them.' in err
+  assert 'Training failed' not in err
+  assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [2, 2]
+
+
+def test_it_tries_again_where_there_is_no_capacity(cloud):
+  none = {'err': 'no capacity'}
+  cloud.plan(tpu_vm__create=[none, none])
+  err = supervise(cloud)
+  assert err.count('ERROR: (gcloud) no capacity') == 2
+  assert 'That failed (2 of 5)' in err
+  assert deeds(cloud) == ['create', 'create', 'create', 'scp']
+
+
+def test_it_starts_over_if_preempted_while_setting_up(cloud):
+  cloud.plan(tpu_vm__scp=[{'preempt': True}])
+  supervise(cloud)
+  assert deeds(cloud) == ['create', 'scp', 'delete', 'create', 'scp']
+
+
+def test_it_waits_for_a_repair(cloud):
+  cloud.ready()
+  cloud.plan(tpu_vm__describe=[{'out': 'REPAIRING'}, {'out': 'REPAIRING'}])
+  err = supervise(cloud)
+  assert err.count('pod is REPAIRING.') == 2
+  assert deeds(cloud) == ['scp']
+
+
+def test_it_gives_up_after_so_many_failures_in_a_row(cloud):
+  cloud.ready()
+  denied = {'err': 'PERMISSION_DENIED: no'}
+  cloud.plan(tpu_vm__describe=[denied] * 9)
+  err = supervise(cloud, code=1, RETRIES='3')
+  assert '3 steps failed in a row.' in err
+  assert err.count('PERMISSION_DENIED') == 3
+  assert cloud.verbs == []
+
+
+def test_failures_apart_from_each_other_do_not_add_up(cloud):
+  cloud.program({'code': 75}, {'code': 75}, {'code': 75}, {})
+  cloud.ready()
+  # A step that resumes looks twice.
+  cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}, None, None] * 3)
+  err = supervise(cloud, RETRIES='2')
+  assert err.count('That failed (1 of 2)') == 3
+  assert 'Training is done.' in err
+
+
+def test_it_tries_again_ever_more_slowly(cloud):
+  notes = cloud.fake / 'slept'
+  conftest.write_scripts(cloud.bin, {'sleep': f'echo "$1" >>{notes}'})
+  cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}] * 9)
+  slow = {'RETRY_SECONDS': '10', 'MAX_RETRY_SECONDS': '30'}
+  supervise(cloud, code=1, **slow)
+  assert notes.read_text().split() == ['10', '20', '30', '30']
+
+
+def test_unreachable_workers_are_no_reason_to_delete(cloud):
+  cloud.ready()
+  cloud('train')
+  cloud.forget()
+  cloud.plan(tpu_vm__ssh=[{'err': 'timed out', 'code': 255}] * 9)
+  err = supervise(cloud, code=1, RETRIES='3')
+  assert '3 steps failed in a row.' in err
+  assert deeds(cloud) == []
+
+
+def test_a_look_that_hangs_is_taken_again(cloud):
+  cloud.ready()
+  cloud('train')
+  cloud.plan(tpu_vm__ssh=[{'hang': True}])
+  err = supervise(cloud, CALL_TIMEOUT='2')
+  assert 'No answer within 2 s: gcloud compute tpus tpu-vm ssh' in err
+  assert 'Training is done.' in err
