@@ -145,6 +145,7 @@ class NFNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NFNet')
+    self.depth = spec.depth
     self.activation = layers.scaled_activation(activation)
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     stem_channels = (*spec.stem, spec.width[0] // 2)
