@@ -24,7 +24,6 @@ IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
 
 
-@jax.named_scope('normalize')
 def normalize(images: jax.Array) -> jax.Array:
   """Maps pixels 0..255 `[..., 3]` to float32 of about zero mean, unit std."""
   images = images.astype(jnp.float32)
@@ -105,9 +104,8 @@ class Trainer:
     """
     (loss, (top1, model_state)), grads = self.gradients(state, batch)
 
-    with jax.named_scope('reduce'):
-      loss, top1, grads = reduce((loss, top1, grads))
-      model_state = self._mean(model_state, reduce)
+    loss, top1, grads = reduce((loss, top1, grads))
+    model_state = self._mean(model_state, reduce)
 
     with jax.named_scope('update'):
       updates, opt_state = self.optimizer.update(
