@@ -9,7 +9,9 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def as_input_error(kind: type[Exception] = ValueError) -> Iterator[None]:
+def as_input_error(
+  kind: type[Exception] | tuple[type[Exception], ...] = ValueError,
+) -> Iterator[None]:
   """Turns a library's complaint about an argument into an `InputError`."""
   try:
     yield

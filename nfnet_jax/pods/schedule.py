@@ -8,10 +8,20 @@ import re
 from nfnet_jax.pods import hlo
 
 # Operations that only move data.
-_MOVES = frozenset(
-  'copy copy-start copy-done transpose reverse bitcast reshape slice pad '
-  'concatenate parameter constant tuple get-tuple-element'.split()
-)
+_MOVES = {
+  'bitcast',
+  'concatenate',
+  'constant',
+  'copy',
+  'get-tuple-element',
+  'pad',
+  'parameter',
+  'reshape',
+  'reverse',
+  'slice',
+  'transpose',
+  'tuple',
+}
 # Collective -> bytes that each of n devices sends for a byte of the whole.
 _TRAFFIC: dict[str, Callable[[int], float]] = {
   'all-reduce': lambda n: 2 * (n - 1) / n,

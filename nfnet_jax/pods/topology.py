@@ -24,7 +24,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """A kind of TPU. A device, to JAX, is a core or a chip of two that act as one.
+  """A kind of TPU, whose devices, to JAX, are cores or whole chips.
 
   Attributes:
     chip: its name.
@@ -62,6 +62,13 @@ GENERATIONS: dict[str, Generation] = {
   'v5e': Generation('TPU v5e', 1, 15.75, 197e12, 1503e6, 200e9),
   'v5p': Generation('TPU v5p', 1, 95.74, 459e12, 1751e6, 600e9),
   'v6e': Generation('TPU v6e', 1, 31.25, 918e12, None, 448e9),
+}
+# Else libtpu asks a server that only Cloud's machines have, for minutes, and
+# says at length that it is on none of them. The type of machine has no effect.
+_ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v3-8',
 }
 EXAMPLES = 'v2:4x4, v3:2x2, v3:8x8, v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16'
 _NAME = re.compile(r'(\w+):(\d+(?:x\d+)+)')
@@ -101,7 +108,8 @@ def parse(name: str) -> Generation:
   match = _NAME.fullmatch(name)
   if not match:
     raise problems.PlanError(
-      f"'{name}' is not a topology; write GENERATION:LAYOUT, such as {EXAMPLES}."
+      f"'{name}' is not a topology; write GENERATION:LAYOUT in chips, such as "
+      f'{EXAMPLES}.'
     )
   if match[1] not in GENERATIONS:
     near = difflib.get_close_matches(match[1], GENERATIONS, n=1)
@@ -121,8 +129,8 @@ def get_pod(name: str) -> Pod:
       installed, or another process holds it.
   """
   generation = parse(name)
-  # Otherwise libtpu asks a server that only Cloud's machines have, for minutes.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  for variable, value in _ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
   with problems.of_libtpu(name):
     description = topologies.get_topology_desc(
       platform='tpu', topology_name=name, **generation.options
