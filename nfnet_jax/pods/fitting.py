@@ -35,7 +35,9 @@ def largest_batch(
       fitting = guess
     else:
       failing = guess
-    end = _line_end(sizes, available) or (fitting + failing) // 2
+    end = _line_end(sizes, available)
+    if end is None:
+      end = (fitting + failing) // 2
     guess = min(max(end, 1), failing - 1)
   return fitting, list(sizes)[1:]
 
