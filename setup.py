@@ -43,6 +43,9 @@ setuptools.setup(
   extras_require={
     'test': [
       'hypothesis>=6.100',
+      # 213 MB, so that tests compile for a pod where its compiler runs.
+      "jax[tpu]>=0.10; sys_platform == 'linux' and "
+      "platform_machine == 'x86_64'",
       'pytest>=8',
       'ruff>=0.14',
       'setuptools>=77',  # Builds the wheel that a test looks into.

@@ -11,8 +11,9 @@ def largest_batch(
 ) -> tuple[int, list[int]]:
   """Searches below a batch that does not fit.
 
-  Memory is almost affine in the batch: the line through the last two sizes
-  gives the next one to compile, until it ends at a size that was seen to fit.
+  Memory is almost affine in the batch: the line through the sizes next to the
+  limit, or the first and the last if all are too large, gives the next one to
+  compile, until it ends at a size that was seen to fit.
 
   Args:
     batch: examples a device that do not fit.
@@ -35,15 +36,14 @@ def largest_batch(
       fitting = guess
     else:
       failing = guess
-    end = _line_end(sizes, available)
-    if end is None:
-      end = (fitting + failing) // 2
+    # A long line: two sizes side by side may differ by their padding alone.
+    ends = (fitting or failing, failing if fitting else batch)
+    end = _line_end(sizes, *ends, available)
     guess = min(max(end, 1), failing - 1)
   return fitting, list(sizes)[1:]
 
 
-def _line_end(sizes: dict[int, int], available: int) -> int | None:
-  """Returns where the line through the last two sizes meets the limit."""
-  (x, first), (y, second) = list(sizes.items())[-2:]
-  slope = (first - second) / (x - y)
-  return int(y + (available - second) / slope) if slope > 0 else None
+def _line_end(sizes: dict[int, int], x: int, y: int, available: int) -> int:
+  """Returns where the line through two sizes meets the limit."""
+  slope = (sizes[y] - sizes[x]) / (y - x)
+  return int(x + (available - sizes[x]) / slope) if slope > 0 else x // 2
