@@ -19,13 +19,22 @@ ROOMS = {
   'optim': {'optim'},
   'data': {'data'},
   'training': {'models', 'optim', 'training'},
-  'experiments': {'models', 'optim', 'data', 'training', 'experiments'},
+  'pods': {'training', 'pods'},
+  'experiments': {
+    'models',
+    'optim',
+    'data',
+    'training',
+    'pods',
+    'experiments',
+  },
 }
 FORBIDDEN = {
   'models': {'optax', 'tensorflow', 'tensorflow_datasets'},
   'optim': {'haiku', 'tensorflow', 'tensorflow_datasets'},
   'data': {'jax', 'haiku', 'optax'},
   'training': {'tensorflow', 'tensorflow_datasets'},
+  'pods': {'tensorflow', 'tensorflow_datasets'},
   'experiments': {'tensorflow', 'tensorflow_datasets'},
 }
 
@@ -99,6 +108,7 @@ def test_import_is_quick_and_leaves_tensorflow_alone():
     'show_batch',
     'models',
     'signal_propagation',
+    'plan',
   ],
 )
 def test_help_is_quick(door):

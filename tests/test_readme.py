@@ -1,8 +1,11 @@
 """What the README shows works as it stands there."""
 
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -85,6 +88,28 @@ def test_model_commands_run(door, tmp_path, monkeypatch):
     },
   )
   assert (tmp_path / 'plots' / 'nf_resnet50.png').is_file()
+
+
+def test_plan_command_runs(tmp_path):
+  """With a small network; in a process of its own, see tests/pods."""
+  pytest.importorskip('libtpu')
+  (text,) = [text for text in blocks('sh') if 'experiments.plan' in text]
+  _, line = text.splitlines()
+  command = [sys.executable, *shlex.split(line)[1:]]
+  command += ['--config.model.name=nfnet_pico', '--config.batch_size=128']
+  run = subprocess.run(
+    [*command, '--quick'],
+    capture_output=True,
+    text=True,
+    env={
+      **os.environ,
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+      'XDG_CACHE_HOME': str(tmp_path),
+    },
+  )
+  assert run.returncode == 0, run.stderr
+  assert '128 cores of 64 chips TPU v3, 16 hosts' in run.stdout
+  assert 'convolutions, stage 3' in run.stdout
 
 
 def test_pictures_are_there():
