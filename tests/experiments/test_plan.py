@@ -252,3 +252,19 @@ def test_known_numbers_are_those_of_the_datasets(digits):
     assert facts.num_examples(split) == digits.num_examples(split)
   for split in ('nothing', 'train[:10%]', 'train+test'):
     assert facts.num_examples(split) is None
+
+
+@pytest.mark.parametrize('name', ['f0', 'resnet:nf_resnet50'])
+def test_a_config_is_called_as_it_was_asked_for(door, compiler, name):
+  flags = [f'--config={name}', *PICO[1:], '--config.data.image_size=32']
+  code, out, err = door(plan.main, *flags, '--json')
+  assert code == 0, err
+  assert json.loads(out)['config'] == name
+
+
+def test_progress_of_something_long(capfd):
+  with cli.working('Compiling ...'):
+    pass
+  assert capfd.readouterr().err == 'Compiling ...\n'
+  with pytest.raises(ValueError), cli.working('Compiling ...'):
+    raise ValueError

@@ -88,7 +88,8 @@ for name, kind in topology.GENERATIONS.items():
     with problems.of_compiler():
       lowered.compile()
   except problems.DoesNotFitError as error:
-    assert error.available == kind.memory_bytes, (name, error)
+    # Releases of libtpu differ by 0.01 GiB.
+    assert abs(error.available - kind.memory_bytes) < 2**24, (name, error)
     assert error.needed >= 2**38, (name, error)
   else:
     raise AssertionError(name)
