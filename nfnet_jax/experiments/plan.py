@@ -124,14 +124,14 @@ class Candidate:
   """A config on a pod, checked.
 
   Attributes:
-    name: of the config.
     experiment: an `assemble.Experiment` on a `Dataset`.
     pod: a `topology.Pod`.
+    workload: an `estimate.Workload`.
   """
 
-  name: str
   experiment: object
   pod: object
+  workload: object
 
   @classmethod
   def of(cls, name: str, config, topology_name: str) -> 'Candidate':
@@ -148,14 +148,15 @@ class Candidate:
     config = assemble.resolve_and_check(config, platform='tpu')
     pod = topology.get_pod(topology_name)
     assemble.check_layout(config, len(pod.devices))
-    return cls(name, assemble.Experiment(config, dataset), pod)
+    experiment = assemble.Experiment(config, dataset)
+    return cls(experiment, pod, get_workload(name, experiment))
 
   def plan(self):
     """Compiles the step; where it does not fit, looks for what does."""
     from nfnet_jax.pods import estimate, problems, schedule
 
     effort = 'quick' if _QUICK.value else 'full'
-    made = estimate.Plan(self._workload(), self.pod, effort)
+    made = estimate.Plan(self.workload, self.pod, effort)
     try:
       compiled = self._compile(effort)
     except problems.DoesNotFitError as error:
@@ -208,31 +209,41 @@ class Candidate:
     largest, tried = fitting.largest_batch(batch, needed, available, measure)
     return estimate.Shortage(needed, largest, tried)
 
-  def _workload(self):
-    import jax
 
-    from nfnet_jax.pods import estimate
+def get_workload(name: str, experiment):
+  """Gathers what a plan needs to know of an experiment.
 
-    experiment, config = self.experiment, self.experiment.config
-    state, model = experiment.abstract_state(), experiment.trainer.model
-    data = config.data
-    mixes = data.mixup or data.cutmix
-    size = lambda tree: sum(
-      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
-    return estimate.Workload(
-      config=self.name,
-      model=config.model.name,
-      image_size=data.image_size,
-      dtype=config.compute_dtype,
-      batch=config.batch_size,
-      steps=experiment.cadence.total,
-      examples=experiment.source.examples,
-      decoded=2 if mixes and data.partners == 'fresh' else 1,
-      macs=_macs(model, state, data.image_size),
-      parameter_bytes=size(state.params),
-      state_bytes=size(state),
-    )
+  Args:
+    name: of its config.
+    experiment: an `assemble.Experiment`.
+
+  Raises:
+    errors.InputError: if its durations make no sense.
+  """
+  import jax
+
+  from nfnet_jax.pods import estimate
+
+  config = experiment.config
+  state, model = experiment.abstract_state(), experiment.trainer.model
+  data = config.data
+  mixes = data.mixup or data.cutmix
+  size = lambda tree: sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+  )
+  return estimate.Workload(
+    config=name,
+    model=config.model.name,
+    image_size=data.image_size,
+    dtype=config.compute_dtype,
+    batch=config.batch_size,
+    steps=experiment.cadence.total,
+    examples=experiment.source.examples,
+    decoded=2 if mixes and data.partners == 'fresh' else 1,
+    macs=_macs(model, state, data.image_size),
+    parameter_bytes=size(state.params),
+    state_bytes=size(state),
+  )
 
 
 def _macs(model, state, image_size: int) -> int:

@@ -39,7 +39,7 @@ def largest_batch(
     # A long line: two sizes side by side may differ by their padding alone.
     ends = (fitting or failing, failing if fitting else batch)
     end = _line_end(sizes, *ends, available)
-    guess = min(max(end, 1), failing - 1)
+    guess = max(end, 1)
   return fitting, list(sizes)[1:]
 
 

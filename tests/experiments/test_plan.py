@@ -165,6 +165,10 @@ def test_no_picture_unless_asked_for(door, compiler, tmp_path, monkeypatch):
     ([*PICO, '--compare=v3:2'], "'v3:2' is not a topology"),
     ([*PICO, '--compare=nf_regnet:b9'], "'b9' is no variant"),
     ([*PICO, '--config.train_for=soon'], "'soon' is not a duration"),
+    (
+      [*PICO, '--config.train_for=1 example', '--compare=128'],
+      "'1 example' is less than one step",
+    ),
   ],
 )
 def test_bad_input_is_one_line_before_compiling(door, compiler, flags, said):
