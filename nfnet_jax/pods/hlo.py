@@ -192,8 +192,8 @@ def num_bytes(shape: str) -> int:
 def trip_count(program: Program, where: Computation, loop: Op) -> int | None:
   """Derives how often a loop runs from its condition.
 
-  The condition must compare a counter with a constant; the counter must start
-  at a constant and move by one. The text has no trip counts of its own.
+  The condition must compare counters or constants; a counter must start at a
+  constant and move by one. The text has no trip counts of its own.
 
   Args:
     program: what the loop is part of.
@@ -211,9 +211,9 @@ def trip_count(program: Program, where: Computation, loop: Op) -> int | None:
   sides = [_element(condition, name) for name in compare.operands]
   start = [_initial(where, loop, side) for side in sides]
   step = [_step(body, side) for side in sides]
-  if None in start or None in step or (step[0] == 0) == (step[1] == 0):
+  if None in start or None in step:
     return None
-  # Seen from the left side: the counter approaches the right one.
+  # How far the right side is, and how fast the left one comes nearer.
   distance, speed = start[1] - start[0], step[0] - step[1]
   direction = compare.attribute('direction')
   if direction in ('GT', 'GE'):

@@ -15,9 +15,10 @@ LOOP = """
   %n = s32[] get-tuple-element(%state), index=1
   %x = f32[8] get-tuple-element(%state), index=2
   %by = s32[] constant({by})
-  %next = s32[] {move}(%i, %by)
+  %next = s32[] {move}({of}, %by)
+  %last = s32[] subtract(%n, %by)
   %cost = f32[8] sine(%x), backend_config={{"estimated_cycles":"100"}}
-  ROOT %made = (s32[], s32[], f32[8]) tuple(%next, %n, %cost)
+  ROOT %made = (s32[], s32[], f32[8]) tuple(%next, {end}, %cost)
 }}
 
 %condition (state.1: (s32[], s32[], f32[8])) -> pred[] {{
@@ -46,6 +47,8 @@ def trips(
   limit=7,
   by=1,
   move='add',
+  of='%i',
+  end='%n',
   direction='LT',
   sides='%i.1, %limit',
   init='%start.1, %carried, %p',
@@ -70,7 +73,9 @@ def trips(
     (9, {'start': 9, 'limit': 0, 'move': 'subtract', 'direction': 'GT'}),
     (10, {'start': 9, 'limit': 0, 'by': -1, 'direction': 'GE'}),
     (9, {'start': 9, 'limit': 0, 'move': 'subtract', 'direction': 'NE'}),
+    (4, {'sides': '%i.1, %n.1', 'end': '%last'}),  # Both move: 0-7 to 4-3.
     (None, {'direction': 'EQ'}),
+    (None, {'of': '%n'}),  # Not the counter's own value plus one.
     (None, {'by': 0}),
     (None, {'by': -1}),  # Away from its limit.
     (None, {'move': 'multiply'}),

@@ -163,6 +163,29 @@ def test_collectives_of_a_real_step():
   assert found.sent == found.payload * 2 * 7 / 8
 
 
+def test_cycles_of_loops_count_their_trips():
+  text = (FIXTURES / 'loops.hlo').read_text()
+  walked = sum(op.cycles * times for op, times in hlo.parse(text).walk())
+  once = sum(op.cycles for op, _ in hlo.parse(text).walk())
+  assert schedule.read(text, 8).cycles == walked > 10 * once
+  assert schedule.read(text, 8).unknown_loops == 1
+
+
+def test_what_is_fused_with_a_convolution_counts_as_the_convolution():
+  text = (
+    '%fused (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'
+    '  %c = f32[8] convolution(%a, %a), metadata={op_name="f/transpose(jvp(N))'
+    '/stage_1/conv/conv_general_dilated"}\n'
+    '  ROOT %b = f32[8] sine(%c), metadata={op_name="f/update/sin"}\n}'
+    '\n\nENTRY %main (x: f32[8]) -> f32[8] {\n'
+    '  ROOT %y = f32[8] fusion(%x), calls=%fused, '
+    'metadata={op_name="f/update/sin"}\n}\n'
+  )
+  made = hlo.parse(text)
+  op = made.computations['main'].ops['y']
+  assert schedule.attribute(made, op) == ('convolutions, stage 1', True)
+
+
 def test_collectives_of_loops_count_their_trips():
   text = (FIXTURES / 'loops.hlo').read_text()
   found = {each.name: each for each in schedule.read(text, 8).collectives}
