@@ -91,8 +91,8 @@ def _schedule_lines(plan: estimate.Plan, row: dict[str, Any]) -> list[str]:
     f'data         {row["decoded_per_second_and_host"]:,.0f} decoded images/s '
     f'a host ({plan.workload.decoded} for each one delivered)',
     'schedule     '
-    + ('' if epoch is None else f'{epoch:.1f} minutes an epoch, ')
-    + f'{row["total_steps"]:,} steps {row["total_hours"]:,.1f} hours, '
+    + ('' if epoch is None else f'{epoch:.2f} minutes an epoch, ')
+    + f'{row["total_steps"]:,} steps in {row["total_hours"]:,.1f} hours, '
     f'{row["chip_hours"]:,.0f} chip-hours',
   ]
 
@@ -166,7 +166,7 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
   'collectives': lambda row: size(row['collective_bytes']),
   'collectives ms*': lambda row: f'{row["collective_ms_by_bandwidth"]:.1f}',
   'decoded/s a host': lambda row: f'{row["decoded_per_second_and_host"]:,.0f}',
-  'epoch minutes': lambda row: f'{row["epoch_minutes"]:.1f}',
+  'epoch minutes': lambda row: f'{row["epoch_minutes"]:.2f}',
   'schedule hours': lambda row: f'{row["total_hours"]:,.1f}',
   'chip-hours': lambda row: f'{row["chip_hours"]:,.0f}',
 }

@@ -85,7 +85,7 @@ def test_summary_says_it_all():
     'utilisation 36.3%',
     'not from the compiler',
     '8,533 decoded images/s a host',
-    '0.3 minutes an epoch, 112,602 steps 1.9 hours, 120 chip-hours',
+    '0.31 minutes an epoch, 112,602 steps in 1.9 hours, 120 chip-hours',
     'nothing ran',
   ):
     assert part in text
@@ -115,7 +115,7 @@ def test_without_a_known_epoch_there_is_the_schedule():
   work = dataclasses.replace(make().workload, examples=None)
   plan = make(workload=work)
   assert plan.numbers()['epoch_minutes'] is None
-  assert 'schedule     112,602 steps 1.9 hours' in report.summary(plan)
+  assert 'schedule     112,602 steps in 1.9 hours' in report.summary(plan)
 
 
 def too_large(largest):
