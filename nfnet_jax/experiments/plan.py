@@ -201,7 +201,8 @@ class Candidate:
       smaller = dataclasses.replace(self.experiment, config=config)
       try:
         candidate = dataclasses.replace(self, experiment=smaller)
-        return candidate._compile('quick').peak_bytes
+        # What compiles fits, whatever the sum of its parts.
+        return min(candidate._compile('quick').peak_bytes, available)
       except problems.DoesNotFitError as error:
         return error.needed
 

@@ -159,6 +159,18 @@ def test_the_costliest_branch_counts():
     assert timed <= walked if name == costliest else not timed & walked
 
 
+@pytest.mark.parametrize('opcode', ['call', 'async-start'])
+def test_what_is_called_counts(opcode):
+  attribute = 'to_apply' if opcode == 'call' else 'calls'
+  program = hlo.parse(
+    '%sub (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'
+    '  ROOT %b = f32[8] sine(%a), backend_config={"estimated_cycles":"5"}\n}'
+    '\n\nENTRY %main (x: f32[8]) -> f32[8] {\n'
+    f'  ROOT %y = f32[8] {opcode}(%x), {attribute}=%sub\n}}\n'
+  )
+  assert sum(op.cycles for op, _ in program.walk()) == 5
+
+
 def test_fused_operations_are_not_walked_but_seen_inside():
   program = hlo.parse((FIXTURES / 'loops.hlo').read_text())
   entry = {op.name: op for op, _ in program.walk()}
