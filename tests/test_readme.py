@@ -96,7 +96,7 @@ def test_plan_command_runs(tmp_path):
   (text,) = [text for text in blocks('sh') if 'experiments.plan' in text]
   _, line = text.splitlines()
   command = [sys.executable, *shlex.split(line)[1:]]
-  command += ['--config.model.name=nfnet_pico', '--config.batch_size=128']
+  command += ['--config.model.name=nfnet_pico', '--config.batch_size=512']
   run = subprocess.run(
     [*command, '--quick'],
     capture_output=True,
