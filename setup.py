@@ -46,6 +46,9 @@ setuptools.setup(
   extras_require={
     'test': [
       'hypothesis>=6.100',
+      # 213 MB, so that tests compile for a pod where its compiler runs.
+      "jax[tpu]>=0.10; sys_platform == 'linux' and "
+      "platform_machine == 'x86_64'",
       'pytest>=8',
       'pytest-xdist>=3.6',
       'PyYAML>=6',

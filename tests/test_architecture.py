@@ -20,12 +20,14 @@ ROOMS = {
   'data': {'data'},
   'training': {'models', 'optim', 'training'},
   'weights': {'models', 'optim', 'training', 'weights'},
+  'pods': {'training', 'pods'},
   'experiments': {
     'models',
     'optim',
     'data',
     'training',
     'weights',
+    'pods',
     'experiments',
   },
 }
@@ -35,6 +37,7 @@ FORBIDDEN = {
   'data': {'jax', 'haiku', 'optax'},
   'training': {'tensorflow', 'tensorflow_datasets'},
   'weights': {'tensorflow', 'tensorflow_datasets'},
+  'pods': {'tensorflow', 'tensorflow_datasets'},
   'experiments': {'tensorflow', 'tensorflow_datasets'},
 }
 
@@ -120,6 +123,7 @@ def children_seconds():
     'show_batch',
     'models',
     'signal_propagation',
+    'plan',
   ],
 )
 def test_help_is_quick(door):

@@ -1,6 +1,7 @@
 """What the README shows works as it stands there."""
 
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -162,6 +163,28 @@ def test_exported_model_runs_without_this_package(
   assert [row['name'] for row in image['top5']] == [text for _, text in lines]
   for row, (share, _) in zip(image['top5'], lines):
     assert abs(100 * row['probability'] - float(share.removesuffix('%'))) < 1
+
+
+def test_plan_command_runs(tmp_path):
+  """With a small network; in a process of its own, see tests/pods."""
+  pytest.importorskip('libtpu')
+  (text,) = [text for text in blocks('sh') if 'experiments.plan' in text]
+  _, line = text.splitlines()
+  command = [sys.executable, *shlex.split(line)[1:]]
+  command += ['--config.model.name=nfnet_pico', '--config.batch_size=512']
+  run = subprocess.run(
+    [*command, '--quick'],
+    capture_output=True,
+    text=True,
+    env={
+      **os.environ,
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+      'XDG_CACHE_HOME': str(tmp_path),
+    },
+  )
+  assert run.returncode == 0, run.stderr
+  assert '128 cores of 64 chips TPU v3, 16 hosts' in run.stdout
+  assert 'convolutions, stage 3' in run.stdout
 
 
 def test_pictures_are_there():

@@ -9,15 +9,13 @@ import tarfile
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnet_jax.data import sources
+from nfnet_jax.data import known, sources
 
 IMAGENET = 'imagenet2012'
-_CLASSES = 1000
 _TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 _VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
 # As TFDS records them.
 _TAR_BYTES = {_TRAIN_TAR: 147_897_477_120, _VALIDATION_TAR: 6_744_924_160}
-_EXAMPLES = {'train': 1_281_167, 'validation': 50_000}
 
 
 class PrepareError(ValueError):
@@ -131,11 +129,13 @@ def _check_space(data_dir: str, needed: int) -> None:
 
 
 def _check_counts(source: sources.Source) -> None:
-  if source.num_classes != _CLASSES:
+  whole = known.DATASETS[IMAGENET]
+  if source.num_classes != whole.num_classes:
     raise PrepareError(
-      f'{source.name} has {source.num_classes} classes, not {_CLASSES}.'
+      f'{source.name} has {source.num_classes} classes, not '
+      f'{whole.num_classes}.'
     )
-  for split, expected in _EXAMPLES.items():
+  for split, expected in whole.splits.items():
     there = split in source.splits and source.num_examples(split)
     if there != expected:
       raise PrepareError(

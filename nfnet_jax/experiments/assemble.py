@@ -25,12 +25,16 @@ _REPORTED = (nfnet_jax, jax, haiku, optax)
 
 
 def resolve_and_check(
-  config: ml_collections.ConfigDict, *, begun: bool = False
+  config: ml_collections.ConfigDict,
+  platform: str | None = None,
+  *,
+  begun: bool = False,
 ) -> ml_collections.ConfigDict:
   """Resolves a configuration, and checks it as far as it goes without data.
 
   Args:
     config: with overrides applied.
+    platform: what it shall run on, as JAX calls it; by default what is here.
     begun: whether it is that of a run, which needs the weights that it began
       with no more.
 
@@ -49,7 +53,7 @@ def resolve_and_check(
     )
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
-  config = config_lib.resolve(config, spec, jax.default_backend())
+  config = config_lib.resolve(config, spec, platform or jax.default_backend())
   config_lib.check_values(config)
   model_options(config.model)
   return config
@@ -93,13 +97,19 @@ def adopt(
   return config
 
 
-def check_layout(config: ml_collections.ConfigDict) -> None:
-  """Checks that a resolved configuration can be trained on these devices.
+def check_layout(
+  config: ml_collections.ConfigDict, devices: int | None = None
+) -> None:
+  """Checks that a resolved configuration can be trained on so many devices.
+
+  Args:
+    config: resolved.
+    devices: how many; by default all that are here.
 
   Raises:
     errors.InputError: with the arithmetic and the nearest sizes that work.
   """
-  devices = jax.device_count()
+  devices = devices or jax.device_count()
   check, shards = config_lib.check_divides, config.data.shards
   check('data.shards', shards, 'the number of devices', devices)
   check('batch_size', config.batch_size, 'data.shards', shards)
@@ -261,6 +271,21 @@ class Experiment:
     return state_lib.abstract_state(
       self.trainer.model, self.trainer.optimizer, self.config.data.image_size
     )
+
+  def train_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a global batch; see `pipeline.train_batches`."""
+    data, count = self.config.data, self.config.batch_size
+    labels = 2 if data.mixup or data.cutmix else 1
+    size = data.image_size
+    pixels = jnp.uint8 if data.randaugment_layers else jnp.float32
+    shape = jax.ShapeDtypeStruct
+    return {
+      'image': shape((count, size, size, 3), pixels),
+      'label': shape((count, labels), jnp.int32),
+      'weight': shape((count, labels), jnp.float32),
+      'position': shape((count,), jnp.int32),
+      'step': shape((), jnp.int32),
+    }
 
   def train_batches(
     self, first_step: int, note: Callable[[str], None]

@@ -4,11 +4,15 @@ Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and saved.
 """
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import difflib
 import pathlib
+import runpy
 import sys
+import threading
+import time
 import traceback
 
 from absl import app, flags, logging
@@ -119,6 +123,66 @@ def get_config() -> ml_collections.ConfigDict:
       f'Give an experiment: --config=NAME. Known: {", ".join(config_names())}.'
     )
   return _CONFIG.value
+
+
+def get_config_name() -> str:
+  """Returns `--config` as a person would write it, without its folder."""
+  path, _, argument = flags.FLAGS['config'].config_filename.partition(':')
+  return pathlib.Path(path).stem + (argument and f':{argument}')
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+  """Returns another configuration, with the overrides of the command line.
+
+  Args:
+    name: what `--config` takes.
+
+  Raises:
+    errors.InputError: if there is none, or it takes no such argument or key.
+  """
+  path, _, argument = _expand(name).partition(':')
+  with errors.as_input_error((TypeError, ValueError)):
+    get = runpy.run_path(path)['get_config']
+    config = get(argument) if argument else get()
+  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  with errors.as_input_error(KeyError):
+    config.update_from_flattened_dict(overrides)
+  return config
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+  """Shows that something long is under way, and for how long it has been.
+
+  On a terminal the line counts seconds, elsewhere one comes every minute.
+  """
+  import tqdm
+
+  done, start = threading.Event(), time.monotonic()
+  bar = tqdm.tqdm(
+    bar_format='{desc} {elapsed}',
+    desc=text,
+    leave=False,
+    disable=not sys.stderr.isatty(),
+  )
+
+  def tick():
+    while not done.wait(60 if bar.disable else 1):
+      if bar.disable:
+        say(f'{text} {(time.monotonic() - start) / 60:.0f} min')
+      else:
+        bar.refresh()
+
+  if bar.disable:
+    say(text)
+  thread = threading.Thread(target=tick, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+    bar.close()
 
 
 def get_out() -> pathlib.Path:

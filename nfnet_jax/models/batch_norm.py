@@ -46,6 +46,7 @@ class BatchNorm(hk.BatchNorm):
       name=name,
     )
 
+  @jax.named_scope('batch_norm')
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     if hk.running_init():

@@ -64,6 +64,7 @@ class BNNFNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(nfnet.VARIANTS, variant, 'NFNet')
+    self.depth = spec.depth
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     norm = functools.partial(
       batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis

@@ -61,6 +61,7 @@ class BNResNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'BN-ResNet')
+    self.depth = spec.depth
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     norm = functools.partial(
       batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis
@@ -189,6 +190,7 @@ class ResNetV1(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS_V1, variant, 'ResNet v1')
+    self.depth = spec.depth
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     norm = functools.partial(
       batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis

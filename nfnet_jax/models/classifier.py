@@ -60,12 +60,14 @@ class ImageClassifier(hk.Module):
   `head`.
 
   Attributes:
+    depth: blocks of each stage, from fine to coarse.
     blocks: modules that map `(x, key, positions)` to their output and the
       average channel variance of their branch; `key` is None in evaluation.
     dropout_rate: rate on the pooled features.
     classifier: maps them to logits.
   """
 
+  depth: Sequence[int]
   blocks: Sequence[hk.Module]
   dropout_rate: float
   classifier: hk.Linear
@@ -115,9 +117,14 @@ class ImageClassifier(hk.Module):
       positions = jnp.arange(images.shape[0])
     outputs = {}
     x = self.stem(images, is_training)
-    for index, block in enumerate(self.blocks):
+    stages = [i for i, blocks in enumerate(self.depth) for _ in range(blocks)]
+    for index, (stage, block) in enumerate(
+      zip(stages, self.blocks, strict=True)
+    ):
       block_key = jax.random.fold_in(key, index) if is_training else None
-      x, residual_var = block(x, block_key, positions)
+      # What a profile and a plan call the parts of a step.
+      with jax.named_scope(f'stage_{stage}'):
+        x, residual_var = block(x, block_key, positions)
       outputs[f'block_{index}'] = {
         **layers.signal_statistics(x),
         'residual_var': residual_var,

@@ -131,6 +131,7 @@ class EfficientNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'EfficientNet')
+    self.depth = [math.ceil(stage.depth * spec.depth) for stage in STAGES]
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     width = functools.partial(scale_channels, factor=spec.width)
     norm = functools.partial(
@@ -143,11 +144,8 @@ class EfficientNet(classifier.ImageClassifier):
     self.stem_conv = _conv(channels, 3, 2, name='stem_conv')
     self.stem_bn = norm(name='stem_bn')
     self.blocks = []
-    for place in classifier.places(
-      [math.ceil(stage.depth * spec.depth) for stage in STAGES],
-      [stage.stride for stage in STAGES],
-      stochdepth_rate,
-    ):
+    strides = [stage.stride for stage in STAGES]
+    for place in classifier.places(self.depth, strides, stochdepth_rate):
       stage = STAGES[place.stage]
       self.blocks.append(
         MBConv(

@@ -92,6 +92,7 @@ def gamma(function: Activation) -> float:
   return float(np.sum(weights * (values - mean) ** 2) ** -0.5)
 
 
+@jax.named_scope('standardize')
 def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
   """Scales and centres a kernel so that each output unit has unit variance.
 

@@ -90,6 +90,7 @@ class NFRegNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NF-RegNet')
+    self.depth = spec.depth
     self.activation = layers.scaled_activation(activation)
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     width = [int(channels * _WIDTH_FACTOR) for channels in spec.width]

@@ -96,6 +96,7 @@ class NFResNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NF-ResNet')
+    self.depth = spec.depth
     self.activation = layers.scaled_activation(activation)
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     self.initial_conv = layers.ScaledWSConv2D(

@@ -151,6 +151,7 @@ class NFNet(classifier.ImageClassifier):
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NFNet')
+    self.depth = spec.depth
     conv = layers.ScaledWSConv2D
     if timm_forward:
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)

@@ -134,6 +134,7 @@ def agc(
       {name: jnp.zeros((), jnp.float32) for name in groups},
     )
 
+  @jax.named_scope('agc')
   def update_fn(updates, state, params=None):
     if params is None:
       raise ValueError(

@@ -48,13 +48,35 @@ class DataParallel:
     """Places `[n, ...]` arrays as `[devices, n / devices, ...]`."""
 
     def place(name: str, value: np.ndarray) -> jax.Array:
+      shape = self._split_shape(name, value.shape)
       if name in _SCALARS:
-        value = np.broadcast_to(value, (self.num_local,))
-      else:
-        value = value.reshape(self.num_local, -1, *value.shape[1:])
-      return jax.device_put(value, self._split)
+        value = np.broadcast_to(value, shape)
+      return jax.device_put(value.reshape(shape), self._split)
 
     return {name: place(name, value) for name, value in batch.items()}
+
+  def lower(
+    self, step: Callable, state, batch: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> jax.stages.Lowered:
+    """Lowers a training step for its devices, which need not be there.
+
+    Args:
+      step: what `train_step` takes.
+      state: shapes of the state.
+      batch: shapes of what `split` takes, of all devices together.
+    """
+    split = {
+      name: jax.ShapeDtypeStruct(
+        self._split_shape(name, value.shape), value.dtype
+      )
+      for name, value in batch.items()
+    }
+    return self.train_step(step).lower(state, split)
+
+  def _split_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if name in _SCALARS:
+      return (self.num_local,)
+    return (self.num_local, shape[0] // self.num_local, *shape[1:])
 
   def train_step(self, step: Callable) -> Callable:
     """Wraps `(state, batch, reduce) -> (state, metrics)`; takes over `state`.

@@ -114,26 +114,27 @@ class Trainer:
     loss, top1, grads = reduce((loss, top1, grads))
     model_state = self._mean(model_state, reduce)
 
-    updates, opt_state = self.optimizer.update(
-      grads, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    new_state = state_lib.TrainState(
-      step=state.step + 1,
-      params=params,
-      model_state=model_state,
-      opt_state=opt_state,
-      ema_params=self._average(state.ema_params, params, state.step),
-      ema_model_state=self._average(
-        state.ema_model_state, model_state, state.step
-      ),
-    )
-    grad_norm = optax.tree.norm(grads)
-    applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    applied &= batch['step'] == state.step
-    new_state = jax.tree.map(
-      lambda new, old: jnp.where(applied, new, old), new_state, state
-    )
+    with jax.named_scope('update'):
+      updates, opt_state = self.optimizer.update(
+        grads, state.opt_state, state.params
+      )
+      params = optax.apply_updates(state.params, updates)
+      new_state = state_lib.TrainState(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        ema_params=self._average(state.ema_params, params, state.step),
+        ema_model_state=self._average(
+          state.ema_model_state, model_state, state.step
+        ),
+      )
+      grad_norm = optax.tree.norm(grads)
+      applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+      applied &= batch['step'] == state.step
+      new_state = jax.tree.map(
+        lambda new, old: jnp.where(applied, new, old), new_state, state
+      )
     return new_state, {
       'loss': loss,
       'top1': top1,
@@ -194,6 +195,7 @@ class Trainer:
       batch['position'],
     )
 
+  @jax.named_scope('cast')
   def _cast(self, tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.astype(self.compute_dtype), tree)
 

@@ -1,0 +1,268 @@
+"""Plans a run on a TPU pod without one: does it fit, how long does it take.
+
+  python -m nfnet_jax.experiments.plan --config=f3 --topology=v3:8x8
+
+compiles the very training step of the config for that pod with the real TPU
+compiler (`pip install 'nfnet_jax[plan]'`), which takes minutes, and prints
+memory, the compiler's own estimate of the step, what follows from it, and where
+the cycles go. The data need not be there. `--quick` compiles in less time:
+memory is the same, cycles are pessimistic. `--compare=f1,2048,v3:4x8` sets
+other configs, batch sizes and topologies beside the first, each changing one
+thing. `--json` prints one object; with `--compare` it holds a list, `plans`.
+`--out` also writes plan.png. What was compiled once is kept under ~/.cache.
+"""
+
+import dataclasses
+import json
+import re
+
+from absl import flags
+
+from nfnet_jax.experiments import cli, errors
+
+for _name in ('config', 'list_configs', 'json', 'out'):
+  flags.declare_key_flag(_name)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'Pod: GENERATION:LAYOUT in chips, such as v3:8x8.'
+)
+_QUICK = flags.DEFINE_bool('quick', False, 'Lets the compiler try less hard.')
+_COMPARE = flags.DEFINE_list(
+  'compare', [], 'Configs, batch sizes and topologies to set beside.'
+)
+_EXAMPLES = flags.DEFINE_integer(
+  'examples', None, 'Training examples, if not known.', lower_bound=1
+)
+_NUM_CLASSES = flags.DEFINE_integer(
+  'num_classes', None, 'Classes, if not known.', lower_bound=1
+)
+
+
+def main() -> None:
+  import jax
+
+  from nfnet_jax.pods import problems, report
+
+  # Compiling needs no accelerator, and must not take one.
+  jax.config.update('jax_platforms', 'cpu')
+
+  if not _TOPOLOGY.value:
+    raise errors.InputError('Say on which pod: --topology=v3:8x8.')
+  with errors.as_input_error(problems.PlanError):
+    candidates = _candidates()
+    plans = [candidate.plan() for candidate in candidates]
+  if cli.JSON.value:
+    rows = [plan.numbers() for plan in plans]
+    print(json.dumps({'plans': rows} if _COMPARE.value else rows[0]))
+  elif _COMPARE.value:
+    print(report.comparison(plans))
+  else:
+    print(report.summary(plans[0]))
+  if cli.OUT.present:
+    path = cli.get_out() / 'plan.png'
+    report.draw(plans, path)
+    cli.say(str(path))
+
+
+def _candidates() -> list['Candidate']:
+  """Reads what is to be planned, and checks all of it before any compiling."""
+  base = cli.get_config_name(), cli.get_config(), _TOPOLOGY.value
+  variants = [base]
+  for item in _COMPARE.value:
+    name, config, topology = base
+    if re.fullmatch(r'\d+', item):
+      config = config.copy_and_resolve_references()
+      config.batch_size = int(item)
+    elif re.fullmatch(r'v\d\w*:[\dx]+', item):
+      topology = item
+    else:
+      name, config = item, cli.load_config(item)
+    variants.append((name, config, topology))
+  return [Candidate.of(*variant) for variant in variants]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """What of a dataset a plan needs; stands in for a `sources.Source`."""
+
+  num_classes: int
+  examples: int | None
+
+  def num_examples(self, split: str) -> float:
+    return float('nan') if self.examples is None else self.examples
+
+
+def get_dataset(config) -> Dataset:
+  """Finds the numbers of a config's dataset without opening it.
+
+  Raises:
+    errors.InputError: if one is not known, and the way out.
+  """
+  from nfnet_jax.data import known
+
+  dataset = known.DATASETS.get(config.dataset)
+  classes = _NUM_CLASSES.value or (dataset and dataset.num_classes)
+  examples = _EXAMPLES.value or (
+    dataset and dataset.num_examples(config.data.train_split)
+  )
+  if classes is None:
+    raise errors.InputError(
+      f"How many classes '{config.dataset}' has is not known here: give "
+      '--num_classes=N.'
+    )
+  optimizer = config.optimizer
+  durations = config.train_for, optimizer.warmup, optimizer.decay_every or ''
+  if examples is None and any('epoch' in each for each in durations):
+    raise errors.InputError(
+      f"How many examples '{config.data.train_split}' of '{config.dataset}' "
+      'has is not known here: give --examples=N, or durations in steps.'
+    )
+  return Dataset(classes, examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A config on a pod, checked.
+
+  Attributes:
+    experiment: an `assemble.Experiment` on a `Dataset`.
+    pod: a `topology.Pod`.
+    workload: an `estimate.Workload`.
+  """
+
+  experiment: object
+  pod: object
+  workload: object
+
+  @classmethod
+  def of(cls, name: str, config, topology_name: str) -> 'Candidate':
+    """Checks a config and asks libtpu for the pod.
+
+    Raises:
+      errors.InputError: in one line, what is wrong and the way out.
+    """
+    from nfnet_jax.experiments import assemble
+    from nfnet_jax.pods import topology
+
+    topology.parse(topology_name)
+    dataset = get_dataset(config)
+    config = assemble.resolve_and_check(config, platform='tpu')
+    pod = topology.get_pod(topology_name)
+    assemble.check_layout(config, len(pod.devices))
+    experiment = assemble.Experiment(config, dataset)
+    return cls(experiment, pod, get_workload(name, experiment))
+
+  def plan(self):
+    """Compiles the step; where it does not fit, looks for what does."""
+    from nfnet_jax.pods import estimate, problems, schedule
+
+    effort = 'quick' if _QUICK.value else 'full'
+    made = estimate.Plan(self.workload, self.pod, effort)
+    try:
+      compiled = self._compile(effort)
+    except problems.DoesNotFitError as error:
+      shortage = self._shortage(error.needed, error.available)
+      return dataclasses.replace(made, shortage=shortage)
+    return dataclasses.replace(
+      made,
+      compiled=compiled,
+      schedule=schedule.read(compiled.text, len(self.pod.devices)),
+    )
+
+  def _compile(self, effort: str):
+    from nfnet_jax.pods import compiling
+    from nfnet_jax.training import parallel
+
+    experiment = self.experiment
+    lowered = parallel.DataParallel(self.pod.devices).lower(
+      experiment.trainer.train_step,
+      experiment.abstract_state(),
+      experiment.train_shapes(),
+    )
+    config, pod = experiment.config, self.pod.name
+    batch = config.batch_size // len(self.pod.devices)
+    said = (
+      f'Compiling {config.model.name} for {pod}, {batch} images a '
+      f'{self.pod.generation.device} ({effort}) ...'
+    )
+    return compiling.compile_step(
+      lowered, pod, effort, watch=lambda: cli.working(said)
+    )
+
+  def _shortage(self, needed: int, available: int):
+    """Looks for the largest batch that fits; memory needs no full effort."""
+    from nfnet_jax.pods import estimate, fitting, problems
+
+    devices = len(self.pod.devices)
+
+    def measure(batch: int) -> int:
+      config = self.experiment.config.copy_and_resolve_references()
+      with config.unlocked():
+        config.batch_size = batch * devices
+      smaller = dataclasses.replace(self.experiment, config=config)
+      try:
+        candidate = dataclasses.replace(self, experiment=smaller)
+        # What compiles fits, whatever the sum of its parts.
+        return min(candidate._compile('quick').peak_bytes, available)
+      except problems.DoesNotFitError as error:
+        return error.needed
+
+    batch = self.experiment.config.batch_size // devices
+    largest, tried = fitting.largest_batch(batch, needed, available, measure)
+    return estimate.Shortage(needed, largest, tried)
+
+
+def get_workload(name: str, experiment):
+  """Gathers what a plan needs to know of an experiment.
+
+  Args:
+    name: of its config.
+    experiment: an `assemble.Experiment`.
+
+  Raises:
+    errors.InputError: if its durations make no sense.
+  """
+  import jax
+
+  from nfnet_jax.pods import estimate
+
+  config = experiment.config
+  state, model = experiment.abstract_state(), experiment.trainer.model
+  data = config.data
+  mixes = data.mixup or data.cutmix
+  size = lambda tree: sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+  )
+  return estimate.Workload(
+    config=name,
+    model=config.model.name,
+    image_size=data.image_size,
+    dtype=config.compute_dtype,
+    batch=config.batch_size,
+    steps=experiment.cadence.total,
+    examples=experiment.source.examples,
+    decoded=2 if mixes and data.partners == 'fresh' else 1,
+    macs=_macs(model, state, data.image_size),
+    parameter_bytes=size(state.params),
+    state_bytes=size(state),
+  )
+
+
+def _macs(model, state, image_size: int) -> int:
+  import jax
+  import jax.numpy as jnp
+
+  from nfnet_jax.models import complexity
+
+  shape = (1, image_size, image_size, 3)
+  return complexity.count_macs(
+    lambda params, state, images: model.apply(
+      params, state, None, images, False
+    )[0],
+    state.params,
+    state.model_state,
+    jax.ShapeDtypeStruct(shape, jnp.float32),
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,172 @@
+"""A plan: what a workload costs on a pod, in numbers."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from nfnet_jax.pods import compiling, topology
+from nfnet_jax.pods import schedule as schedule_lib
+
+_TIMES = (
+  'step_ms',
+  'images_per_second',
+  'model_flops_utilisation',
+  'decoded_per_second_and_host',
+  'epoch_minutes',
+  'total_hours',
+  'chip_hours',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """What is trained, as far as a plan needs to know.
+
+  Attributes:
+    config: name of the experiment.
+    model: name of the model.
+    image_size: pixels a side in training.
+    dtype: of the forward and backward pass.
+    batch: examples of a step on all devices.
+    steps: of the whole schedule.
+    examples: of an epoch, or None if nobody knows.
+    decoded: images that are decoded for each one delivered.
+    macs: multiply-adds of the forward pass of an image.
+    parameter_bytes: of the parameters.
+    state_bytes: of the whole state: parameters, momentum, average, ...
+  """
+
+  config: str
+  model: str
+  image_size: int
+  dtype: str
+  batch: int
+  steps: int
+  examples: int | None
+  decoded: int
+  macs: int
+  parameter_bytes: int
+  state_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortage:
+  """By how much a program does not fit.
+
+  Attributes:
+    needed: bytes a device, as the compiler says.
+    largest_batch: examples a device that do fit; 0 if not even one.
+    tried: examples a device that were compiled to find that out.
+  """
+
+  needed: int
+  largest_batch: int
+  tried: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A workload on a pod: either compiled and read, or too large.
+
+  Attributes:
+    workload: what is trained.
+    pod: on what.
+    effort: how hard the compiler tried; see `compiling.EFFORTS`.
+    compiled: the program, if it fits.
+    schedule: what it costs, if it fits.
+    shortage: why it does not fit.
+  """
+
+  workload: Workload
+  pod: topology.Pod
+  effort: str
+  compiled: compiling.Compiled | None = None
+  schedule: schedule_lib.Schedule | None = None
+  shortage: Shortage | None = None
+
+  @property
+  def name(self) -> str:
+    work = self.workload
+    return f'{work.config} {work.batch:,} {self.pod.name}'
+
+  def numbers(self) -> dict[str, Any]:
+    """Returns everything that the plan knows, by stable names.
+
+    Seconds and what follows from them are None where the TPU's clock is not
+    known, and everything after the memory where the program does not fit.
+    """
+    work, pod = self.workload, self.pod
+    devices = len(pod.devices)
+    return {
+      'config': work.config,
+      'model': work.model,
+      'topology': pod.name,
+      'effort': self.effort,
+      'image_size': work.image_size,
+      'compute_dtype': work.dtype,
+      'device': pod.generation.device,
+      'devices': devices,
+      'chips': pod.chips,
+      'hosts': pod.hosts,
+      'batch_size': work.batch,
+      'batch_per_device': work.batch // devices,
+      'total_steps': work.steps,
+      'parameter_bytes': work.parameter_bytes,
+      'state_bytes': work.state_bytes,
+      'available_bytes': pod.generation.memory_bytes,
+      **(self._cost() if self.compiled else self._lack()),
+    }
+
+  def _lack(self) -> dict[str, Any]:
+    lack, available = self.shortage, self.pod.generation.memory_bytes
+    return {
+      'fits': False,
+      'peak_bytes': lack.needed,
+      'lacking_bytes': lack.needed - available,
+      'largest_batch_per_device': lack.largest_batch,
+      'largest_batch_size': lack.largest_batch * len(self.pod.devices),
+      'tried_batch_per_device': list(lack.tried),
+    }
+
+  def _cost(self) -> dict[str, Any]:
+    work, compiled, schedule = self.workload, self.compiled, self.schedule
+    sent = sum(each.sent for each in schedule.collectives)
+    return {
+      'fits': True,
+      'peak_bytes': compiled.peak_bytes,
+      'temp_bytes': compiled.temp_bytes,
+      'compile_s': compiled.seconds,
+      'cached': compiled.cached,
+      'flops_per_step': compiled.flops * len(self.pod.devices),
+      # Forward pass once, backward pass twice; a multiply-add is two.
+      'model_flops_per_step': 6 * work.macs * work.batch,
+      'step_cycles': schedule.cycles,
+      **self._times(),
+      'collective_bytes': sum(each.payload for each in schedule.collectives),
+      'collective_sent_bytes': sent,
+      # A chip's devices sum up among themselves first, so it sends this once.
+      'collective_ms_by_bandwidth': 1e3 * sent / self.pod.generation.links,
+      'unknown_loops': schedule.unknown_loops,
+      'cycles': {
+        part.name: {'forward': part.forward, 'backward': part.backward}
+        for part in schedule.parts
+      },
+    }
+
+  def _times(self) -> dict[str, float | None]:
+    work, kind = self.workload, self.pod.generation
+    if kind.clock is None:
+      return dict.fromkeys(_TIMES)
+    seconds = self.schedule.cycles / kind.clock
+    rate = work.batch / seconds
+    flops = 6 * work.macs * rate / len(self.pod.devices)
+    hours = work.steps * seconds / 3600
+    return {
+      'step_ms': 1e3 * seconds,
+      'images_per_second': rate,
+      'model_flops_utilisation': flops / kind.peak,
+      'decoded_per_second_and_host': work.decoded * rate / self.pod.hosts,
+      'epoch_minutes': work.examples and work.examples / rate / 60,
+      'total_hours': hours,
+      'chip_hours': hours * self.pod.chips,
+    }

@@ -1,0 +1,274 @@
+"""The door plan: what it asks for, checks first, and prints."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from nfnet_jax.data import known
+from nfnet_jax.experiments import assemble, cli, plan
+from nfnet_jax.pods import compiling, problems, topology
+from nfnet_jax.training import parallel
+
+TEXT = (
+  pathlib.Path(__file__).parents[1] / 'pods' / 'fixtures' / 'step.hlo'
+).read_text()
+GIB = 2**30
+PICO = [
+  '--config=f0',
+  '--config.model.name=nfnet_pico',
+  '--config.batch_size=64',
+  '--topology=v3:2x2',
+]
+
+
+class Compiler:
+  """Stands in for libtpu; a step needs 1 GiB and half of one an image."""
+
+  def __init__(self):
+    self.lowered = []
+
+  def compile_step(self, lowered, pod, effort='full', watch=None):
+    images = lowered.args_info[0][1]['image'].shape
+    self.lowered.append((pod, images, effort))
+    with watch():
+      needed = GIB + images[1] * GIB // 2
+    available = topology.parse(pod).memory_bytes
+    if needed > available:
+      raise problems.DoesNotFitError(needed, available)
+    return compiling.Compiled(TEXT, needed, 0, 0, 0, 0, 1e12, 2.0)
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+  """Plans with 8 CPU devices for a pod, whatever its name."""
+  made = Compiler()
+  monkeypatch.setattr(compiling, 'compile_step', made.compile_step)
+  monkeypatch.setattr(
+    topology,
+    'get_pod',
+    lambda name: topology.Pod(name, topology.parse(name), jax.devices(), 2),
+  )
+  return made
+
+
+def test_plan(door, compiler):
+  code, out, err = door(plan.main, *PICO)
+  assert code == 0, err
+  assert compiler.lowered == [('v3:2x2', (8, 8, 32, 32, 3), 'full')]
+  assert 'Compiling nfnet_pico for v3:2x2, 8 images a core (full) ...' in err
+  assert 'f0: nfnet_pico at 32 px, bfloat16' in out  # As on a TPU, not as here.
+  assert '8 cores of 4 chips TPU v3, 2 hosts' in out
+  assert '5.00 GiB of 15.48 GiB a core' in out
+  assert '5.8 ms estimated (5.42 M cycles at 940 MHz)' in out
+  assert '7,206,564 steps' in out  # 360 epochs of 1,281,167 images by 64.
+  assert 'convolutions, stage 2' in out
+
+
+def test_json_has_stable_names(door, compiler):
+  code, out, _ = door(plan.main, *PICO, '--json', '--quick')
+  row = json.loads(out)
+  assert (code, row['effort'], compiler.lowered[0][2]) == (0, 'quick', 'quick')
+  assert {
+    'batch_per_device',
+    'chip_hours',
+    'collective_bytes',
+    'compile_s',
+    'cycles',
+    'decoded_per_second_and_host',
+    'devices',
+    'epoch_minutes',
+    'fits',
+    'flops_per_step',
+    'hosts',
+    'images_per_second',
+    'model_flops_utilisation',
+    'parameter_bytes',
+    'peak_bytes',
+    'state_bytes',
+    'step_cycles',
+    'step_ms',
+    'total_hours',
+    'total_steps',
+  } <= set(row)
+
+
+def test_what_does_not_fit_gets_the_largest_batch_that_does(door, compiler):
+  flags = [*PICO, '--config.batch_size=256', '--json']
+  code, out, _ = door(plan.main, *flags)
+  row = json.loads(out)
+  assert (code, row['fits']) == (0, False)
+  assert row['lacking_bytes'] == 17 * GIB - int(15.48 * GIB)
+  # 28 images need 15 GiB, 29 need 15.5.
+  assert row['largest_batch_per_device'] == 28
+  assert row['largest_batch_size'] == 224
+  assert row['tried_batch_per_device'] == [16, 28]
+  # Memory needs no full effort.
+  assert [each[2] for each in compiler.lowered] == ['full', 'quick', 'quick']
+  assert compiler.lowered[-1][1] == (8, 28, 32, 32, 3)
+
+
+def test_compare_changes_one_thing_at_a_time(door, compiler, tmp_path):
+  out_dir = tmp_path / 'new'
+  code, out, err = door(
+    plan.main,
+    *PICO,
+    '--compare=128,v2:2x2,resnet:nf_resnet50,256',
+    '--config.data.image_size=32',
+    f'--out={out_dir}',
+  )
+  assert code == 0, err
+  rows = {line[:18].strip(): line[18:] for line in out.splitlines()}
+  assert rows['batch a device'].split() == ['8', '16', '8', '8', '32']
+  v3, v2 = '15.48', '7.48'
+  assert rows['available'].split()[::2] == [v3, v3, v2, v3, v3]
+  # The command line's overrides hold for the other configs too.
+  assert [each[1][2] for each in compiler.lowered[:4]] == [32] * 4
+  assert rows['fits'].split() == ['yes', 'yes', 'yes', 'yes', 'no']
+  assert (out_dir / 'plan.png').is_file()
+  assert not list(tmp_path.glob('*.png'))
+
+
+def test_no_picture_unless_asked_for(door, compiler, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert door(plan.main, *PICO)[0] == 0
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    (['--config=f0'], 'Say on which pod: --topology=v3:8x8.'),
+    ([*PICO, '--topology=v9:2x2'], "Unknown TPU 'v9'"),
+    ([*PICO, '--topology=v3'], "'v3' is not a topology"),
+    (
+      [*PICO, '--config.batch_size=60'],
+      'data.shards 4 is not a positive multiple of the number of devices 8',
+    ),
+    (
+      [*PICO, '--config.batch_size=100', '--config.data.shards=8'],
+      'batch_size 100 is not a positive multiple of data.shards 8 (100 = 12 x '
+      '8 + 4). Use --config.batch_size=96 or --config.batch_size=104.',
+    ),
+    ([*PICO, '--config.dataset=cifar10'], "classes 'cifar10' has is not known"),
+    (
+      [*PICO, '--config.dataset=cifar10', '--num_classes=10'],
+      "examples 'train' of 'cifar10' has is not known here: give --examples=N",
+    ),
+    (
+      [*PICO, '--config.data.train_split=train[:10%]'],
+      "examples 'train[:10%]' of 'imagenet2012' has is not known",
+    ),
+    ([*PICO, '--compare=f9'], "Unknown config 'f9'"),
+    ([*PICO, '--compare=v3:2'], "'v3:2' is not a topology"),
+    ([*PICO, '--compare=nf_regnet:b9'], "'b9' is no variant"),
+    ([*PICO, '--config.train_for=soon'], "'soon' is not a duration"),
+    (
+      [*PICO, '--config.train_for=1 example', '--compare=128'],
+      "'1 example' is less than one step",
+    ),
+  ],
+)
+def test_bad_input_is_one_line_before_compiling(door, compiler, flags, said):
+  code, out, err = door(plan.main, *flags)
+  assert (code, out) == (2, '')
+  (line,) = err.splitlines()
+  assert line.startswith('nfnet_jax: ')
+  assert said in line
+  assert not compiler.lowered
+
+
+def test_missing_libtpu_is_one_line(door, monkeypatch):
+  find = problems.importlib.util.find_spec
+  monkeypatch.setattr(
+    problems.importlib.util,
+    'find_spec',
+    lambda name, *rest: None if name == 'libtpu' else find(name, *rest),
+  )
+  code, out, err = door(plan.main, *PICO)
+  assert (code, out) == (2, '')
+  assert err == (
+    'nfnet_jax: The TPU compiler is not installed; run: pip install '
+    "'nfnet_jax[plan]'.\n"
+  )
+
+
+def test_unknown_datasets_by_their_numbers(door, compiler):
+  flags = [*PICO, '--config.dataset=cifar10', '--num_classes=10', '--json']
+  row = json.loads(door(plan.main, *flags, '--examples=50_000')[1])
+  assert row['total_steps'] == 360 * 50_000 // 64
+  # Durations in steps need no number of examples.
+  steps = ['--config.train_for=500 steps', '--config.optimizer.warmup=10 steps']
+  row = json.loads(door(plan.main, *flags, *steps)[1])
+  assert (row['total_steps'], row['epoch_minutes']) == (500, None)
+
+
+def experiment(flags, door):
+  seen = []
+  result = door(lambda: seen.append(cli.get_config()), *flags)
+  assert result[0] == 0, result
+  return assemble.Experiment.open(assemble.resolve_and_check(seen[0]))
+
+
+def shapes(batch):
+  return {name: (np.shape(x), np.asarray(x).dtype) for name, x in batch.items()}
+
+
+@pytest.mark.parametrize(
+  'extra',
+  [
+    [],
+    ['--config.data.randaugment_layers=0'],
+    ['--config.data.mixup=False', '--config.data.cutmix=False'],
+    ['--config.data.mixup=False', '--config.data.partners=in_batch'],
+  ],
+)
+def test_shapes_are_those_of_the_stream(door, small_recipe, extra):
+  run = experiment([*small_recipe, *extra], door)
+  planned = {
+    name: (each.shape, each.dtype) for name, each in run.train_shapes().items()
+  }
+  assert planned == shapes(next(run.train_batches(0, print)))
+
+
+def test_what_is_lowered_is_what_is_run(door, small):
+  """The same program for shapes as for arrays that are there."""
+  run = experiment(small, door)
+  devices = parallel.DataParallel(jax.devices())
+  step = run.trainer.train_step
+  planned = devices.lower(step, run.abstract_state(), run.train_shapes())
+  state = devices.replicate(run.create_state())
+  batch = devices.split(next(run.train_batches(0, print)))
+  real = devices.train_step(step).lower(state, batch)
+  text = lambda lowered: compiling.without_places(
+    lowered.as_text(debug_info=True)
+  )
+  assert text(planned) == text(real)
+
+
+def test_known_numbers_are_those_of_the_datasets(digits):
+  facts = known.DATASETS['digits']
+  assert facts.num_classes == digits.num_classes
+  assert list(facts.splits) == digits.splits
+  for split in ('train', 'test', 'train[100:]', 'test[-7:]', 'train[5:-9]'):
+    assert facts.num_examples(split) == digits.num_examples(split)
+  for split in ('nothing', 'train[:10%]', 'train+test'):
+    assert facts.num_examples(split) is None
+
+
+@pytest.mark.parametrize('name', ['f0', 'resnet:nf_resnet50'])
+def test_a_config_is_called_as_it_was_asked_for(door, compiler, name):
+  flags = [f'--config={name}', *PICO[1:], '--config.data.image_size=32']
+  code, out, err = door(plan.main, *flags, '--json')
+  assert code == 0, err
+  assert json.loads(out)['config'] == name
+
+
+def test_progress_of_something_long(capfd):
+  with cli.working('Compiling ...'):
+    pass
+  assert capfd.readouterr().err == 'Compiling ...\n'
+  with pytest.raises(ValueError), cli.working('Compiling ...'):
+    raise ValueError
