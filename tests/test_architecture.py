@@ -109,7 +109,10 @@ def test_import_is_quick_and_leaves_tensorflow_alone():
   [
     'train',
     'evaluate',
+    'convert',
     'export',
+    'features',
+    'predict',
     'prepare',
     'show_batch',
     'models',
