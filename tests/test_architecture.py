@@ -118,7 +118,10 @@ def children_seconds():
   [
     'train',
     'evaluate',
+    'convert',
     'export',
+    'features',
+    'predict',
     'prepare',
     'show_batch',
     'models',

@@ -409,11 +409,14 @@ def _start_from(
   if weights.num_classes != num_classes:
     path = identify.classifier_path(params)
     params[path] = state.params[path]
+  # A step takes the state's buffers over: they must not be those of NumPy, nor
+  # twice the same.
+  own = lambda tree: jax.tree.map(jnp.array, dict(tree))
   return state._replace(
-    params=params,
-    model_state=weights.model_state,
-    ema_params=params,
-    ema_model_state=weights.model_state,
+    params=own(params),
+    model_state=own(weights.model_state),
+    ema_params=own(params),
+    ema_model_state=own(weights.model_state),
   )
 
 

@@ -188,7 +188,6 @@ def test_signal_propagation(door, tmp_path):
       f'--model={name}',
       f'--out={tmp_path}/new',
       '--size=96',
-      on_a_run=True,
     )
     assert code == 0, err
     paths = [f'{tmp_path}/new/{name}.{kind}' for kind in ('csv', 'png')]
@@ -205,11 +204,10 @@ def test_signal_propagation_of_a_run_on_images(door, small, data_dir, tmp_path):
   assert door(train.main, *flags)[0] == 0
   code, _, err = door(
     signal_propagation.main,
-    f'--workdir={tmp_path}/run',
+    f'--weights={tmp_path}/run',
     '--dataset=digits',
     f'--data_dir={data_dir}',
     f'--out={tmp_path}',
-    on_a_run=True,
   )
   assert code == 0, err
   rows = read_table(tmp_path / 'nfnet_pico.csv')
@@ -219,15 +217,13 @@ def test_signal_propagation_of_a_run_on_images(door, small, data_dir, tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'said'),
   [
-    ([], '--model=NAME or --workdir=DIR'),
+    ([], '--model=NAME or --weights=PATH'),
     (['--model=nf_resnet51'], "Unknown model 'nf_resnet51'"),
     (['--model=nfnet_pico', '--dataset=no_such'], 'TFDS knows no dataset'),
   ],
 )
 def test_signal_propagation_of_nothing(door, flags, said, tmp_path):
-  code, _, err = door(
-    signal_propagation.main, *flags, f'--out={tmp_path}', on_a_run=True
-  )
+  code, _, err = door(signal_propagation.main, *flags, f'--out={tmp_path}')
   assert code == 2
   assert said in err
 

@@ -121,7 +121,8 @@ class TestBeginning:
     batch = single.split({'image': np.zeros((1, 1), np.float32)})
     state, _ = single.train_step(step)(single.replicate(state), batch)
     for factor, tree in ((2, state.params), (4, state.ema_params)):
-      expected = jax.tree.map(lambda x: factor * x, before)
+      times = lambda x, factor=factor: factor * x
+      expected = jax.tree.map(times, before)
       trees.assert_equal(jax.device_get(tree), expected)
 
   @pytest.mark.parametrize('count', [10, 7])

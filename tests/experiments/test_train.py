@@ -91,6 +91,7 @@ class TestRun:
   def test_leaves_the_files_that_it_promises(self, workdir):
     present = {path.name for path in workdir.iterdir()}
     assert present == {
+      'classes.txt',
       'config.json',
       'metrics.jsonl',
       'tensorboard',
