@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -42,7 +43,12 @@ class DataParallel:
 
     The result owns its buffers, so that a step may take them over.
     """
-    return jax.device_put(tree, self._replicated, may_alias=False)
+    # On CPU `may_alias=False` still shares the memory of NumPy arrays, and a
+    # step that takes that over crashes.
+    own = lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+    return jax.device_put(
+      jax.tree.map(own, tree), self._replicated, may_alias=False
+    )
 
   def split(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Places `[n, ...]` arrays as `[devices, n / devices, ...]`."""
