@@ -1,6 +1,7 @@
 """Saving and restoring the state of a run with Orbax."""
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import itertools
 import os
 from typing import Any
@@ -28,7 +29,8 @@ class Checkpoints:
 
   A checkpoint appears under its name by an atomic rename once it is complete,
   so that a killed run never leaves half of one. Each holds a checksum of every
-  tensor, which is compared on reading.
+  tensor, which is compared on reading. Of several processes the first one
+  alone opens them.
 
   Example:
     >>> import tempfile
@@ -55,12 +57,19 @@ class Checkpoints:
     """
     self.directory = epath.Path(directory)
     self._unreadable: set[int] = set()
+    if not read_only:
+      # Orbax does not make it where it is told of `active_processes`.
+      self.directory.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
         # Orbax's own read_only is as harmless, but complains at length.
         max_to_keep=keep,
-        create=not read_only,
+        create=False,
+        # Other processes hold the same state and do not take part.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=0, active_processes={0}
+        ),
       ),
     )
 
@@ -210,6 +219,19 @@ class Checkpoints:
     if self._unreadable:
       self._unreadable.clear()
       self._manager.reload()
+
+
+class Elsewhere(contextlib.AbstractContextManager):
+  """Stands for `Checkpoints` in processes that leave saving to process 0."""
+
+  def __exit__(self, *error) -> None:
+    pass
+
+  def save(self, state: state_lib.TrainState) -> None:
+    """Does nothing."""
+
+  def wait(self) -> None:
+    """Does nothing."""
 
 
 def _patiently(read: Callable[[int], Any], step: int) -> Any:
