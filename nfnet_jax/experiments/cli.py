@@ -122,6 +122,9 @@ def run(
       return main(*arguments)
     except errors.InputError as error:
       return _complain(error)
+    except errors.RunError as error:
+      _complain(error)
+      return EXIT_FAILED
     except KeyboardInterrupt:
       print('nfnet_jax: Interrupted.', file=sys.stderr)
       return EXIT_FAILED
@@ -176,6 +179,9 @@ def _failing_together() -> Iterator[None]:
     yield
   except errors.InputError as error:
     processes.fail(_one_line(error), EXIT_BAD_INPUT)
+    raise
+  except errors.RunError as error:
+    processes.fail(_one_line(error))
     raise
   except BaseException as error:
     processes.fail(

@@ -57,6 +57,11 @@ def run(experiment, workdir: pathlib.Path, say: Say) -> int:
   except diagnosis.NonFiniteError as error:
     say(f'nfnet_jax: {error}')
     return cli.EXIT_FAILED
+  except OSError as error:
+    raise errors.RunError(
+      f'{error}. See to the disk of {workdir}; then the same command resumes '
+      'from the last checkpoint that is there.'
+    ) from error
   if processes.is_primary():
     if cli.JSON.value:
       print(evaluation.to_json(results, step=experiment.cadence.total))

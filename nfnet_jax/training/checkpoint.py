@@ -24,6 +24,10 @@ class UnreadableError(ValueError):
   """A checkpoint's contents are not what was saved."""
 
 
+class SaveError(OSError):
+  """A checkpoint could not be saved; those before it stand."""
+
+
 class Checkpoints:
   """The checkpoints of a run: `DIR/STEP/`, written in the background.
 
@@ -81,11 +85,27 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
-    self._manager.close()
+    with self._as_save_error():
+      self._manager.close()
 
   def wait(self) -> None:
-    """Returns once everything saved so far is on disk."""
-    self._manager.wait_until_finished()
+    """Returns once everything saved so far is on disk.
+
+    Raises:
+      SaveError: if it cannot be, for want of space perhaps.
+    """
+    with self._as_save_error():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _as_save_error(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax raises many kinds.
+      reason = str(error).partition('\n')[0]
+      raise SaveError(
+        f'A checkpoint could not be saved in {self.directory} ({reason})'
+      ) from error
 
   def steps(self) -> list[int]:
     """Lists the complete checkpoints, oldest first."""
@@ -95,23 +115,24 @@ class Checkpoints:
     """Saves a state under its step; returns once the state may be changed.
 
     Does nothing if that step is saved already. Checkpoints that could not be
-    read are moved aside first, as `STEP.unreadable`. Raises what went wrong
-    with an earlier save in the background.
+    read are moved aside first, as `STEP.unreadable`.
+
+    Raises:
+      SaveError: if this or an earlier save, in the background, failed.
     """
     self._set_aside_unreadable()
     host = _to_host(state)
     step = int(host.step)
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        **{
-          _STATE: ocp.args.PyTreeSave(host),
-          _CHECKSUMS: ocp.args.JsonSave(dict(_checksums(host))),
-        }
-      ),
+    args = ocp.args.Composite(
+      **{
+        _STATE: ocp.args.PyTreeSave(host),
+        _CHECKSUMS: ocp.args.JsonSave(dict(_checksums(host))),
+      }
     )
+    with self._as_save_error():
+      self._manager.save(step, args=args)
 
   def restore_latest(
     self, like: state_lib.TrainState

@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 TRAIN = 'nfnet_jax.experiments.train'
@@ -19,29 +20,46 @@ def free_port():
 
 
 class Process:
-  """A process; `devices` is how many stand-ins for TPU cores it has."""
+  """A process whose words are kept.
 
-  def __init__(self, door, *arguments, log, devices=8):
-    log.parent.mkdir(parents=True, exist_ok=True)
-    self._log = log
+  `devices` is how many stand-ins for TPU cores it has, `largest_file` how many
+  bytes the file system lets it put into a file.
+  """
+
+  def __init__(self, door, *arguments, devices=8, largest_file=None):
     flags = f'--xla_force_host_platform_device_count={devices}'
-    with log.open('w') as stream:
-      self._popen = subprocess.Popen(
-        [sys.executable, '-m', door, *map(str, arguments)],
-        stdout=stream,
-        stderr=stream,
-        env=os.environ | {'XLA_FLAGS': flags},
-      )
+    command = [sys.executable, '-m', door, *map(str, arguments)]
+    if largest_file:
+      limit = 'import os, resource, sys; resource.setrlimit('
+      limit += f'resource.RLIMIT_FSIZE, ({largest_file},) * 2); '
+      limit += 'os.execv(sys.argv[1], sys.argv[1:])'
+      command = [sys.executable, '-c', limit, *command]
+    self._popen = subprocess.Popen(
+      command,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      env=os.environ | {'XLA_FLAGS': flags},
+      text=True,
+    )
+    self._said = []
+    # Read at once: a process waits where nobody does.
+    self._reader = threading.Thread(target=self._read, daemon=True)
+    self._reader.start()
+
+  def _read(self):
+    self._said.extend(iter(self._popen.stdout.readline, ''))
 
   @property
   def said(self):
-    return self._log.read_text()
+    return ''.join(self._said)
 
   @property
   def lines(self):
     """What it said, without what JAX's collectives say on a CPU."""
     lines = self.said.splitlines()
-    return [line for line in lines if not line.startswith('[Gloo]')]
+    # They talk at once: lines may be in pieces.
+    noise = '[Gloo] Rank', 'peer ranks'
+    return [l for l in lines if not any(part in l for part in noise)]
 
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT
@@ -60,32 +78,34 @@ class Process:
       return self._popen.wait(seconds)
     finally:
       self._popen.kill()
+      self._reader.join(seconds)
 
 
 class Pod(list):
   """The processes of one run on this machine."""
 
-  def __init__(
-    self, folder, door, *arguments, count, devices=1, absent=(), workdirs=None
-  ):
-    logs, port = folder / f'logs{time.monotonic_ns()}', free_port()
-    for index in set(range(count)) - set(absent):
+  def __init__(self, door, *arguments, count, devices=1, absent=(), **own):
+    """Starts them.
+
+    Args:
+      door: module to run.
+      *arguments: of all of them.
+      count: how many there are.
+      devices: of each.
+      absent: which of them do not come.
+      **own: further options of single processes, such as `of_0={...}`; what is
+        `arguments` there is added to those of all.
+    """
+    port = free_port()
+    for index in sorted(set(range(count)) - set(absent)):
+      options = dict(own.get(f'of_{index}', {}))
       place = [
         f'--coordinator=127.0.0.1:{port}',
         f'--num_processes={count}',
         f'--process_id={index}',
+        *options.pop('arguments', ()),
       ]
-      if workdirs:
-        place.append(f'--workdir={workdirs[index]}')
-      self.append(
-        Process(
-          door,
-          *arguments,
-          *place,
-          log=logs / f'{index}.txt',
-          devices=devices,
-        )
-      )
+      self.append(Process(door, *arguments, *place, devices=devices, **options))
 
   @property
   def said(self):
