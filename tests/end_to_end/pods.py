@@ -59,7 +59,7 @@ class Process:
     lines = self.said.splitlines()
     # They talk at once: lines may be in pieces.
     noise = '[Gloo] Rank', 'peer ranks'
-    return [l for l in lines if not any(part in l for part in noise)]
+    return [x for x in lines if not any(part in x for part in noise)]
 
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT

@@ -3,13 +3,14 @@
 import itertools
 import json
 import os
+import signal
 import threading
 
 import jax
 import numpy as np
 import pytest
 
-from nfnet_jax.training import processes
+from nfnet_jax.training import interrupt, metrics, processes
 
 CLUSTERS = (
   'SLURM_STEP_NODELIST',
@@ -293,3 +294,47 @@ def test_json_keeps_what_metrics_hold(monkeypatch):
   join(monkeypatch, 0)
   row = {'step': 3, 'eval/loss': float('nan')}
   assert json.dumps(processes.from_primary(lambda: row)) == json.dumps(row)
+
+
+def test_a_stop_is_polled_by_one_counter_that_goes_on(monkeypatch):
+  join(monkeypatch, 1)
+  polls = []
+  monkeypatch.setattr(
+    interrupt.multihost_utils,
+    'reached_preemption_sync_point',
+    lambda poll: polls.append(poll) or poll == 3,
+  )
+  before = signal.getsignal(signal.SIGTERM)
+  with interrupt.StopRequest() as stop:
+    assert signal.getsignal(signal.SIGTERM) is before  # JAX's own.
+    assert [stop.poll() for _ in range(4)] == [False, False, True, False]
+  assert polls == [1, 2, 3, 4]
+
+
+def test_ctrl_c_in_one_process_stops_all(monkeypatch):
+  join(monkeypatch, 1)
+  sent = []
+  with interrupt.StopRequest():
+    monkeypatch.setattr(os, 'kill', lambda *what: sent.append(what))
+    signal.raise_signal(signal.SIGINT)
+  assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_others_write_no_metrics_but_know_the_evaluations(
+  monkeypatch, tmp_path
+):
+  client, row = Client(), {'step': 4, 'eval/top1': 0.5}
+  (tmp_path / 'a').mkdir()
+  join(monkeypatch, 0, client=client)
+  with metrics.MetricsWriter(tmp_path / 'a', 0) as writer:
+    writer.write([row, {'step': 5, 'loss': 1.0}, {'step': 9, 'eval/top1': 1}])
+  client.values.clear()
+  join(monkeypatch, 0, client=client)
+  with metrics.MetricsWriter(tmp_path / 'a', 5) as writer:
+    assert writer.evaluations == {4: row}
+  join(monkeypatch, 1, client=client)
+  with metrics.MetricsWriter(tmp_path / 'b', 5) as writer:
+    assert writer.evaluations == {4: row}
+    writer.write([{'step': 6, 'eval/top1': 1.0}])
+    assert set(writer.evaluations) == {4, 6}
+  assert not (tmp_path / 'b').exists()
