@@ -81,16 +81,24 @@ def _evaluate_weights() -> dict[str, float]:
 
 
 def _evaluate(experiment, weights) -> dict[str, float]:
-  from nfnet_jax.training import evaluation
+  from nfnet_jax.training import evaluation, interrupt
   from nfnet_jax.training import parallel as parallel_lib
 
   parallel = parallel_lib.DataParallel()
-  return evaluation.evaluate(
-    parallel.eval_step(experiment.trainer.eval_step),
-    parallel,
-    parallel.replicate(weights),
-    experiment.eval_batches(cli.say),
-  )
+  with interrupt.StopRequest() as stop:
+
+    def end_if_asked() -> None:
+      if stop.poll():
+        raise errors.RunError('Interrupted.')
+
+    return evaluation.evaluate(
+      parallel.eval_step(experiment.trainer.eval_step),
+      parallel,
+      parallel.replicate(weights),
+      experiment.eval_batches(cli.say),
+      # Of several processes none would heed SIGTERM otherwise.
+      poll=end_if_asked,
+    )
 
 
 def restore_latest(workdir: pathlib.Path, experiment):

@@ -102,19 +102,19 @@ def _says_why(process):
   return any(line in process.said for line in lines)
 
 
-@pytest.mark.parametrize('killed', [0, 1])
+@pytest.mark.parametrize('killed', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_others(whole, tmp_path, killed):
   pod = pods.Pod(
     LINEAR,
     SLOWLY,
-    '--peer_timeout=30',
+    '--peer_timeout=40',
     f'--workdir={tmp_path / "run"}',
     count=2,  # Of one device each: with more, gloo may abort by itself.
   )
   pod[0].wait_for('step 5/')
   pod[killed].send(signal.SIGKILL)
   other = pod[1 - killed]
-  assert other.finish(60) not in (0, 75)
+  assert other.finish(90) not in (0, 75)
   # Of process 0, JAX's own thread may be the first to notice.
   assert _says_why(other), other.said
   assert pods.checkpoints_of(tmp_path / 'run')[-1] >= 3
@@ -123,6 +123,7 @@ def test_a_killed_process_ends_the_others(whole, tmp_path, killed):
   assert_same(pods.rows_of(tmp_path / 'run'), whole)
 
 
+@pytest.mark.slow
 def test_a_silent_process_ends_the_others(tmp_path):
   """As one whose host hangs."""
   pod = pods.Pod(
@@ -139,7 +140,9 @@ def test_a_silent_process_ends_the_others(tmp_path):
   pod[1].send(signal.SIGKILL)
 
 
-@pytest.mark.parametrize('present', [0, 1])
+@pytest.mark.parametrize(
+  'present', [pytest.param(0, marks=pytest.mark.slow), 1]
+)
 def test_an_absent_process_is_not_waited_for_for_ever(tmp_path, present):
   pod = pods.Pod(
     LINEAR,
