@@ -8,13 +8,9 @@ function here does the obvious for it.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
-import hashlib
-from importlib import metadata
 import itertools
 import json
 import os
-import pathlib
-import platform
 import sys
 import threading
 import time
@@ -24,24 +20,14 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from nfnet_jax.training import installation
+
 # What a scheduler tells the processes of a job, as JAX's own detection reads
 # it; on a Cloud TPU VM JAX sets its platforms, if the user did not.
 _SIGNS = (
   'SLURM_STEP_NODELIST',
   'OMPI_MCA_orte_hnp_uri',
   'JOB_COMPLETION_INDEX',  # Kubernetes.
-)
-# What must be the same everywhere, or devices hang or results differ.
-_PACKAGES = (
-  'jax',
-  'jaxlib',
-  'libtpu',
-  'numpy',
-  'dm-haiku',
-  'optax',
-  'orbax-checkpoint',
-  'tensorflow-cpu',
-  'tensorflow-datasets',
 )
 _BEATS, _FAILURES = 'nfnet_jax/beats', 'nfnet_jax/failures'
 _SECONDS_A_BEAT = 1.0
@@ -112,7 +98,7 @@ def start(
       'the range of --num_processes.'
     )
   if _initialize(arguments, timeout):
-    agree({'the code': _digest_of_code(), **_versions()})
+    agree(installation.describe())
 
 
 def is_primary() -> bool:
@@ -360,22 +346,3 @@ def _cut(raw: bytes, leaves: list[np.ndarray]) -> Iterator[np.ndarray]:
     flat = np.frombuffer(raw, leaf.dtype, leaf.size, offset)
     yield flat.reshape(leaf.shape).copy()
     offset += leaf.nbytes
-
-
-def _digest_of_code() -> str:
-  package = pathlib.Path(__file__).parents[1]
-  digest = hashlib.sha256()
-  for path in sorted(package.rglob('*.py')):
-    digest.update(f'{path.relative_to(package)}\n'.encode())
-    digest.update(path.read_bytes())
-  return digest.hexdigest()[:12]
-
-
-def _versions() -> dict[str, str]:
-  versions = {'Python': platform.python_version()}
-  for name in _PACKAGES:
-    try:
-      versions[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-      versions[name] = 'none'
-  return versions

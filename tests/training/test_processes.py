@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from nfnet_jax.training import interrupt, metrics, processes
+from nfnet_jax.training import installation, interrupt, metrics, processes
 
 CLUSTERS = (
   'SLURM_STEP_NODELIST',
@@ -182,12 +182,14 @@ def test_facts_of_another_process_are_compared(monkeypatch):
 
 
 def test_code_and_versions_are_told(monkeypatch):
-  assert processes._versions()['jax'] == jax.__version__
-  assert len(processes._digest_of_code()) == 12
-  # Found wherever the package lies, and moved by any change to it.
-  copy = processes._digest_of_code()
-  monkeypatch.setattr(processes.pathlib.Path, 'read_bytes', lambda path: b'')
-  assert processes._digest_of_code() != copy
+  told = installation.describe()
+  assert told['jax'] == jax.__version__
+  assert len(told['the code']) == 12
+  # The same wherever the package lies, and moved by any change to it.
+  monkeypatch.setattr(installation.pathlib.Path, 'read_bytes', lambda _: b'')
+  changed = installation.describe()
+  assert changed.pop('the code') != told.pop('the code')
+  assert changed == told
 
 
 def test_every_exchange_has_a_key_of_its_own(monkeypatch):
