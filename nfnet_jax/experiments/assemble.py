@@ -16,7 +16,7 @@ from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import errors
 from nfnet_jax.models import complexity, layers, registry
 from nfnet_jax.optim import groups, recipe
-from nfnet_jax.training import loop, parallel
+from nfnet_jax.training import loop, parallel, processes
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 from nfnet_jax.weights import identify, load
@@ -97,6 +97,33 @@ def adopt(
   return config
 
 
+def check_same_everywhere(config: ml_collections.ConfigDict) -> None:
+  """Checks that all processes resolved the same configuration.
+
+  Raises:
+    errors.InputError: with the keys that differ.
+  """
+  with errors.as_input_error():
+    processes.agree(
+      {key: str(value) for key, value in config_lib.flat(config).items()}
+    )
+
+
+def devices() -> str:
+  """Says what this process computes on, and with how many others."""
+  device, several = jax.devices()[0], jax.process_count()
+  # A core of a TPU, which is what a device is, has a place in the pod.
+  places = [d.coords for d in jax.devices() if hasattr(d, 'coords')]
+  spans = [max(axis) - min(axis) + 1 for axis in zip(*places)]
+  topology = f', topology {"x".join(map(str, spans))}' if spans else ''
+  share = f', {jax.local_device_count()} of them here' if several > 1 else ''
+  return (
+    f'devices    {jax.device_count()} x {device.device_kind} '
+    f'({device.platform}){topology}, process {jax.process_index()} of '
+    f'{several}{share}'
+  )
+
+
 def check_layout(
   config: ml_collections.ConfigDict, devices: int | None = None
 ) -> None:
@@ -174,7 +201,8 @@ class Experiment:
     from nfnet_jax.data import sources
 
     with errors.as_input_error():
-      source = sources.load(config.dataset, config.run.data_dir)
+      with processes.primary_first():  # It builds an embedded dataset.
+        source = sources.load(config.dataset, config.run.data_dir)
       needed = {'train_split': config.data.shards} if to_train else {}
       for name, least in {**needed, 'eval_split': 1}.items():
         split = config.data[name]
@@ -358,7 +386,6 @@ class Experiment:
       state.model_state,
       images,
     )
-    device = jax.devices()[0]
     total = self.cadence.total
     epochs = total * config.batch_size / self.units.examples
     warmup = self.units.steps(config.optimizer.warmup)
@@ -377,9 +404,7 @@ class Experiment:
         f'({epochs:.1f} epochs), peak learning rate {peak:g}{cut}, '
         f'{config.compute_dtype}',
         f'optimiser  {_optimizer(config.optimizer)}',
-        f'devices    {jax.device_count()} x {device.device_kind} '
-        f'({device.platform}), process {jax.process_index()} of '
-        f'{jax.process_count()}',
+        devices(),
         'versions   '
         + ', '.join(f'{m.__name__} {m.__version__}' for m in _REPORTED),
         '',

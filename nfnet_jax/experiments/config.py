@@ -187,7 +187,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
   Raises:
     errors.InputError: naming those too many or too few.
   """
-  wrong = set(_flat(base().to_dict())) ^ set(_flat(config.to_dict()))
+  wrong = set(flat(base())) ^ set(flat(config))
   if wrong:
     raise errors.InputError(
       f'The config has keys too many or too few: {", ".join(sorted(wrong))}. '
@@ -201,9 +201,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
   Raises:
     errors.InputError: naming the setting and what it may be.
   """
-  flat = _flat(config.to_dict())
+  values = flat(config)
   for name, (least, limit) in _RANGES.items():
-    value = flat[name]
+    value = values[name]
     if value is not None and not least <= value < limit:
       raise errors.InputError(f'{name} {value} is not in [{least}, {limit}).')
   if not 0 < config.optimizer.sam_share <= 1:
@@ -216,9 +216,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
       f'{config.data.image_size} pixels.'
     )
   for name, choices in _CHOICES.items():
-    if flat[name] not in choices:
+    if values[name] not in choices:
       raise errors.InputError(
-        f"{name} '{flat[name]}' is none of {', '.join(choices)}."
+        f"{name} '{values[name]}' is none of {', '.join(choices)}."
       )
 
 
@@ -323,7 +323,7 @@ def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
   """
   if not (pathlib.Path(workdir) / _FILE).exists():
     return
-  before, now = _flat(load(workdir).to_dict()), _flat(config.to_dict())
+  before, now = flat(load(workdir)), flat(config)
   differing = [
     f'{key}: {before.get(key)} there, {now.get(key)} here'
     for key in sorted(before.keys() | now.keys())
@@ -334,6 +334,11 @@ def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
       f"'{workdir}' holds another experiment ({'; '.join(differing)}). Use "
       'another --workdir, or the same settings.'
     )
+
+
+def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+  """Lists a configuration's values under dotted names."""
+  return _flat(config.to_dict())
 
 
 def _flat(tree: dict, prefix: str = '') -> dict[str, object]:

@@ -8,6 +8,10 @@ class InputError(ValueError):
   """Something the caller gave is wrong; one line that says what to do."""
 
 
+class RunError(RuntimeError):
+  """A run cannot go on; one line that says why, and what to do."""
+
+
 @contextlib.contextmanager
 def as_input_error(
   kind: type[Exception] | tuple[type[Exception], ...] = ValueError,

@@ -18,21 +18,24 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors
 
-for _name in ('config', 'workdir', 'weights', 'json'):
+for _name in ('config', 'workdir', 'weights', 'json', *cli.DISTRIBUTED):
   flags.declare_key_flag(_name)
 
 
 def main() -> None:
-  from nfnet_jax.training import evaluation
+  from nfnet_jax.training import evaluation, processes
 
-  if cli.WEIGHTS.value:
-    about, results = {}, _evaluate_weights()
-  else:
-    step, results = _evaluate_run(cli.get_workdir())
-    about = {'step': step}
-  if cli.JSON.value:
-    print(evaluation.to_json(results, **about))
-  else:
+  with cli.together():
+    if cli.WEIGHTS.value:
+      about, results = {}, _evaluate_weights()
+    else:
+      step, results = _evaluate_run(cli.get_workdir())
+      about = {'step': step}
+    if not processes.is_primary():
+      return
+    if cli.JSON.value:
+      print(evaluation.to_json(results, **about))
+      return
     for name, value in about.items():
       print(f'checkpoint of {name} {value}')
     print(evaluation.report(results))
@@ -41,12 +44,16 @@ def main() -> None:
 def _evaluate_run(workdir: pathlib.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.experiments import assemble
   from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import evaluation
+  from nfnet_jax.training import evaluation, processes
 
   config = assemble.resolve_and_check(cli.get_config(), begun=True)
-  config_lib.check_same(config, workdir)
-  experiment = assemble.Experiment.open(config)
-  state = restore_latest(workdir, experiment)
+  assemble.check_same_everywhere(config)
+  if processes.is_primary():
+    config_lib.check_same(config, workdir)
+  experiment, state = assemble.Experiment.open(config), None
+  if processes.is_primary():
+    state = restore_latest(workdir, experiment)
+  state = processes.broadcast(state, like=experiment.abstract_state())
   weights = evaluation.weights_of(state)
   return int(state.step), _evaluate(experiment, weights)
 
@@ -60,6 +67,7 @@ def _evaluate_weights() -> dict[str, float]:
   with config.unlocked():
     config.weights = None
   config = assemble.resolve_and_check(assemble.adopt(config, weights))
+  assemble.check_same_everywhere(config)
   experiment = assemble.Experiment.open(config, to_train=False)
   if weights.num_classes != experiment.source.num_classes:
     raise errors.InputError(
@@ -73,16 +81,24 @@ def _evaluate_weights() -> dict[str, float]:
 
 
 def _evaluate(experiment, weights) -> dict[str, float]:
-  from nfnet_jax.training import evaluation, step
+  from nfnet_jax.training import evaluation, interrupt, step
   from nfnet_jax.training import parallel as parallel_lib
 
   parallel = parallel_lib.DataParallel()
-  return evaluation.evaluate(
-    parallel.eval_step(step.evaluator(experiment.model)),
-    parallel,
-    parallel.replicate(weights),
-    experiment.eval_batches(cli.say),
-  )
+  with interrupt.StopRequest() as stop:
+
+    def end_if_asked() -> None:
+      if stop.poll():
+        raise errors.RunError('Interrupted.')
+
+    return evaluation.evaluate(
+      parallel.eval_step(step.evaluator(experiment.model)),
+      parallel,
+      parallel.replicate(weights),
+      experiment.eval_batches(cli.say),
+      # Of several processes none would heed SIGTERM otherwise.
+      poll=end_if_asked,
+    )
 
 
 def restore_latest(workdir: pathlib.Path, experiment):

@@ -1,6 +1,7 @@
 """Saving and restoring the state of a run with Orbax."""
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import itertools
 import os
 from typing import Any
@@ -23,12 +24,17 @@ class UnreadableError(ValueError):
   """A checkpoint's contents are not what was saved."""
 
 
+class SaveError(OSError):
+  """A checkpoint could not be saved; those before it stand."""
+
+
 class Checkpoints:
   """The checkpoints of a run: `DIR/STEP/`, written in the background.
 
   A checkpoint appears under its name by an atomic rename once it is complete,
   so that a killed run never leaves half of one. Each holds a checksum of every
-  tensor, which is compared on reading.
+  tensor, which is compared on reading. Of several processes the first one
+  alone opens them.
 
   Example:
     >>> import tempfile
@@ -55,12 +61,19 @@ class Checkpoints:
     """
     self.directory = epath.Path(directory)
     self._unreadable: set[int] = set()
+    if not read_only:
+      # Orbax does not make it where it is told of `active_processes`.
+      self.directory.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
         # Orbax's own read_only is as harmless, but complains at length.
         max_to_keep=keep,
-        create=not read_only,
+        create=False,
+        # Other processes hold the same state and do not take part.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=0, active_processes={0}
+        ),
       ),
     )
 
@@ -72,11 +85,27 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
-    self._manager.close()
+    with self._as_save_error():
+      self._manager.close()
 
   def wait(self) -> None:
-    """Returns once everything saved so far is on disk."""
-    self._manager.wait_until_finished()
+    """Returns once everything saved so far is on disk.
+
+    Raises:
+      SaveError: if it cannot be, for want of space perhaps.
+    """
+    with self._as_save_error():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _as_save_error(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax raises many kinds.
+      reason = str(error).partition('\n')[0]
+      raise SaveError(
+        f'A checkpoint could not be saved in {self.directory} ({reason})'
+      ) from error
 
   def steps(self) -> list[int]:
     """Lists the complete checkpoints, oldest first."""
@@ -86,23 +115,24 @@ class Checkpoints:
     """Saves a state under its step; returns once the state may be changed.
 
     Does nothing if that step is saved already. Checkpoints that could not be
-    read are moved aside first, as `STEP.unreadable`. Raises what went wrong
-    with an earlier save in the background.
+    read are moved aside first, as `STEP.unreadable`.
+
+    Raises:
+      SaveError: if this or an earlier save, in the background, failed.
     """
     self._set_aside_unreadable()
     host = _to_host(state)
     step = int(host.step)
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        **{
-          _STATE: ocp.args.PyTreeSave(host),
-          _CHECKSUMS: ocp.args.JsonSave(dict(_checksums(host))),
-        }
-      ),
+    args = ocp.args.Composite(
+      **{
+        _STATE: ocp.args.PyTreeSave(host),
+        _CHECKSUMS: ocp.args.JsonSave(dict(_checksums(host))),
+      }
     )
+    with self._as_save_error():
+      self._manager.save(step, args=args)
 
   def restore_latest(
     self, like: state_lib.TrainState
@@ -210,6 +240,19 @@ class Checkpoints:
     if self._unreadable:
       self._unreadable.clear()
       self._manager.reload()
+
+
+class Elsewhere(contextlib.AbstractContextManager):
+  """Stands for `Checkpoints` in processes that leave saving to process 0."""
+
+  def __exit__(self, *error) -> None:
+    pass
+
+  def save(self, state: state_lib.TrainState) -> None:
+    """Does nothing."""
+
+  def wait(self) -> None:
+    """Does nothing."""
 
 
 def _patiently(read: Callable[[int], Any], step: int) -> Any:

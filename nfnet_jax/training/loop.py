@@ -207,5 +207,5 @@ class Loop:
     self.checkpoints.save(state)
 
   def _stop_if_asked(self) -> None:
-    if self.stop.requested:
+    if self.stop.poll():
       raise interrupt.Interrupted

@@ -1,6 +1,7 @@
 """What a run writes about itself: `metrics.jsonl` and TensorBoard events."""
 
 from collections.abc import Iterable, Mapping
+import contextlib
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import pathlib
 
 import tensorboardX
 
-from nfnet_jax.training import files
+from nfnet_jax.training import files, processes
 
 Row = dict[str, float]
 
@@ -17,7 +18,7 @@ class MetricsWriter:
   """Appends rows of scalars to `WORKDIR/metrics.jsonl` and TensorBoard.
 
   Every training step has a row, and so has every evaluation. A row's `step` is
-  the number of updates made.
+  the number of updates made. Of several processes the first one writes.
 
   Attributes:
     evaluations: step -> the row of its evaluation, earlier runs' included.
@@ -31,29 +32,41 @@ class MetricsWriter:
   def __init__(self, workdir: str | os.PathLike, resumed_step: int):
     """Opens the files; rows after `resumed_step` are dropped."""
     self.evaluations: dict[int, Mapping[str, float]] = {}
+    self._files = contextlib.ExitStack()
     workdir = pathlib.Path(workdir)
+    if processes.is_primary():
+      self._open(workdir, resumed_step)
+    # All processes must skip the same evaluations when they resume.
+    self._note_evaluations(
+      processes.from_primary(lambda: list(self.evaluations.values()))
+    )
+
+  def _open(self, workdir: pathlib.Path, resumed_step: int) -> None:
     path = workdir / 'metrics.jsonl'
     kept = [row for row in read_metrics(path) if row['step'] <= resumed_step]
     files.write_atomically(
       path, ''.join(files.to_json(row) + '\n' for row in kept)
     )
     self._note_evaluations(kept)
-    self._file = path.open('a')
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=resumed_step + 1
+    self._file = self._files.enter_context(path.open('a'))
+    self._events = self._files.enter_context(
+      tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=resumed_step + 1
+      )
     )
 
   def __enter__(self) -> 'MetricsWriter':
     return self
 
   def __exit__(self, *error) -> None:
-    self._file.close()
-    self._events.close()
+    self._files.close()
 
   def write(self, rows: Iterable[Mapping[str, float]]) -> None:
     """Writes rows, each with an integer `step`, and flushes."""
     rows = list(rows)
     self._note_evaluations(rows)
+    if not processes.is_primary():
+      return
     for row in rows:
       self._file.write(files.to_json(row) + '\n')
       for name, value in row.items():

@@ -38,6 +38,11 @@ class DataParallel:
   def num_local(self) -> int:
     return len(self.devices)
 
+  def count(self) -> int:
+    """Counts the devices of all processes by asking each of them."""
+    count = self._pmap(lambda one, reduce: reduce(one), in_axes=0)
+    return int(count(np.ones(self.num_local, np.int32)))
+
   def replicate(self, tree):
     """Places a tree on every device.
 

@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.experiments import train
-from tests.end_to_end.test_processes import (
-  checkpoints_of,
-  Process,
-  rows_of,
-)
+from tests.end_to_end import pods
 
 pytestmark = pytest.mark.slow
 
@@ -30,18 +26,21 @@ def test_any_moment(small, tmp_path, door):
   rng = np.random.default_rng(0)
   reached = []
   while True:
-    process = Process(arguments, broken)
+    process = pods.Process(
+      pods.TRAIN,
+      *arguments,
+      f'--workdir={broken}',
+    )
     if len(reached) < 12:
       process.wait_for('gains and biases')
       # From before the first step to well into saving.
       time.sleep(rng.uniform(0, 14))
       process.send(signal.SIGKILL)
     code = process.finish()
-    done = checkpoints_of(broken) if (broken / 'checkpoints').exists() else []
-    reached.append(max(done, default=0))
+    reached.append(max(pods.checkpoints_of(broken), default=0))
     assert reached == sorted(reached), 'A saved step was lost.'
     if code == 0:
       break
-    assert code == -signal.SIGKILL, process.lines
-  assert rows_of(broken) == rows_of(whole)
+    assert code == -signal.SIGKILL, process.said
+  assert pods.rows_of(broken) == pods.rows_of(whole)
   assert len(set(reached)) > 3, reached

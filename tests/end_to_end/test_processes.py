@@ -1,63 +1,225 @@
-"""Real processes, killed for real."""
+"""Real processes: together, and killed for real."""
 
-import json
-import pathlib
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from nfnet_jax.experiments import train
+from tests.end_to_end import linear, pods
 
-STEPS = 40
+LINEAR = 'tests.end_to_end.linear'
+SLOWLY = '--seconds_a_step=0.3'
 
 
-class Process:
-  """A training process whose standard error is read line by line."""
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """The rows of a run that one process made undisturbed, on 8 devices."""
+  folder = tmp_path_factory.mktemp('whole')
+  process = pods.Process(LINEAR, f'--workdir={folder / "run"}')
+  assert process.finish() == 0, process.said
+  return pods.rows_of(folder / 'run')
 
-  def __init__(self, arguments, workdir):
-    self.lines = []
-    door = [sys.executable, '-m', 'nfnet_jax.experiments.train']
-    self._process = subprocess.Popen(
-      [*door, *arguments, f'--workdir={workdir}'],
-      stderr=subprocess.PIPE,
-      text=True,
-    )
 
-  def wait_for(self, text):
-    for line in self._process.stderr:
-      self.lines.append(line)
-      if text in line:
-        return
-    raise AssertionError(f"'{text}' never came:\n{''.join(self.lines)}")
+def assert_same(rows, others):
+  assert [row['step'] for row in rows] == [row['step'] for row in others]
+  for row, other in zip(rows, others):
+    assert row == pytest.approx(other, rel=1e-5, abs=1e-7)
 
-  def send(self, number):
-    self._process.send_signal(number)
 
-  def finish(self):
-    self.lines += self._process.stderr
-    return self._process.wait(timeout=60)
+def resume(workdir, count=2, devices=4):
+  pod = pods.Pod(
+    LINEAR,
+    f'--workdir={workdir}',
+    count=count,
+    devices=devices,
+  )
+  assert pod.finish() == [0] * count, pod.said
+  return pod
+
+
+def test_two_processes_are_one_run_and_say_it_once(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  first, second = resume(workdir)
+  assert_same(pods.rows_of(workdir), whole)
+  assert pods.checkpoints_of(workdir) == [3, 6, 9, 12]
+  assert 'evaluation at step 12' in first.said
+  assert second.lines == []
+
+
+def test_sigterm_to_any_stops_all_at_one_step(whole, tmp_path):
+  """And they resume on another layout, where process 0 alone has a disk."""
+  pod = pods.Pod(
+    LINEAR,
+    SLOWLY,
+    f'--workdir={tmp_path / "run"}',
+    count=2,
+    devices=4,
+  )
+  pod[0].wait_for('step 4/')
+  pod[1].send(signal.SIGTERM)
+  assert pod.finish() == [75, 75], pod.said
+  assert 'The same command resumes' in pod[0].lines[-1]
+  stopped = pods.checkpoints_of(tmp_path / 'run')[-1]
+  assert 4 < stopped < linear.TOTAL
+  other = tmp_path / 'elsewhere'
+  process = pods.Pod(
+    LINEAR,
+    f'--workdir={other}',
+    count=4,
+    devices=2,
+    of_0={'arguments': [f'--workdir={tmp_path / "run"}']},
+  )
+  assert process.finish() == [0] * 4, process.said
+  assert f'Resuming after step {stopped}.' in process[0].said
+  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+  assert not other.exists()
+
+
+def test_sigterm_in_an_evaluation(whole, tmp_path):
+  pod = pods.Pod(
+    LINEAR,
+    '--seconds_a_test=1',
+    f'--workdir={tmp_path / "run"}',
+    count=2,
+    devices=4,
+  )
+  pod[0].wait_for('Testing ...')
+  pod[0].send(signal.SIGTERM)
+  assert pod.finish() == [75, 75], pod.said
+  assert not [r for r in pods.rows_of(tmp_path / 'run') if 'eval/top1' in r]
+  assert pods.checkpoints_of(tmp_path / 'run')[-1] == 5
+  resume(tmp_path / 'run')
+  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+
+
+def _says_why(process):
+  lines = (
+    'Lost process 0',
+    'has not answered',
+    'another task died',
+    'Lost another',
+  )
+  return any(line in process.said for line in lines)
+
+
+@pytest.mark.parametrize('killed', [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_killed_process_ends_the_others(whole, tmp_path, killed):
+  pod = pods.Pod(
+    LINEAR,
+    SLOWLY,
+    '--peer_timeout=40',
+    f'--workdir={tmp_path / "run"}',
+    count=2,  # Of one device each: with more, gloo may abort by itself.
+  )
+  pod[0].wait_for('step 5/')
+  pod[killed].send(signal.SIGKILL)
+  other = pod[1 - killed]
+  assert other.finish(90) not in (0, 75)
+  # Of process 0, JAX's own thread may be the first to notice.
+  assert _says_why(other), other.said
+  assert pods.checkpoints_of(tmp_path / 'run')[-1] >= 3
+  first, _ = resume(tmp_path / 'run')
+  assert 'Resuming after step ' in first.said
+  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+
+
+@pytest.mark.slow
+def test_a_silent_process_ends_the_others(tmp_path):
+  """As one whose host hangs."""
+  pod = pods.Pod(
+    LINEAR,
+    SLOWLY,
+    '--peer_timeout=20',
+    f'--workdir={tmp_path / "run"}',
+    count=2,
+  )
+  pod[0].wait_for('step 2/')
+  pod[1].send(signal.SIGSTOP)
+  assert pod[0].finish(60) == 1
+  assert 'Process 1 of 2 has not answered for 20 s.' in pod[0].lines[-1]
+  pod[1].send(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+  'present', [pytest.param(0, marks=pytest.mark.slow), 1]
+)
+def test_an_absent_process_is_not_waited_for_for_ever(tmp_path, present):
+  pod = pods.Pod(
+    LINEAR,
+    '--peer_timeout=5',
+    f'--workdir={tmp_path}',
+    count=2,
+    absent=[1 - present],
+  )
+  assert pod.finish() == [1]
+  (line,) = pod[0].lines
+  assert line.startswith(
+    f'nfnet_jax: Waited 5 s for process {present}: the others of 2 processes'
+  )
+
+
+def test_bad_data_in_one_process_ends_all_with_the_line(tmp_path):
+  pod = pods.Pod(
+    LINEAR,
+    '--fail=1:7',
+    f'--workdir={tmp_path / "run"}',
+    count=2,
+    devices=4,
+  )
+  assert pod.finish(60) == [2, 2]
+  assert pod[1].lines == ['nfnet_jax: the record is bad.']
+  assert 'nfnet_jax: Process 1 ended all: the record is bad.' in pod[0].lines
+
+
+def test_no_space_left_loses_no_saved_step(whole, tmp_path):
+  """A checkpoint's largest file is larger than what metrics come to."""
+  workdir = f'--workdir={tmp_path / "run"}'
+  alone = pods.Process(LINEAR, workdir, '--fail=0:7')
+  assert alone.finish() == 2  # Two steps early: batches are fetched ahead.
+  assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
+  pod = pods.Pod(
+    LINEAR, workdir, count=2, devices=4, of_0={'largest_file': 3100}
+  )
+  assert pod.finish(60) == [1, 1]
+  assert 'Resuming after step 5.' in pod[0].lines
+  end = 'the same command resumes from the last checkpoint that is there.'
+  (line,) = [line for line in pod[0].lines if line.endswith(end)]
+  assert str(tmp_path / 'run') in line
+  assert pod[1].lines == [f'nfnet_jax: Process 0 ended all: {line[11:]}']
+  assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
+  resume(tmp_path / 'run')
+  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+
+
+def test_a_damaged_latest_checkpoint_costs_that_one(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  alone = pods.Process(LINEAR, f'--workdir={workdir}', '--fail=0:7')
+  assert alone.finish() == 2
+  for path in (workdir / 'checkpoints' / '5').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:-7])
+  first, second = resume(workdir)
+  assert 'Checkpoint 5 cannot be read' in first.said
+  assert 'Resuming after step 3.' in first.lines
+  assert second.lines == []
+  assert_same(pods.rows_of(workdir), whole)
+
+
+def test_processes_that_differ_do_not_start(tmp_path):
+  pod = pods.Pod(LINEAR, '--differs=1', f'--workdir={tmp_path}', count=2)
+  assert pod.finish(60) == [2, 2]
+  line = 'Process 1 differs from process 0 in seed (0 there, 1 here).'
+  assert all(line in process.lines[-1] for process in pod)
 
 
 @pytest.fixture
 def arguments(small):
   return [
     *small,
-    f'--config.train_for={STEPS} steps',
+    '--config.train_for=40 steps',
     '--config.run.eval_every=15 steps',
     '--config.run.checkpoint_every=5 steps',
   ]
-
-
-def rows_of(workdir):
-  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
-  return [json.loads(line) for line in text.splitlines()]
-
-
-def checkpoints_of(workdir):
-  names = (path.name for path in (workdir / 'checkpoints').iterdir())
-  return sorted(int(name) for name in names if name.isdigit())
 
 
 def test_killed_stopped_and_resumed_is_the_same_run(arguments, tmp_path, door):
@@ -65,20 +227,24 @@ def test_killed_stopped_and_resumed_is_the_same_run(arguments, tmp_path, door):
   code, _, err = door(train.main, *arguments, f'--workdir={whole}')
   assert code == 0, err
 
-  first = Process(arguments, broken)
+  def start():
+    return pods.Process(pods.TRAIN, *arguments, f'--workdir={broken}')
+
+  first = start()
   first.wait_for('step 12/')
   first.send(signal.SIGKILL)
   assert first.finish() == -signal.SIGKILL
 
-  second = Process(arguments, broken)
+  second = start()
   second.wait_for('Resuming after step ')
-  assert int(second.lines[-1].split()[-1].rstrip('.')) >= 5
+  (line,) = [line for line in second.lines if line.startswith('Resuming')]
+  assert int(line.split()[-1].rstrip('.')) >= 5
   second.wait_for('step 22/')
   second.send(signal.SIGTERM)
   assert second.finish() == 75
   assert 'The same command resumes' in second.lines[-1]
-  assert checkpoints_of(broken)[-1] >= 22
+  assert pods.checkpoints_of(broken)[-1] >= 22
 
-  third = Process(arguments, broken)
-  assert third.finish() == 0, third.lines
-  assert rows_of(broken) == rows_of(whole)
+  third = start()
+  assert third.finish() == 0, third.said
+  assert pods.rows_of(broken) == pods.rows_of(whole)

@@ -233,3 +233,27 @@ def test_a_config_may_take_an_argument(tmp_path, door):
 def test_json_is_one_object_only(door):
   code, out, _ = door(lambda: print(json.dumps({'top1': 1.0})), '--json')
   assert (code, json.loads(out)) == (0, {'top1': 1.0})
+
+
+@pytest.mark.parametrize('main', [train.main, evaluate.main])
+def test_another_platform_than_the_required_is_refused(door, tmp_path, main):
+  arguments = '--config=digits', f'--workdir={tmp_path}'
+  line = complaint(door(main, *arguments, '--require_platform=tpu'))
+  assert '--require_platform=tpu, but JAX found only cpu devices' in line
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--num_processes=2'], 'need all of --coordinator=HOST:PORT'),
+    (
+      ['--coordinator=h:1', '--num_processes=2', '--process_id=2'],
+      '--process_id=2 is not in [0, 2)',
+    ),
+    (['--require_platform=gpus'], 'should be one of <tpu|gpu|cpu>'),
+  ],
+)
+def test_processes_that_cannot_be(door, tmp_path, flags, message):
+  arguments = '--config=digits', f'--workdir={tmp_path}'
+  assert message in complaint(door(train.main, *arguments, *flags))

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -198,3 +199,16 @@ class TestRun:
     assert code == 2
     assert 'holds another experiment (seed: 0 there, 1 here)' in err
     assert len(err.strip().splitlines()) == 1
+
+  def test_an_evaluation_can_be_interrupted(self, door, workdir, monkeypatch):
+    stream = assemble.Experiment.eval_batches
+
+    def interrupted(self, note):
+      for batch in stream(self, note):
+        signal.raise_signal(signal.SIGTERM)
+        yield batch
+
+    monkeypatch.setattr(assemble.Experiment, 'eval_batches', interrupted)
+    result = door(evaluate.main, f'--workdir={workdir}', on_a_run=True)
+    assert result[:2] == (1, '')
+    assert result[2].splitlines()[-1] == 'nfnet_jax: Interrupted.'

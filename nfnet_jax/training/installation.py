@@ -1,0 +1,48 @@
+"""What is installed here, to be compared between hosts."""
+
+import hashlib
+from importlib import metadata
+import pathlib
+import platform
+
+# What must be the same everywhere, or devices hang or results differ.
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'libtpu',
+  'numpy',
+  'dm-haiku',
+  'optax',
+  'orbax-checkpoint',
+  'tensorflow-cpu',
+  'tensorflow-datasets',
+)
+
+
+def describe() -> dict[str, str]:
+  """Names this package's code and the versions of what it stands on.
+
+  Example:
+    >>> sorted(describe())[:2]
+    ['Python', 'dm-haiku']
+  """
+  return {'the code': _digest_of_code(), **_versions()}
+
+
+def _digest_of_code() -> str:
+  package = pathlib.Path(__file__).parents[1]
+  digest = hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    digest.update(f'{path.relative_to(package)}\n'.encode())
+    digest.update(path.read_bytes())
+  return digest.hexdigest()[:12]
+
+
+def _versions() -> dict[str, str]:
+  versions = {'Python': platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      versions[name] = 'none'
+  return versions

@@ -1,0 +1,348 @@
+"""Several processes that run as one: start, agreement, a common end.
+
+A process that fails tells the others, which would wait for it in a collective
+for ever, and all of them end. A process alone needs none of this, and every
+function here does the obvious for it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from nfnet_jax.training import installation
+
+# What a scheduler tells the processes of a job, as JAX's own detection reads
+# it; on a Cloud TPU VM JAX sets its platforms, if the user did not.
+_SIGNS = (
+  'SLURM_STEP_NODELIST',
+  'OMPI_MCA_orte_hnp_uri',
+  'JOB_COMPLETION_INDEX',  # Kubernetes.
+)
+_BEATS, _FAILURES = 'nfnet_jax/beats', 'nfnet_jax/failures'
+_SECONDS_A_BEAT = 1.0
+# At most; as long as JAX's own default. Imports and compilations hold up beats.
+_SILENCE = 100
+# A failed process stays until the others have read why, and process 0, which
+# holds what there is to read, until they have left.
+_LINGER, _LINGER_OF_PRIMARY = 3 * _SECONDS_A_BEAT, 6 * _SECONDS_A_BEAT
+# Processes wait for one another as long as the watch lets them.
+_FOREVER_MS = 7 * 24 * 3600 * 1000
+_CHUNK = 1 << 24  # 64 MiB of uint32.
+_RESUME = 'The same command on all hosts resumes from the last checkpoint.'
+
+EXIT_FAILED = 1
+
+
+@dataclasses.dataclass
+class _Team:
+  """This process among several."""
+
+  client: Any  # JAX's; a store of keys that all processes see.
+  index: int
+  count: int
+  keys: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+  watch: '_Watch | None' = None
+
+
+_team: _Team | None = None
+
+
+def start(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  timeout: float = 300,
+) -> None:
+  """Joins the processes that run the same command, if there are others.
+
+  To be called before anything touches a device. Without arguments JAX finds the
+  others on Cloud TPU, GKE, Slurm, Open MPI and in an indexed Kubernetes job;
+  elsewhere, and where `JAX_PLATFORMS` leaves out a VM's TPU, this process stays
+  alone.
+
+  Args:
+    coordinator: HOST:PORT of process 0, on which it listens.
+    num_processes: how many there are; 1 stays alone wherever it is.
+    process_id: which one this is, from 0.
+    timeout: seconds to wait for the others; without them this process ends,
+      with a line. Later it ends once one of them has been silent for as long,
+      at most 100 seconds.
+
+  Raises:
+    ValueError: if some but not all of the arguments are given, or the processes
+      have other code or versions than process 0.
+  """
+  arguments = coordinator, num_processes, process_id
+  if num_processes == 1 or (arguments == (None,) * 3 and not _has_others()):
+    return
+  if None in arguments and any(value is not None for value in arguments):
+    raise ValueError(
+      'Several processes need all of --coordinator=HOST:PORT, '
+      '--num_processes=N and --process_id=I; a cluster that JAX knows, none.'
+    )
+  if process_id is not None and not 0 <= process_id < num_processes:
+    raise ValueError(
+      f'--process_id={process_id} is not in [0, {num_processes}), '
+      'the range of --num_processes.'
+    )
+  if _initialize(arguments, timeout):
+    agree(installation.describe())
+
+
+def is_primary() -> bool:
+  """Whether this process is the one that writes."""
+  return _team is None or _team.index == 0
+
+
+def are_several() -> bool:
+  """Whether there are other processes."""
+  return _team is not None
+
+
+def from_primary(make: Callable[[], Any]) -> Any:
+  """Returns to every process what `make` returns to process 0.
+
+  Args:
+    make: called by process 0 alone; returns what JSON can hold.
+
+  Example:
+    >>> from_primary(lambda: [1, 2])
+    [1, 2]
+  """
+  if _team is None:
+    return make()
+  key = f'nfnet_jax/shared/{next(_team.keys)}'
+  if is_primary():
+    _team.client.key_value_set(key, json.dumps(make()))
+  return json.loads(_team.client.blocking_key_value_get(key, _FOREVER_MS))
+
+
+def agree(facts: Mapping[str, str]) -> None:
+  """Checks that this process has the same facts as process 0.
+
+  Raises:
+    ValueError: naming those that differ.
+  """
+  theirs = from_primary(lambda: dict(facts))
+  differing = [
+    f'{name} ({theirs.get(name)} there, {facts.get(name)} here)'
+    for name in sorted(theirs.keys() | facts.keys())
+    if theirs.get(name) != facts.get(name)
+  ]
+  if differing:
+    raise ValueError(
+      f'Process {_team.index} differs from process 0 in '
+      f'{", ".join(differing)}. Run the same command with the same '
+      'installation on every host.'
+    )
+
+
+@contextlib.contextmanager
+def primary_first() -> Iterator[None]:
+  """Lets the other processes in once process 0 has left.
+
+  For what the first to come prepares for all, such as a dataset.
+  """
+  if not is_primary():
+    from_primary(lambda: None)
+  yield
+  if is_primary():
+    from_primary(lambda: None)
+
+
+def broadcast(tree: Any, like: Any) -> Any:
+  """Returns process 0's tree, bit for bit, to every process.
+
+  Args:
+    tree: of arrays; only process 0's counts, others may pass None.
+    like: a tree of arrays or shapes of the same structure.
+  """
+  if _team is None:
+    return tree
+  leaves, structure = jax.tree.flatten(like)
+  if is_primary():
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+  else:
+    leaves = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+  # As integers, in pieces of one size: exact, and compiled once.
+  raw = b''.join(leaf.tobytes() for leaf in leaves)
+  chunk = min(_CHUNK, -(-len(raw) // 4))
+  padded = np.zeros(-(-len(raw) // (4 * chunk)) * chunk, np.uint32)
+  padded.view(np.uint8)[: len(raw)] = np.frombuffer(raw, np.uint8)
+  for begin in range(0, len(padded), chunk):
+    piece = slice(begin, begin + chunk)
+    padded[piece] = multihost_utils.broadcast_one_to_all(padded[piece])
+  return jax.tree.unflatten(structure, _cut(padded.tobytes(), leaves))
+
+
+def finish() -> None:
+  """Waits until every process is done; call it before leaving in peace."""
+  global _team
+  if _team is None:
+    return
+  _team.client.wait_at_barrier('nfnet_jax/finish', _FOREVER_MS)
+  _team.watch.stop()
+  _team = None
+  jax.distributed.shutdown()
+
+
+def fail(line: str, exit_code: int = EXIT_FAILED, details: str = '') -> None:
+  """Ends all processes, with a line; a process alone goes on.
+
+  At once: the usual end would wait for processes that wait for this one.
+
+  Args:
+    line: what happened, for all.
+    exit_code: of all of them.
+    details: more of it, for this process's log.
+  """
+  if _team is None:
+    return
+  with contextlib.suppress(Exception):  # Process 0 may be the one that died.
+    key = f'{_FAILURES}/{_team.index}'
+    _team.client.key_value_set(key, f'{exit_code} {line}')
+  _end(line, exit_code, _LINGER, details)
+
+
+def explain(error: BaseException) -> str:
+  """Returns a line on what went wrong, the end of another process included."""
+  line = f'{type(error).__name__}: {_first_line(error)}'
+  return f'Lost another process ({line}). {_RESUME}' if 'Gloo' in line else line
+
+
+_ending = threading.Lock()
+
+
+def _end(
+  line: str, exit_code: int, linger: float = 0, details: str = ''
+) -> None:
+  if not _ending.acquire(blocking=False):
+    threading.Event().wait()  # What follows from the first failure is noise.
+  print(f'{details}nfnet_jax: {line}', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  if _team is not None:
+    time.sleep(_LINGER_OF_PRIMARY if is_primary() else linger)
+  os._exit(exit_code)
+
+
+def _has_others() -> bool:
+  """Whether to ask JAX; its detection may fail where no job is running."""
+  on_tpu = 'tpu' in (jax.config.jax_platforms or '')
+  return on_tpu or any(sign in os.environ for sign in _SIGNS)
+
+
+def _initialize(arguments: tuple, timeout: float) -> bool:
+  """Starts JAX's coordination; returns whether there are other processes."""
+  global _team
+  coordinator = arguments[0]
+  silence = min(timeout, _SILENCE)
+  # Sooner than JAX, which would abort with a stack trace.
+  timer = threading.Timer(timeout, _give_up, (arguments, timeout))
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(
+      *arguments,
+      initialization_timeout=int(timeout) + 60,
+      heartbeat_timeout_seconds=int(silence) + 60,
+      cluster_detection_method=None if coordinator is None else 'deactivate',
+    )
+  except ValueError as error:
+    if coordinator is None and 'coordinator_address' in str(error):
+      return False  # A TPU without other hosts.
+    raise
+  finally:
+    timer.cancel()
+  from jax._src import distributed  # There is no public way to the client.
+
+  state = distributed.global_state
+  if state.num_processes == 1:
+    return False
+  _team = _Team(state.client, state.process_id, state.num_processes)
+  _team.watch = _Watch(_team, silence)
+  _team.watch.start()
+  return True
+
+
+def _give_up(arguments: tuple, timeout: float) -> None:
+  coordinator, num_processes, process_id = arguments
+  who = 'the other processes of the job'
+  if coordinator:
+    who = f'the others of {num_processes} processes at {coordinator}'
+    who = f'process {process_id}: {who}'
+  _end(
+    f'Waited {timeout:g} s for {who}, in vain. Start the same command on every '
+    'host, and see that they reach that of process 0.',
+    EXIT_FAILED,
+  )
+
+
+class _Watch(threading.Thread):
+  """Ends this process once another has failed or fallen silent."""
+
+  def __init__(self, team: _Team, silence: float):
+    super().__init__(daemon=True)
+    self._team = team
+    self._silence = silence
+    self._stopped = threading.Event()
+    self._beats = {}  # Process -> its last beat, and when it was new here.
+
+  def stop(self) -> None:
+    self._stopped.set()
+    self.join()
+
+  def run(self) -> None:
+    for beat in itertools.count():
+      if self._stopped.wait(_SECONDS_A_BEAT):
+        return
+      try:
+        self._look(beat)
+      except Exception as error:
+        line = f'Lost process 0 ({_first_line(error)}). {_RESUME}'
+        _end(line, EXIT_FAILED)
+
+  def _look(self, beat: int) -> None:
+    team, client = self._team, self._team.client
+    key = f'{_BEATS}/{team.index}'
+    client.key_value_set(key, str(beat), allow_overwrite=True)
+    for key, failure in client.key_value_dir_get(_FAILURES):
+      index = key.rpartition('/')[2]
+      if int(index) != team.index:
+        exit_code, _, line = failure.partition(' ')
+        _end(f'Process {index} ended all: {line}', int(exit_code))
+    now = time.monotonic()
+    for key, value in client.key_value_dir_get(_BEATS):
+      last, since = self._beats.get(key, (None, now))
+      if value != last:
+        self._beats[key] = value, now
+      elif now - since > self._silence:
+        index = key.rpartition('/')[2]
+        fail(
+          f'Process {index} of {team.count} has not answered for '
+          f'{self._silence:g} s. {_RESUME}'
+        )
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).partition('\n')[0]
+
+
+def _cut(raw: bytes, leaves: list[np.ndarray]) -> Iterator[np.ndarray]:
+  """Reads arrays like `leaves` off the front of their bytes."""
+  offset = 0
+  for leaf in leaves:
+    flat = np.frombuffer(raw, leaf.dtype, leaf.size, offset)
+    yield flat.reshape(leaf.shape).copy()
+    offset += leaf.nbytes

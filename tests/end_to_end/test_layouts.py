@@ -1,0 +1,75 @@
+"""The real run on several layouts of eight devices."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.end_to_end import pods
+
+EVALUATE = 'nfnet_jax.experiments.evaluate'
+
+
+def assert_close(rows, others):
+  assert len(rows) == len(others) > 10
+  for row, other in zip(rows, others):
+    assert row == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
+@pytest.fixture
+def arguments(small):
+  return [
+    *small,
+    '--config.train_for=10 steps',
+    '--config.run.eval_every=5 steps',
+    '--config.run.checkpoint_every=5 steps',
+  ]
+
+
+def run(count, *arguments, door=pods.TRAIN):
+  pod = pods.Pod(door, *arguments, count=count, devices=8 // count)
+  assert pod.finish() == [0] * count, pod.said
+  return pod
+
+
+@pytest.mark.slow
+def test_ten_steps_are_the_same_on_every_layout(arguments, tmp_path):
+  """The first builds the dataset with several processes at once."""
+  rows = {}
+  for count in (4, 2, 1):
+    workdir = tmp_path / str(count)
+    pod = run(count, *arguments, f'--workdir={workdir}')
+    rows[count] = pods.rows_of(workdir)
+    for index, process in enumerate(pod):
+      here = f', {8 // count} of them here' if count > 1 else ''
+      line = f'devices    8 x cpu (cpu), process {index} of {count}{here}'
+      assert line in process.lines
+      assert index == 0 or process.lines == [line]
+  assert_close(rows[4], rows[1])
+  assert_close(rows[2], rows[1])
+  # And evaluated on yet another layout.
+  workdir = f'--workdir={tmp_path / "1"}'
+  first, second = run(2, workdir, '--json', door=EVALUATE)
+  (line,) = [line for line in first.lines if line.startswith('{')]
+  result = json.loads(line)
+  assert result['examples'] == rows[1][-1]['eval/examples']
+  for name in ('loss', 'top1', 'top5'):
+    assert result[name] == pytest.approx(rows[1][-1][f'eval/{name}'], rel=1e-5)
+  assert not second.lines
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_another_layout_left_it(arguments, tmp_path):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  run(1, *arguments, f'--workdir={whole}')
+  pod = pods.Pod(
+    pods.TRAIN, *arguments, f'--workdir={parts}', count=2, devices=4
+  )
+  while 5 not in pods.checkpoints_of(parts):
+    time.sleep(0.01)
+  pod[0].send(signal.SIGKILL)
+  pod.finish()
+  first, *_ = run(4, *arguments, f'--workdir={parts}')
+  assert 'Resuming after step 5.' in first.said
+  assert_close(pods.rows_of(parts), pods.rows_of(whole))
