@@ -16,16 +16,16 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, several
 
-for _name in ('config', 'workdir', 'weights', 'json', *cli.DISTRIBUTED):
+for _name in ('config', 'workdir', 'weights', 'json', *several.FLAGS):
   flags.declare_key_flag(_name)
 
 
 def main() -> None:
   from nfnet_jax.training import evaluation, processes
 
-  with cli.together():
+  with several.together():
     if cli.WEIGHTS.value:
       about, results = {}, _evaluate_weights()
     else:

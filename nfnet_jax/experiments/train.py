@@ -9,9 +9,9 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, several
 
-for _name in ('config', 'list_configs', 'workdir', 'json', *cli.DISTRIBUTED):
+for _name in ('config', 'list_configs', 'workdir', 'json', *several.FLAGS):
   flags.declare_key_flag(_name)
 
 
@@ -24,7 +24,7 @@ def main() -> int:
   from nfnet_jax.training import processes
 
   workdir = cli.get_workdir()
-  with cli.together() as say:
+  with several.together() as say:
     config = assemble.resolve_and_check(cli.get_config())
     assemble.check_same_everywhere(config)
     assemble.check_layout(config)

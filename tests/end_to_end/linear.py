@@ -9,7 +9,7 @@ from absl import flags
 import jax
 import ml_collections
 
-from nfnet_jax.experiments import cli, errors, train
+from nfnet_jax.experiments import cli, errors, several, train
 from nfnet_jax.training import loop, processes, state
 from tests.training import test_loop
 
@@ -68,7 +68,7 @@ def part_of(batch):
 
 
 def main():
-  with cli.together() as say:
+  with several.together() as say:
     differs = _DIFFERS.value == jax.process_index()
     with errors.as_input_error():
       processes.agree({'seed': str(int(differs))})

@@ -1,0 +1,109 @@
+"""What the doors share that run as several processes: flags, a common end."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import traceback
+
+from absl import flags
+
+from nfnet_jax.experiments import cli, errors
+
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'Where process 0 of several listens, HOST:PORT. Cloud TPU, GKE TPU and Slurm '
+  'need no such flags; a plain host without them is alone.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes run this command.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+)
+_PEER_TIMEOUT = flags.DEFINE_float(
+  'peer_timeout',
+  300,
+  'Seconds to wait for the other processes at the start, and (at most 100) '
+  'for one that falls silent, before all end.',
+  lower_bound=1,
+)
+_REQUIRE_PLATFORM = flags.DEFINE_enum(
+  'require_platform',
+  None,
+  ['tpu', 'gpu', 'cpu'],
+  'Refuses to run on devices of another kind.',
+)
+FLAGS = (
+  'coordinator',
+  'num_processes',
+  'process_id',
+  'peer_timeout',
+  'require_platform',
+)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Callable[[str], None]]:
+  """Joins the other processes, if there are any, and ends with them.
+
+  Yields:
+    `cli.say`, which speaks for all processes: those other than the first are
+    silent. What goes wrong in one of them is said by all, and ends all.
+
+  Raises:
+    errors.InputError: if they do not fit together, or the devices are not those
+      of `--require_platform`.
+  """
+  from nfnet_jax.training import processes
+
+  with errors.as_input_error():
+    processes.start(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      timeout=_PEER_TIMEOUT.value,
+    )
+  with _failing_together():
+    _check_devices()
+    yield cli.say if processes.is_primary() else lambda text: None
+    processes.finish()
+
+
+@contextlib.contextmanager
+def _failing_together() -> Iterator[None]:
+  from nfnet_jax.training import processes
+
+  try:
+    yield
+  except errors.InputError as error:
+    processes.fail(cli.one_line(error), cli.EXIT_BAD_INPUT)
+    raise
+  except errors.RunError as error:
+    processes.fail(cli.one_line(error))
+    raise
+  except BaseException as error:
+    processes.fail(
+      processes.explain(error), cli.EXIT_FAILED, traceback.format_exc()
+    )
+    raise
+
+
+def _check_devices() -> None:
+  """Checks that the devices are of the right kind and work together."""
+  import jax
+
+  from nfnet_jax.training import parallel, processes
+
+  required = _REQUIRE_PLATFORM.value
+  with errors.as_input_error(RuntimeError if required else ()):
+    platform = jax.default_backend()
+  if required not in (None, platform):
+    raise errors.InputError(
+      f'--require_platform={required}, but JAX found only {platform} devices. '
+      f"See that JAX's {required} release is installed and that no other "
+      'process holds the devices.'
+    )
+  if processes.are_several():
+    counted, expected = parallel.DataParallel().count(), jax.device_count()
+    if counted != expected:
+      raise RuntimeError(f'{counted} of {expected} devices answered.')
