@@ -38,7 +38,7 @@ def refused(read, data, match=None):
   try:
     with pytest.raises(arrays.DamagedError, match=match):
       read(data)
-    assert tracemalloc.get_traced_memory()[1] < 100 * len(data) + (2 << 20)
+    assert tracemalloc.get_traced_memory()[1] < 100 * len(data) + (4 << 20)
   finally:
     tracemalloc.stop()
 
