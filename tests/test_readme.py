@@ -14,7 +14,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.experiments import (
-  assemble,
+  checks,
   cli,
   convert,
   evaluate,
@@ -54,7 +54,7 @@ def test_example_config_is_a_config(door, tmp_path):
   seen = []
   result = door(lambda: seen.append(cli.get_config()), f'--config={path}')
   assert result[0] == 0, result
-  config = assemble.resolve_and_check(seen[0])
+  config = checks.resolve_and_check(seen[0])
   assert config.dataset == 'cifar10'
 
 

@@ -42,12 +42,12 @@ def main() -> None:
 
 
 def _evaluate_run(workdir: pathlib.Path) -> tuple[int, dict[str, float]]:
-  from nfnet_jax.experiments import assemble
+  from nfnet_jax.experiments import assemble, checks
   from nfnet_jax.experiments import config as config_lib
   from nfnet_jax.training import evaluation, processes
 
-  config = assemble.resolve_and_check(cli.get_config(), begun=True)
-  assemble.check_same_everywhere(config)
+  config = checks.resolve_and_check(cli.get_config(), begun=True)
+  checks.check_same_everywhere(config)
   if processes.is_primary():
     config_lib.check_same(config, workdir)
   experiment, state = assemble.Experiment.open(config), None
@@ -59,15 +59,15 @@ def _evaluate_run(workdir: pathlib.Path) -> tuple[int, dict[str, float]]:
 
 
 def _evaluate_weights() -> dict[str, float]:
-  from nfnet_jax.experiments import assemble
+  from nfnet_jax.experiments import assemble, checks
   from nfnet_jax.training import evaluation
 
   weights = cli.get_weights()
   config = cli.get_config()
   with config.unlocked():
     config.weights = None
-  config = assemble.resolve_and_check(assemble.adopt(config, weights))
-  assemble.check_same_everywhere(config)
+  config = checks.resolve_and_check(checks.adopt(config, weights))
+  checks.check_same_everywhere(config)
   experiment = assemble.Experiment.open(config, to_train=False)
   if weights.num_classes != experiment.source.num_classes:
     raise errors.InputError(

@@ -140,14 +140,14 @@ class Candidate:
     Raises:
       errors.InputError: in one line, what is wrong and the way out.
     """
-    from nfnet_jax.experiments import assemble
+    from nfnet_jax.experiments import assemble, checks
     from nfnet_jax.pods import topology
 
     topology.parse(topology_name)
     dataset = get_dataset(config)
-    config = assemble.resolve_and_check(config, platform='tpu')
+    config = checks.resolve_and_check(config, platform='tpu')
     pod = topology.get_pod(topology_name)
-    assemble.check_layout(config, len(pod.devices))
+    checks.check_layout(config, len(pod.devices))
     experiment = assemble.Experiment(config, dataset)
     return cls(experiment, pod, get_workload(name, experiment))
 

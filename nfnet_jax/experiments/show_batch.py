@@ -25,14 +25,14 @@ _SHUFFLED = 1024
 
 
 def main() -> None:
-  from nfnet_jax.experiments import assemble
+  from nfnet_jax.experiments import assemble, checks
 
   config = cli.get_config()
   # A batch of what is shown, in one part with both kinds of mixing.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
-  experiment = assemble.Experiment.open(assemble.resolve_and_check(config))
+  experiment = assemble.Experiment.open(checks.resolve_and_check(config))
   names = experiment.source.class_names
   train = next(experiment.train_batches(0, cli.say))
   evaluation = next(experiment.eval_batches(cli.say))

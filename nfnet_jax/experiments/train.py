@@ -19,23 +19,23 @@ Say = Callable[[str], None]
 
 
 def main() -> int:
-  from nfnet_jax.experiments import assemble
+  from nfnet_jax.experiments import assemble, checks, describe
   from nfnet_jax.experiments import config as config_lib
   from nfnet_jax.training import processes
 
   workdir = cli.get_workdir()
   with several.together() as say:
-    config = assemble.resolve_and_check(cli.get_config())
-    assemble.check_same_everywhere(config)
-    assemble.check_layout(config)
+    config = checks.resolve_and_check(cli.get_config())
+    checks.check_same_everywhere(config)
+    checks.check_layout(config)
     if processes.is_primary():
       config_lib.check_same(config, workdir)
     experiment = assemble.Experiment.open(config)
     if processes.is_primary():
-      say(experiment.summary())
+      say(describe.summary(experiment))
       config_lib.save(config, workdir, experiment.source.class_names)
     else:
-      cli.say(assemble.devices())
+      cli.say(describe.devices())
     return run(experiment, workdir, say)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.experiments import (
-  assemble,
+  checks,
   cli,
   errors,
   evaluate,
@@ -61,7 +61,7 @@ def test_family_trains_resumes_and_evaluates(
 
 
 def resolved(config):
-  return assemble.resolve_and_check(config)
+  return checks.resolve_and_check(config)
 
 
 def test_resnets():

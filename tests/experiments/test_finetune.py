@@ -10,6 +10,8 @@ import pytest
 import nfnet_jax
 from nfnet_jax.experiments import (
   assemble,
+  checks,
+  describe,
   errors,
   evaluate,
   features,
@@ -64,7 +66,7 @@ def settings(path, data_dir, **model):
 
 
 def begin(path, source, data_dir, **model):
-  config = assemble.resolve_and_check(settings(path, data_dir, **model))
+  config = checks.resolve_and_check(settings(path, data_dir, **model))
   experiment = assemble.Experiment(config, source)
   return experiment, jax.device_get(experiment.create_state())
 
@@ -79,7 +81,7 @@ class TestBeginning:
     trees.assert_equal(state.params, trained.params)
     trees.assert_equal(state.ema_params, trained.params)
     assert state.step == 0
-    (said,) = experiment._origin()
+    (said,) = describe._origin(experiment)
     assert said == f'weights    {folder}/ten.npz'
     assert not any(
       np.any(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim
@@ -100,7 +102,7 @@ class TestBeginning:
       trees.assert_equal({HEAD: head}, {HEAD: jax.device_get(initial[HEAD])})
       others = {k: v for k, v in trained.params.items() if k != HEAD}
       trees.assert_equal(tree, others)
-    (said,) = experiment._origin()
+    (said,) = describe._origin(experiment)
     assert said.endswith('seven.npz, classifier new (7 classes there)')
 
   def test_a_step_may_take_the_state_over(
@@ -108,7 +110,7 @@ class TestBeginning:
   ):
     before = jax.tree.map(np.array, trained.params)
     config = settings(folder / 'ten.npz', data_dir)
-    config = assemble.resolve_and_check(config)
+    config = checks.resolve_and_check(config)
     state = assemble.Experiment(config, digits).create_state()
     # On one device, where a copy may be left out.
     single = parallel.DataParallel(jax.local_devices()[:1])
@@ -165,29 +167,29 @@ class TestSettings:
     weights = trained.with_options(**options)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     config = settings(tmp_path / 'w.npz', data_dir)
-    model = assemble.resolve_and_check(config).model
+    model = checks.resolve_and_check(config).model
     assert model.name == 'nfnet_pico'
     assert (model.activation, model.timm_forward) == ('silu', True)
     assert config.model.name is None  # The caller's own is left alone.
     config.model.activation = 'relu'  # Said by the person.
-    assert assemble.resolve_and_check(config).model.activation == 'relu'
+    assert checks.resolve_and_check(config).model.activation == 'relu'
 
   def test_an_option_that_no_config_sets(self, tmp_path, trained, data_dir):
     weights = trained.with_options(alpha=0.3)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     with pytest.raises(errors.InputError, match=r'alpha=0\.3, which no config'):
-      assemble.resolve_and_check(settings(tmp_path / 'w.npz', data_dir))
+      checks.resolve_and_check(settings(tmp_path / 'w.npz', data_dir))
 
   def test_paths_become_absolute(self, folder, data_dir, monkeypatch):
     monkeypatch.chdir(folder)
-    config = assemble.resolve_and_check(settings('ten.npz', data_dir))
+    config = checks.resolve_and_check(settings('ten.npz', data_dir))
     assert config.weights == f'{folder}/ten.npz'
 
   @pytest.mark.parametrize('name', ['ten.npz', 'seven.npz'])
   def test_another_size(self, folder, digits, data_dir, name):
     config = settings(folder / name, data_dir)
     config.data.image_size, config.data.eval_size = 48, 64
-    config = assemble.resolve_and_check(config)
+    config = checks.resolve_and_check(config)
     experiment = assemble.Experiment(config, digits)
     state = experiment.create_state()
     assert experiment.abstract_state() == jax.eval_shape(lambda: state)
@@ -196,7 +198,7 @@ class TestSettings:
     assert next(experiment.eval_batches(print))['image'].shape[1] == 64
 
   def test_native_sizes_otherwise(self, tmp_path, folder, data_dir):
-    config = assemble.resolve_and_check(settings(folder / 'ten.npz', data_dir))
+    config = checks.resolve_and_check(settings(folder / 'ten.npz', data_dir))
     assert (config.data.image_size, config.data.eval_size) == (32, 32)
 
 
@@ -279,7 +281,7 @@ class TestRecipes:
     if module is finetune:
       assert config.model.name is None
       config.model.name = 'nfnet_f4'
-    resolved = assemble.resolve_and_check(config)
+    resolved = checks.resolve_and_check(config)
     assert published(resolved) == {**FINETUNE, **changes}
     clipping = 0.0 if arguments == ['resnet'] else 0.01
     assert resolved.optimizer.clipping == clipping
@@ -293,7 +295,7 @@ class TestRecipes:
     config.dataset = 'any'
     for name in (model, 'nfnet_f4_plus', 'bn_resnet50'):
       config.model.name = name
-      data = assemble.resolve_and_check(config).data
+      data = checks.resolve_and_check(config).data
       assert (data.image_size, data.eval_size) == (224, 224)
 
   def test_rate_of_finetuning_does_not_follow_the_batch(self, data_dir):
@@ -302,7 +304,7 @@ class TestRecipes:
     config.model.name = 'nfnet_pico'
     for batch in (16, 512):
       config.batch_size = batch
-      rate = assemble.resolve_and_check(config).optimizer.learning_rate
+      rate = checks.resolve_and_check(config).optimizer.learning_rate
       assert rate == 0.1
 
   @pytest.mark.parametrize('name', ['finetune:lora', 'pretrain:vit'])
@@ -397,7 +399,7 @@ class TestRun:
     self, door, run, folder, monkeypatch
   ):
     (folder / 'seven.npz').rename(folder / 'away.npz')
-    assemble.read_weights.cache_clear()
+    checks.read_weights.cache_clear()
     try:
       code, _, err = door(evaluate.main, f'--workdir={run}', on_a_run=True)
     finally:
@@ -530,5 +532,5 @@ class TestEvaluateWeights:
   def test_settings_are_the_config_s(self, folder, trained):
     config = digits_config.get_config()
     config.model.name = 'nfnet_pico'
-    adopted = assemble.resolve_and_check(assemble.adopt(config, trained))
+    adopted = checks.resolve_and_check(checks.adopt(config, trained))
     assert adopted.data.eval_margin == config.data.eval_margin

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.data import known
-from nfnet_jax.experiments import assemble, cli, plan
+from nfnet_jax.experiments import assemble, checks, cli, plan
 from nfnet_jax.pods import compiling, problems, topology
 from nfnet_jax.training import parallel
 
@@ -209,7 +209,7 @@ def experiment(flags, door):
   seen = []
   result = door(lambda: seen.append(cli.get_config()), *flags)
   assert result[0] == 0, result
-  return assemble.Experiment.open(assemble.resolve_and_check(seen[0]))
+  return assemble.Experiment.open(checks.resolve_and_check(seen[0]))
 
 
 def shapes(batch):

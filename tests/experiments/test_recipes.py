@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from nfnet_jax.experiments import assemble, cli, config
+from nfnet_jax.experiments import assemble, checks, cli, config, describe
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import f0
 from nfnet_jax.models import nfnet, registry
@@ -30,7 +30,7 @@ def load(name) -> ml_collections.ConfigDict:
 
 @pytest.mark.parametrize('name', NAMES)
 def test_recipe(name):
-  resolved = assemble.resolve_and_check(load(name))
+  resolved = checks.resolve_and_check(load(name))
   dropout, train_size, test_size, magnitude = PUBLISHED[name[:2]]
   assert resolved.model.name == f'nfnet_{name}'
   assert nfnet.VARIANTS[name].dropout == dropout
@@ -71,9 +71,9 @@ def test_recipe(name):
   ('name', 'top1', 'step_ms'), [('f5', 86.3, 1958.0), ('f6', 86.5, 2774.1)]
 )
 def test_recipe_with_sam(name, top1, step_ms):
-  expected = assemble.resolve_and_check(load(name)).to_dict()
+  expected = checks.resolve_and_check(load(name)).to_dict()
   expected['optimizer'] |= {'sam_rho': 0.05, 'sam_share': 0.2}
-  resolved = assemble.resolve_and_check(load(f'{name}_sam'))
+  resolved = checks.resolve_and_check(load(f'{name}_sam'))
   assert resolved.to_dict() == expected
   docstring = cli.config_path(f'{name}_sam').read_text()
   assert f'--config={name}_sam ' in docstring
@@ -86,12 +86,12 @@ def test_sam_reaches_the_trainer_and_the_log(digits):
   config = load('digits')
   config.model.name = 'nfnet_pico'
   said = ', clipping 0.01 by unit, SAM rho 0.05 on 30 %\n'
-  resolved = assemble.resolve_and_check(config)
-  assert 'SAM' not in assemble.Experiment(resolved, digits).summary()
+  resolved = checks.resolve_and_check(config)
+  assert 'SAM' not in describe.summary(assemble.Experiment(resolved, digits))
   config.optimizer.update(sam_rho=0.05, sam_share=0.3)
-  resolved = assemble.resolve_and_check(config)
+  resolved = checks.resolve_and_check(config)
   experiment = assemble.Experiment(resolved, digits)
-  assert said in experiment.summary()
+  assert said in describe.summary(experiment)
   trainer = experiment.trainer
   assert (trainer.sam_rho, trainer.sam_share) == (0.05, 0.3)
 
@@ -106,7 +106,7 @@ def test_what_depends_on_the_variant_follows_an_override():
   overridden = f0.get_config()
   overridden.model.name = 'nfnet_f3'
   overridden.batch_size = 1024
-  resolved = assemble.resolve_and_check(overridden)
+  resolved = checks.resolve_and_check(overridden)
   assert resolved.data.image_size == 320
   assert resolved.data.randaugment_magnitude == 15
   assert resolved.optimizer.learning_rate == 0.4
@@ -115,7 +115,7 @@ def test_what_depends_on_the_variant_follows_an_override():
 def test_a_model_without_published_magnitude_has_no_randaugment():
   overridden = f0.get_config()
   overridden.model.name = 'nfnet_nano'
-  assert assemble.resolve_and_check(overridden).data.randaugment_layers == 0
+  assert checks.resolve_and_check(overridden).data.randaugment_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_accelerators_compute_in_bfloat16(platform, dtype):
 def test_shards_follow_the_batch(batch_size, shards):
   overridden = f0.get_config()
   overridden.batch_size = batch_size
-  resolved = assemble.resolve_and_check(overridden)
+  resolved = checks.resolve_and_check(overridden)
   assert resolved.data.shards == shards
   assert batch_size % shards == 0
 

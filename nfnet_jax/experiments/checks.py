@@ -1,0 +1,147 @@
+"""What is checked of a configuration before any data is touched."""
+
+import functools
+import inspect
+
+import jax
+import ml_collections
+
+from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.experiments import errors
+from nfnet_jax.models import layers, registry
+from nfnet_jax.training import parallel, processes
+from nfnet_jax.weights import load
+
+
+def resolve_and_check(
+  config: ml_collections.ConfigDict,
+  platform: str | None = None,
+  *,
+  begun: bool = False,
+) -> ml_collections.ConfigDict:
+  """Resolves a configuration, and checks it as far as it goes without data.
+
+  Args:
+    config: with overrides applied.
+    platform: what it shall run on, as JAX calls it; by default what is here.
+    begun: whether it is that of a run, which needs the weights that it began
+      with no more.
+
+  Raises:
+    errors.InputError: in one line, what is wrong and the way out.
+  """
+  config_lib.check_keys(config)
+  if config.dataset is None:
+    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
+  if config.weights and not (begun and config.model.name):
+    config = adopt(config, read_weights(config.weights))
+  if config.model.name is None:
+    raise errors.InputError(
+      'Name a model: --config.model.name=NAME, or a trained one: '
+      '--config.weights=PATH.'
+    )
+  with errors.as_input_error():
+    spec = registry.get_spec(config.model.name)
+  config = config_lib.resolve(config, spec, platform or jax.default_backend())
+  config_lib.check_values(config)
+  model_options(config.model)
+  return config
+
+
+@functools.lru_cache(maxsize=1)
+def read_weights(path: str) -> load.Weights:
+  """Reads the weights that a run begins with, once.
+
+  Raises:
+    errors.InputError: if they cannot be used.
+  """
+  with errors.as_input_error():
+    return load.load_weights(path)
+
+
+def adopt(
+  config: ml_collections.ConfigDict, weights: load.Weights
+) -> ml_collections.ConfigDict:
+  """Sets a configuration's model to that of some weights.
+
+  Raises:
+    errors.InputError: if the configuration names another.
+  """
+  config = config.copy_and_resolve_references()
+  model = config.model
+  if model.name not in (None, weights.model):
+    raise errors.InputError(
+      f"The weights are of '{weights.model}', not of '{model.name}'; say "
+      f'--config.model.name={weights.model}.'
+    )
+  model.name = weights.model
+  for option, value in weights.options.items():
+    if option not in model:
+      raise errors.InputError(
+        f"The weights are of a '{model.name}' with {option}={value}, which no "
+        'config sets.'
+      )
+    if model[option] is None:
+      model[option] = value
+  return config
+
+
+def check_same_everywhere(config: ml_collections.ConfigDict) -> None:
+  """Checks that all processes resolved the same configuration.
+
+  Raises:
+    errors.InputError: with the keys that differ.
+  """
+  with errors.as_input_error():
+    processes.agree(
+      {key: str(value) for key, value in config_lib.flat(config).items()}
+    )
+
+
+def check_layout(
+  config: ml_collections.ConfigDict, devices: int | None = None
+) -> None:
+  """Checks that a resolved configuration can be trained on so many devices.
+
+  Args:
+    config: resolved.
+    devices: how many; by default all that are here.
+
+  Raises:
+    errors.InputError: with the arithmetic and the nearest sizes that work.
+  """
+  devices = devices or jax.device_count()
+  check, shards = config_lib.check_divides, config.data.shards
+  check('data.shards', shards, 'the number of devices', devices)
+  check('batch_size', config.batch_size, 'data.shards', shards)
+  mixes = config.data.mixup or config.data.cutmix
+  if mixes and config.data.partners == 'in_batch':
+    twice = 'twice data.shards'
+    check('batch_size', config.batch_size, twice, 2 * shards)
+
+
+def model_options(
+  model: ml_collections.ConfigDict,
+) -> dict[str, float | str]:
+  """Returns the options of a model's module that a configuration sets.
+
+  Raises:
+    errors.InputError: if the model's family has no such option, or there is no
+      such activation.
+  """
+  options = {name: value for name, value in model.items() if value is not None}
+  del options['name']
+  if options.pop('cross_replica_bn'):
+    options['cross_replica_axis'] = parallel.AXIS
+  family = registry.get_spec(model.name).family
+  known = inspect.signature(family.__init__).parameters
+  for name in options:
+    if name not in known:
+      setting = name.replace('cross_replica_axis', 'cross_replica_bn')
+      raise errors.InputError(
+        f"model.{setting} is no option of '{model.name}'; leave it out."
+      )
+  if 'activation' in options:
+    with errors.as_input_error():
+      layers.scaled_activation(options['activation'])
+  return options

@@ -1,0 +1,114 @@
+"""What a run says about itself before it starts."""
+
+import haiku
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+import nfnet_jax
+from nfnet_jax.experiments import assemble, checks
+from nfnet_jax.models import complexity
+from nfnet_jax.optim import groups
+
+_REPORTED = (nfnet_jax, jax, haiku, optax)
+
+
+def summary(experiment: assemble.Experiment) -> str:
+  """Says what is about to run, for the start of the log."""
+  config, model = experiment.config, experiment.trainer.model
+  state = experiment.abstract_state()
+  params = state.params
+  size = config.data.eval_size
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  macs = complexity.count_macs(
+    lambda p, s, i: model.apply(p, s, None, i, False)[0],
+    params,
+    state.model_state,
+    images,
+  )
+  total = experiment.cadence.total
+  epochs = total * config.batch_size / experiment.units.examples
+  warmup = experiment.units.steps(config.optimizer.warmup)
+  peak = config.optimizer.learning_rate * min(1, total / max(warmup, 1e-9))
+  cut = ' (warm-up is longer than the run)' if warmup > total else ''
+  return '\n'.join(
+    [
+      f'model      {config.model.name}: '
+      f'{complexity.count_parameters(params):,} parameters, '
+      f'{macs / 1e9:.3g} G multiply-adds at {size} px',
+      *_origin(experiment),
+      f'data       {config.dataset}: {experiment.units.examples:,} images, '
+      f'{experiment.source.num_classes} classes, {config.data.shards} shards',
+      f'images     {_images(config.data)}',
+      f'run        {total:,} steps of {config.batch_size} '
+      f'({epochs:.1f} epochs), peak learning rate {peak:g}{cut}, '
+      f'{config.compute_dtype}',
+      f'optimiser  {_optimizer(config.optimizer)}',
+      devices(),
+      'versions   '
+      + ', '.join(f'{m.__name__} {m.__version__}' for m in _REPORTED),
+      '',
+      groups.group_table(params),
+    ]
+  )
+
+
+def devices() -> str:
+  """Says what this process computes on, and with how many others."""
+  device, several = jax.devices()[0], jax.process_count()
+  # A core of a TPU, which is what a device is, has a place in the pod.
+  places = [d.coords for d in jax.devices() if hasattr(d, 'coords')]
+  spans = [max(axis) - min(axis) + 1 for axis in zip(*places)]
+  topology = f', topology {"x".join(map(str, spans))}' if spans else ''
+  share = f', {jax.local_device_count()} of them here' if several > 1 else ''
+  return (
+    f'devices    {jax.device_count()} x {device.device_kind} '
+    f'({device.platform}){topology}, process {jax.process_index()} of '
+    f'{several}{share}'
+  )
+
+
+def _origin(experiment: assemble.Experiment) -> list[str]:
+  """Says what weights the run begins with, if not with random ones."""
+  if not experiment.config.weights:
+    return []
+  before = checks.read_weights(experiment.config.weights).num_classes
+  now = experiment.source.num_classes
+  head = '' if before == now else f', classifier new ({before} classes there)'
+  return [f'weights    {experiment.config.weights}{head}']
+
+
+def _optimizer(optimizer: ml_collections.ConfigDict) -> str:
+  """Says how gradients become updates."""
+  clipping = f'clipping {optimizer.clipping:g} by {optimizer.clip_by}'
+  trust = f'trust coefficient {optimizer.trust_coefficient}'
+  sam = f'SAM rho {optimizer.sam_rho:g} on {100 * optimizer.sam_share:g} %'
+  parts = [
+    'SGD' if optimizer.rms_decay is None else 'RMSProp',
+    f'{"Nesterov " if optimizer.nesterov else ""}momentum {optimizer.momentum}',
+    f'weight decay {optimizer.weight_decay:g}',
+    clipping if optimizer.clipping else 'no clipping',
+    '' if optimizer.trust_coefficient is None else trust,
+    sam if optimizer.sam_rho else '',
+  ]
+  return ', '.join(filter(None, parts))
+
+
+def _images(data: ml_collections.ConfigDict) -> str:
+  """Says what is done to training images."""
+  mixing = ' and '.join(
+    name
+    for name, used in (('MixUp', data.mixup), ('CutMix', data.cutmix))
+    if used
+  )
+  layers = data.randaugment_layers
+  parts = [
+    f'{data.image_size} px',
+    f'{data.crop} crop',
+    'flip' if data.flip else '',
+    f'shift {data.shift} px' if data.shift else '',
+    f'{mixing} ({data.partners})' if mixing else '',
+    f'RandAugment {layers} x {data.randaugment_magnitude}' if layers else '',
+  ]
+  return ', '.join(filter(None, parts))
