@@ -113,6 +113,8 @@ class Experiment:
       compute_dtype=jnp.dtype(config.compute_dtype),
       sam_rho=optimizer.sam_rho,
       sam_share=optimizer.sam_share,
+      remat=config.run.remat,
+      accumulate=config.run.accumulate,
     )
 
   def _schedule(self) -> optax.Schedule:

@@ -1,5 +1,6 @@
 """What is checked of a configuration before any data is touched."""
 
+from collections.abc import Collection
 import functools
 import inspect
 
@@ -118,6 +119,14 @@ def check_layout(
   if mixes and config.data.partners == 'in_batch':
     twice = 'twice data.shards'
     check('batch_size', config.batch_size, twice, 2 * shards)
+  if (parts := config.run.accumulate) > 1:
+    a_device = 'the number of devices times run.accumulate'
+    check('batch_size', config.batch_size, a_device, devices * parts)
+    if 'cross_replica_axis' in _options_of(config.model.name):
+      raise errors.InputError(
+        f"'{config.model.name}' normalises batches, and run.accumulate={parts} "
+        'would make them smaller: leave it out, or take a smaller batch_size.'
+      )
 
 
 def model_options(
@@ -133,8 +142,7 @@ def model_options(
   del options['name']
   if options.pop('cross_replica_bn'):
     options['cross_replica_axis'] = parallel.AXIS
-  family = registry.get_spec(model.name).family
-  known = inspect.signature(family.__init__).parameters
+  known = _options_of(model.name)
   for name in options:
     if name not in known:
       setting = name.replace('cross_replica_axis', 'cross_replica_bn')
@@ -145,3 +153,9 @@ def model_options(
     with errors.as_input_error():
       layers.scaled_activation(options['activation'])
   return options
+
+
+def _options_of(model: str) -> Collection[str]:
+  """Lists the arguments of a model's module."""
+  family = registry.get_spec(model).family
+  return inspect.signature(family.__init__).parameters

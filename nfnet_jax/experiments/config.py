@@ -99,6 +99,8 @@ def base() -> ml_collections.ConfigDict:
         'eval_every': '5 epochs',
         'checkpoint_every': '1 epoch',
         'keep_checkpoints': 3,
+        'remat': config_dict.placeholder(bool),
+        'accumulate': config_dict.placeholder(int),
       },
     }
   ).lock()
@@ -167,6 +169,7 @@ _RANGES = {
   'run.max_bad_records': (0, math.inf),
   'run.eval_batch_size': (1, math.inf),
   'run.keep_checkpoints': (1, math.inf),
+  'run.accumulate': (1, math.inf),
 }
 _CHOICES = {
   'compute_dtype': ('float32', 'bfloat16'),
@@ -275,6 +278,10 @@ def resolve(
   for section, key in ((run, 'data_dir'), (config, 'weights')):
     if section[key] and '://' not in section[key]:
       section[key] = os.path.abspath(section[key])
+  if run.remat is None:
+    run.remat = False
+  if run.accumulate is None:
+    run.accumulate = 1
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()

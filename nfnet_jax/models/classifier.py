@@ -85,6 +85,7 @@ class ImageClassifier(hk.Module):
     images: jax.Array,
     is_training: bool,
     positions: jax.Array | None = None,
+    remat: bool = False,
   ) -> jax.Array:
     """Maps normalised images `[N, H, W, 3]` to logits `[N, num_classes]`.
 
@@ -95,14 +96,17 @@ class ImageClassifier(hk.Module):
         drawn.
       positions: `[N]` each example's place in the global batch, from which its
         random draws derive; 0 to N - 1 by default.
+      remat: whether only the blocks' inputs are kept for the backward pass,
+        which then computes the blocks again. Values are the same.
     """
-    return self.endpoints(images, is_training, positions)['logits']
+    return self.endpoints(images, is_training, positions, remat)['logits']
 
   def endpoints(
     self,
     images: jax.Array,
     is_training: bool,
     positions: jax.Array | None = None,
+    remat: bool = False,
   ) -> dict[str, jax.Array | dict[str, jax.Array]]:
     """Runs the network and returns what is worth looking at on the way.
 
@@ -124,7 +128,8 @@ class ImageClassifier(hk.Module):
       block_key = jax.random.fold_in(key, index) if is_training else None
       # What a profile and a plan call the parts of a step.
       with jax.named_scope(f'stage_{stage}'):
-        x, residual_var = block(x, block_key, positions)
+        run = hk.remat(block) if remat else block
+        x, residual_var = run(x, block_key, positions)
       outputs[f'block_{index}'] = {
         **layers.signal_statistics(x),
         'residual_var': residual_var,

@@ -217,8 +217,10 @@ def create(name: str, num_classes: int = 1000, **options) -> Model:
   def make():
     module = spec.family(num_classes, spec.variant, **options)
 
-    def forward(images: jax.Array, is_training: bool, positions=None):
-      return module(images, is_training, positions)
+    def forward(
+      images: jax.Array, is_training: bool, positions=None, remat=False
+    ):
+      return module(images, is_training, positions, remat)
 
     def endpoints(images: jax.Array, is_training: bool, positions=None):
       return module.endpoints(images, is_training, positions)

@@ -6,9 +6,11 @@ and is the identity on one.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import optax
 
@@ -75,6 +77,9 @@ class Trainer:
       gradient sums and updates are float32.
     sam_rho: length of SAM's way uphill (see `training.sam`); 0 for none.
     sam_share: share of a device's examples that SAM climbs by, in (0, 1].
+    remat: whether the backward pass computes the blocks again, for memory.
+    accumulate: parts, one after the other, in which a device takes the gradient
+      of its examples; for models without batch statistics.
   """
 
   model: registry.Model
@@ -88,6 +93,8 @@ class Trainer:
   compute_dtype: jnp.dtype = jnp.float32
   sam_rho: float = 0.0
   sam_share: float = 0.2
+  remat: bool = False
+  accumulate: int = 1
 
   def train_step(
     self, state: state_lib.TrainState, batch: Batch, reduce: Reduce
@@ -161,14 +168,33 @@ class Trainer:
   def gradients(self, state: state_lib.TrainState, batch: Batch):
     """Differentiates this device's share of the global mean loss.
 
+    In `accumulate` parts; in fewer, if SAM's examples do not divide by it.
+
     Returns:
       `((loss, (top1, model_state)), grads)`. Loss and top-1 are this device's
       terms of the global means; gradients are float32.
     """
+    parts = math.gcd(self.accumulate, len(batch['label']))
+    if parts == 1:
+      return self._gradients(state, batch)
+    examples = {
+      name: value.reshape(parts, -1, *value.shape[1:])
+      for name, value in batch.items()
+      if value.ndim
+    }
+    compute = lambda part: self._gradients(state, {**batch, **part})
+    first = jax.tree.map(lambda value: value[0], examples)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first)
+    )
+    add = lambda sums, part: (optax.tree.add(sums, compute(part)), None)
+    return lax.scan(add, zeros, examples)[0]
+
+  def _gradients(self, state: state_lib.TrainState, batch: Batch):
 
     def loss_fn(params):
       logits, model_state = self.model.apply(
-        *self.model_inputs(params, state, batch)
+        *self.model_inputs(params, state, batch), remat=self.remat
       )
       logits = logits.astype(jnp.float32)
       labels, weights = batch['label'], batch['weight']
