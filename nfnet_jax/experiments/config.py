@@ -99,7 +99,7 @@ def base() -> ml_collections.ConfigDict:
         'eval_every': '5 epochs',
         'checkpoint_every': '1 epoch',
         'keep_checkpoints': 3,
-        'remat': config_dict.placeholder(bool),
+        'remat': False,
         'accumulate': config_dict.placeholder(int),
       },
     }
@@ -182,6 +182,15 @@ _CHOICES = {
 # Data shards of a run where none are asked for: the cores of the pod that the
 # paper's batch of 4,096 was trained on.
 _MOST_SHARDS = 128
+
+# Parts in which the gradient of 32 images a core is taken, so that training
+# fits the 16 GiB of a TPU v3 core; see experiments/plan_memory/.
+_PARTS = {
+  'nfnet_f4': 2,
+  'nfnet_f5': 4,
+  'nfnet_f6': 8,
+  'nfnet_f7': 8,
+}
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
@@ -278,10 +287,10 @@ def resolve(
   for section, key in ((run, 'data_dir'), (config, 'weights')):
     if section[key] and '://' not in section[key]:
       section[key] = os.path.abspath(section[key])
-  if run.remat is None:
-    run.remat = False
   if run.accumulate is None:
-    run.accumulate = 1
+    # Never more than divides the examples of a device, however many there are.
+    parts = _PARTS.get(spec.name, 1)
+    run.accumulate = math.gcd(parts, config.batch_size // data.shards)
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()

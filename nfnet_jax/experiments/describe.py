@@ -43,7 +43,7 @@ def summary(experiment: assemble.Experiment) -> str:
       f'images     {_images(config.data)}',
       f'run        {total:,} steps of {config.batch_size} '
       f'({epochs:.1f} epochs), peak learning rate {peak:g}{cut}, '
-      f'{config.compute_dtype}',
+      f'{config.compute_dtype}{_saving(config.run)}',
       f'optimiser  {_optimizer(config.optimizer)}',
       devices(),
       'versions   '
@@ -77,6 +77,12 @@ def _origin(experiment: assemble.Experiment) -> list[str]:
   now = experiment.source.num_classes
   head = '' if before == now else f', classifier new ({before} classes there)'
   return [f'weights    {experiment.config.weights}{head}']
+
+
+def _saving(run: ml_collections.ConfigDict) -> str:
+  """Says how a step saves memory, if it does."""
+  parts = f', in {run.accumulate} parts' if run.accumulate > 1 else ''
+  return parts + (', blocks computed again' if run.remat else '')
 
 
 def _optimizer(optimizer: ml_collections.ConfigDict) -> str:

@@ -244,6 +244,8 @@ def get_workload(name: str, experiment):
     macs=_macs(model, state, data.image_size),
     parameter_bytes=size(state.params),
     state_bytes=size(state),
+    parts=config.run.accumulate,
+    remat=config.run.remat,
   )
 
 

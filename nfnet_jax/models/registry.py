@@ -51,10 +51,10 @@ class Model(NamedTuple):
 
   Attributes:
     init: `(rng, images, is_training) -> (params, state)`.
-    apply: `(params, state, rng, images, is_training, positions=None) ->
-      (logits, state)`; `rng` may be None in evaluation.
-    endpoints: like `apply`, returning a dict of intermediate statistics,
-      pooled features and logits in place of the logits.
+    apply: `(params, state, rng, images, is_training, positions=None,
+      remat=False) -> (logits, state)`; `rng` may be None in evaluation.
+    endpoints: like `apply` without `remat`, returning a dict of intermediate
+      statistics, pooled features and logits in place of the logits.
     spec: the model's row of the table.
   """
 

@@ -34,6 +34,8 @@ class Workload:
     macs: multiply-adds of the forward pass of an image.
     parameter_bytes: of the parameters.
     state_bytes: of the whole state: parameters, momentum, average, ...
+    parts: in which a device takes the gradient of its examples.
+    remat: whether the backward pass computes the blocks again.
   """
 
   config: str
@@ -47,6 +49,8 @@ class Workload:
   macs: int
   parameter_bytes: int
   state_bytes: int
+  parts: int = 1
+  remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +114,8 @@ class Plan:
       'hosts': pod.hosts,
       'batch_size': work.batch,
       'batch_per_device': work.batch // devices,
+      'accumulate': work.parts,
+      'remat': work.remat,
       'total_steps': work.steps,
       'parameter_bytes': work.parameter_bytes,
       'state_bytes': work.state_bytes,
@@ -137,7 +143,9 @@ class Plan:
       'temp_bytes': compiled.temp_bytes,
       'compile_s': compiled.seconds,
       'cached': compiled.cached,
-      'flops_per_step': compiled.flops * len(self.pod.devices),
+      # The compiler counts the loop over parts once; what is outside of it, the
+      # update, is less than a hundredth.
+      'flops_per_step': compiled.flops * work.parts * len(self.pod.devices),
       # Forward pass once, backward pass twice; a multiply-add is two.
       'model_flops_per_step': 6 * work.macs * work.batch,
       'step_cycles': schedule.cycles,

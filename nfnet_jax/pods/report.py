@@ -21,7 +21,7 @@ def summary(plan: estimate.Plan) -> str:
     f'plan         {work.config}: {work.model} at {work.image_size} px, '
     f'{work.dtype}',
     f'pod          {plan.pod.name}: {_pod(row)}',
-    f'batch        {work.batch:,}: {row["batch_per_device"]} a {row["device"]}',
+    f'batch        {work.batch:,}: {_batch(row)}',
     f'state        {size(work.state_bytes)} a {row["device"]}, of it '
     f'parameters {size(work.parameter_bytes)}',
     f'memory       {_memory(row)}',
@@ -48,6 +48,12 @@ def _pod(row: dict[str, Any]) -> str:
   if row['device'] == 'chip':
     return f'{row["chips"]} chips {kind.chip}, {hosts}'
   return f'{row["devices"]} cores of {row["chips"]} chips {kind.chip}, {hosts}'
+
+
+def _batch(row: dict[str, Any]) -> str:
+  parts = f', in {row["accumulate"]} parts' if row['accumulate'] > 1 else ''
+  again = ', blocks computed again' if row['remat'] else ''
+  return f'{row["batch_per_device"]} a {row["device"]}{parts}{again}'
 
 
 def _memory(row: dict[str, Any]) -> str:
@@ -155,6 +161,7 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
   'devices': lambda row: f'{row["devices"]} {row["device"]}s',
   'hosts': lambda row: f'{row["hosts"]}',
   'batch a device': lambda row: f'{row["batch_per_device"]}',
+  'in parts': lambda row: f'{row["accumulate"]}',
   'state': lambda row: size(row['state_bytes']),
   'peak': lambda row: size(row['peak_bytes']),
   'available': lambda row: size(row['available_bytes']),

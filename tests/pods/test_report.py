@@ -58,6 +58,7 @@ def test_numbers_by_hand():
   assert row['step_ms'] == pytest.approx(60)  # 56.4 M cycles at 940 MHz
   assert row['images_per_second'] == pytest.approx(4096 / 0.06)
   assert row['flops_per_step'] == 1.3e12 * 128
+  assert (row['accumulate'], row['remat']) == (1, False)
   assert row['model_flops_per_step'] == 6 * 6.98e9 * 4096
   # 32 images a core: 1.34 TFLOP in 60 ms, of 61.5 TFLOP/s.
   assert row['model_flops_utilisation'] == pytest.approx(0.3632, abs=1e-4)
@@ -163,3 +164,13 @@ def test_chart(tmp_path):
 )
 def test_sizes(number, text):
   assert report.size(number) == text
+
+
+def test_parts_and_blocks_computed_again():
+  plan = make()
+  work = dataclasses.replace(plan.workload, parts=4, remat=True)
+  plan = dataclasses.replace(plan, workload=work)
+  # The compiler saw one of the four.
+  assert plan.numbers()['flops_per_step'] == 4 * 1.3e12 * 128
+  said = 'batch        4,096: 32 a core, in 4 parts, blocks computed again\n'
+  assert said in report.summary(plan)
