@@ -3,13 +3,13 @@
 import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import time
+import itertools
 
 import jax
 import numpy as np
 
 from nfnet_jax.training import checkpoint as checkpoint_lib
-from nfnet_jax.training import diagnosis, evaluation, interrupt
+from nfnet_jax.training import diagnosis, evaluation, interrupt, timing
 from nfnet_jax.training import metrics as metrics_lib
 from nfnet_jax.training import parallel as parallel_lib
 from nfnet_jax.training import progress as progress_lib
@@ -51,6 +51,8 @@ class Loop:
     writer: where metrics go.
     progress: what the person sees.
     stop: asks the run to end.
+    watch: what the time goes to.
+    throughput: images a second.
   """
 
   trainer: step_lib.Trainer
@@ -62,11 +64,16 @@ class Loop:
   writer: metrics_lib.MetricsWriter
   progress: progress_lib.Progress
   stop: interrupt.StopRequest
+  watch: timing.Stopwatch = dataclasses.field(default_factory=timing.Stopwatch)
+  throughput: timing.Throughput = dataclasses.field(init=False)
 
   def __post_init__(self):
-    self._train_step = self.parallel.train_step(self.trainer.train_step)
-    self._eval_step = self.parallel.eval_step(
-      step_lib.evaluator(self.trainer.model)
+    self.throughput = timing.Throughput(self.watch, self.trainer.global_batch)
+    self._train_step = self._compiling_first(
+      self.parallel.train_step(self.trainer.train_step)
+    )
+    self._eval_step = self._compiling_first(
+      self.parallel.eval_step(step_lib.evaluator(self.trainer.model))
     )
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()
@@ -86,6 +93,10 @@ class Loop:
       diagnosis.NonFiniteError: if loss or gradient ceased to be finite; the
         last good state is saved.
     """
+    with self.watch.during(timing.TRAINING):
+      return self._run(state)
+
+  def _run(self, state: state_lib.TrainState) -> dict[str, float]:
     step = int(state.step)
     state = self.parallel.replicate(state)
     batches = self._place(self.train_batches(step))
@@ -100,17 +111,28 @@ class Loop:
         step += 1
         self._pending.append((step, metrics))
         self._hold_back()
-        self.progress.resume()  # After the first step, which compiles.
         # A step late, so that the wait is for a step already done.
         if self._due(step - 1, self.cadence.log):
           self._flush(state, keep=1)
           self._show()
     except interrupt.Interrupted:
       self._save(state)
-      self.checkpoints.wait()
+      self._wait_until_saved()
       raise
-    self.checkpoints.wait()
+    self._wait_until_saved()
     return self.writer.evaluations[step]
+
+  def _compiling_first(self, step: Callable) -> Callable:
+    """Counts the first call of a step as compiling, and waits for it."""
+    calls = itertools.count()
+
+    def call(*args):
+      if next(calls):
+        return step(*args)
+      with self.watch.during(timing.COMPILING):
+        return jax.block_until_ready(step(*args))
+
+    return call
 
   def _place(self, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Keeps the next batches on the devices."""
@@ -122,15 +144,14 @@ class Loop:
 
   def _next(self, batches: Iterator[Batch], state: state_lib.TrainState):
     """Returns the next batch; if the data fails, no step is lost."""
-    start = time.perf_counter()
+    begun = self.throughput.steps or self._pending
     try:
-      return next(batches)
+      with self.watch.during(timing.DATA if begun else timing.STARTING):
+        return next(batches)
     except Exception:
       self._save(state)
-      self.checkpoints.wait()
+      self._wait_until_saved()
       raise
-    finally:
-      self.progress.waited(time.perf_counter() - start)
 
   def _hold_back(self) -> None:
     """Bounds the batches that wait on the devices; no step waits for this."""
@@ -167,17 +188,20 @@ class Loop:
         self._diagnose(state)
       rows.append(row)
     self.writer.write(rows)
+    self.throughput.steps += count
     if rows:
       self._last_row = rows[-1]
 
   def _show(self) -> None:
     if self._last_row:
-      self.progress.update(self._last_row['step'], self._last_row)
+      step, speed = self._last_row['step'], self.throughput.lap()
+      self.writer.observe(step, speed)
+      self.progress.update(step, self._last_row | speed)
 
   def _diagnose(self, state: state_lib.TrainState) -> None:
     """Saves the last good state and says what broke the step after it."""
     self.checkpoints.save(state)
-    self.checkpoints.wait()
+    self._wait_until_saved()
     bad_batch = next(self.train_batches(int(state.step)))
     raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
 
@@ -185,14 +209,14 @@ class Loop:
     self._flush(state)
     if step == self.cadence.total:
       self._show()
-    self.progress.pause()
-    results = evaluation.evaluate(
-      self._eval_step,
-      self.parallel,
-      evaluation.weights_of(state),
-      self.eval_batches(),
-      poll=self._stop_if_asked,
-    )
+    with self.watch.during(timing.EVALUATING):
+      results = evaluation.evaluate(
+        self._eval_step,
+        self.parallel,
+        evaluation.weights_of(state),
+        self.eval_batches(),
+        poll=self._stop_if_asked,
+      )
     self.writer.write([{'step': step, **results}])
     self.progress.note(
       f'evaluation at step {step}: '
@@ -203,8 +227,12 @@ class Loop:
 
   def _save(self, state: state_lib.TrainState) -> None:
     self._flush(state)
-    self.progress.pause()
-    self.checkpoints.save(state)
+    with self.watch.during(timing.SAVING):
+      self.checkpoints.save(state)
+
+  def _wait_until_saved(self) -> None:
+    with self.watch.during(timing.SAVING):
+      self.checkpoints.wait()
 
   def _stop_if_asked(self) -> None:
     if self.stop.poll():
