@@ -81,9 +81,18 @@ def _evaluate_weights() -> dict[str, float]:
 
 
 def _evaluate(experiment, weights) -> dict[str, float]:
-  from nfnet_jax.training import evaluation, interrupt, step
+  from nfnet_jax.training import (
+    evaluation,
+    interrupt,
+    processes,
+    programs,
+    step,
+  )
   from nfnet_jax.training import parallel as parallel_lib
 
+  kept = programs.keep()
+  if kept and processes.is_primary():
+    cli.say(f'programs   {kept}')
   parallel = parallel_lib.DataParallel()
   with interrupt.StopRequest() as stop:
 
