@@ -9,7 +9,13 @@ import jax
 import numpy as np
 
 from nfnet_jax.training import checkpoint as checkpoint_lib
-from nfnet_jax.training import diagnosis, evaluation, interrupt, timing
+from nfnet_jax.training import (
+  diagnosis,
+  evaluation,
+  interrupt,
+  profiling,
+  timing,
+)
 from nfnet_jax.training import metrics as metrics_lib
 from nfnet_jax.training import parallel as parallel_lib
 from nfnet_jax.training import progress as progress_lib
@@ -51,6 +57,7 @@ class Loop:
     writer: where metrics go.
     progress: what the person sees.
     stop: asks the run to end.
+    tracer: takes a profiler trace of some steps.
     watch: what the time goes to.
     throughput: images a second.
   """
@@ -64,6 +71,7 @@ class Loop:
   writer: metrics_lib.MetricsWriter
   progress: progress_lib.Progress
   stop: interrupt.StopRequest
+  tracer: profiling.Tracer = dataclasses.field(default_factory=profiling.Tracer)
   watch: timing.Stopwatch = dataclasses.field(default_factory=timing.Stopwatch)
   throughput: timing.Throughput = dataclasses.field(init=False)
 
@@ -93,34 +101,44 @@ class Loop:
       diagnosis.NonFiniteError: if loss or gradient ceased to be finite; the
         last good state is saved.
     """
-    with self.watch.during(timing.TRAINING):
-      return self._run(state)
-
-  def _run(self, state: state_lib.TrainState) -> dict[str, float]:
     step = int(state.step)
     state = self.parallel.replicate(state)
     batches = self._place(self.train_batches(step))
     if step < self.cadence.total:
       self.progress.note('Compiling the training step ...')
-    try:
-      while True:
-        self._look_up(state, step)
-        if step == self.cadence.total:
-          break
-        state, metrics = self._train_step(state, self._next(batches, state))
-        step += 1
-        self._pending.append((step, metrics))
-        self._hold_back()
-        # A step late, so that the wait is for a step already done.
-        if self._due(step - 1, self.cadence.log):
-          self._flush(state, keep=1)
-          self._show()
-    except interrupt.Interrupted:
-      self._save(state)
+    # Without the end of the pipeline, which takes seconds.
+    with self.watch.during(timing.TRAINING), self.tracer:
+      try:
+        while True:
+          self._look_up(state, step)
+          if step == self.cadence.total:
+            break
+          state = self._step(batches, state, step)
+          step += 1
+          with self.watch.during(timing.SAVING):
+            self.tracer.end_at(step, state)
+      except interrupt.Interrupted:
+        self._save(state)
+        self._wait_until_saved()
+        raise
       self._wait_until_saved()
-      raise
-    self._wait_until_saved()
     return self.writer.evaluations[step]
+
+  def _step(
+    self, batches: Iterator[Batch], state: state_lib.TrainState, step: int
+  ) -> state_lib.TrainState:
+    """Makes the update after `step`; logs the one before, where that is due."""
+    self.tracer.begin_at(step, state)
+    with self.tracer.annotate(step):
+      batch = self._next(batches, state)
+      state, metrics = self._train_step(state, batch)
+    self._pending.append((step + 1, metrics))
+    self._hold_back()
+    # A step late, so that the wait is for a step already done.
+    if self._due(step, self.cadence.log):
+      self._flush(state, keep=1)
+      self._show()
+    return state
 
   def _compiling_first(self, step: Callable) -> Callable:
     """Counts the first call of a step as compiling, and waits for it."""
@@ -146,7 +164,7 @@ class Loop:
     """Returns the next batch; if the data fails, no step is lost."""
     begun = self.throughput.steps or self._pending
     try:
-      with self.watch.during(timing.DATA if begun else timing.STARTING):
+      with self.watch.during(timing.DATA if begun else timing.OTHER):
         return next(batches)
     except Exception:
       self._save(state)

@@ -6,14 +6,14 @@ import contextlib
 import time
 
 # What a run spends its time on. Waiting for a batch while the devices may still
-# work is `DATA`, filling the pipeline before the first step is `STARTING`.
-STARTING, COMPILING, TRAINING, DATA, EVALUATING, SAVING = (
-  'starting',
-  'compiling',
+# work is `DATA`; to restore, to fill the pipeline and to close it is `OTHER`.
+TRAINING, DATA, COMPILING, EVALUATING, SAVING, OTHER = (
   'training',
   'data',
+  'compiling',
   'evaluating',
   'saving',
+  'other',
 )
 
 
@@ -31,7 +31,7 @@ class Stopwatch:
 
   def __init__(self):
     self._seconds = collections.Counter()
-    self._doing = STARTING
+    self._doing = OTHER
     self._since = time.perf_counter()
 
   @contextlib.contextmanager

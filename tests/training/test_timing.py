@@ -1,5 +1,6 @@
 """Where time goes, on a clock that the test winds."""
 
+import contextlib
 import io
 
 import pytest
@@ -27,12 +28,12 @@ def test_no_second_counts_twice(clock):
       clock(4)
       assert watch.seconds(timing.DATA) == 4
     clock(8)
-    with pytest.raises(ZeroDivisionError), watch.during(timing.SAVING):
+    with contextlib.suppress(ZeroDivisionError), watch.during(timing.SAVING):
       clock(16)
       raise ZeroDivisionError
     clock(32)
   clock(64)
-  assert watch.seconds(timing.STARTING) == 1 + 64
+  assert watch.seconds(timing.OTHER) == 1 + 64
   assert watch.seconds(timing.TRAINING) == 2 + 8 + 32
   assert watch.seconds(timing.TRAINING, timing.SAVING) == 42 + 16
   assert watch.seconds(timing.EVALUATING) == 0
