@@ -108,6 +108,17 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
       ['--config=digits', '--config.optimizer.warmup=soon'],
       "'soon' is not a duration",
     ),
+    *(
+      (
+        ['--config=digits', f'--profile={steps}'],
+        f"--profile='{steps}' is not START:STOP",
+      )
+      for steps in ('soon', '5', ':5', '5:', '-1:5', '1.5:5', '5:5', '7:5')
+    ),
+    (
+      ['--config=digits', '--profile=600:676'],
+      '--profile=600:676 goes past the end of the run, 675 steps.',
+    ),
     (
       ['--config=digits', '--config.dataset=cifar10'],
       "Dataset 'cifar10' is not prepared under",
