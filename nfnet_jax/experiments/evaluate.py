@@ -25,6 +25,11 @@ for _name in ('config', 'workdir', 'weights', 'json', *several.FLAGS):
 def main() -> None:
   from nfnet_jax.training import evaluation, processes
 
+  if cli.SIZE.value:
+    raise errors.InputError(
+      'The size of images is a setting here: use '
+      f'--config.data.eval_size={cli.SIZE.value} in place of --size.'
+    )
   with several.together():
     if cli.WEIGHTS.value:
       about, results = {}, _evaluate_weights()

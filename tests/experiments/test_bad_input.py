@@ -28,6 +28,11 @@ def complaint(result):
   return lines[0]
 
 
+def test_evaluate_takes_no_size(door):
+  said = complaint(door(evaluate.main, '--weights=a.npz', '--size=64'))
+  assert 'use --config.data.eval_size=64 in place of --size.' in said
+
+
 def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
   result = door(
     evaluate.main,
