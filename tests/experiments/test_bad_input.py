@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from nfnet_jax.experiments import cli, evaluate, train
+from nfnet_jax.experiments import cli, evaluate, several, train
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +257,19 @@ def test_another_platform_than_the_required_is_refused(door, tmp_path, main):
   line = complaint(door(main, *arguments, '--require_platform=tpu'))
   assert '--require_platform=tpu, but JAX found only cpu devices' in line
   assert not list(tmp_path.iterdir())
+
+
+def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
+  """JAX calls the platform of CUDA and of ROCm `gpu`, too."""
+
+  def enter():
+    with several.together():
+      pass
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert door(enter, '--require_platform=gpu') == (0, '', '')
+  line = complaint(door(enter, '--require_platform=cpu'))
+  assert '--require_platform=cpu, but JAX found only gpu devices' in line
 
 
 @pytest.mark.parametrize(
