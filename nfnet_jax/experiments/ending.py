@@ -2,8 +2,8 @@
 
 import math
 import os
-import pathlib
 
+from etils import epath
 import jax
 
 from nfnet_jax.training import evaluation, loop, processes, timing
@@ -65,7 +65,7 @@ def summary(run: loop.Loop, workdir: str | os.PathLike) -> str:
       *(
         [f'memory     {peak / 2**30:.2f} GiB at most a device'] if peak else []
       ),
-      f'checkpoint {pathlib.PurePath(workdir) / "checkpoints" / str(total)}',
+      f'checkpoint {epath.Path(workdir) / "checkpoints" / str(total)}',
     ]
   )
 
