@@ -28,6 +28,7 @@ from nfnet_jax.experiments import (
   train,
 )
 from tests import trained_weights
+from tests.launch import conftest
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 
@@ -185,6 +186,31 @@ def test_plan_command_runs(tmp_path):
   assert run.returncode == 0, run.stderr
   assert '128 cores of 64 chips TPU v3, 16 hosts' in run.stdout
   assert 'convolutions, stage 3' in run.stdout
+
+
+def test_cloud_commands_run(tmp_path):
+  """As a dry run, which calls nothing: no script of `launch/` needs a cloud."""
+  (text,) = [text for text in blocks('sh') if 'launch/' in text]
+  dry = text.replace('launch/supervise.sh', 'launch/supervise.sh --dry_run')
+  run = subprocess.run(
+    ['bash', '-euc', dry],
+    cwd=conftest.Cloud(tmp_path).repo,
+    env={'PATH': '/usr/bin:/bin'},
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 0, run.stderr
+  for command in (
+    'queued-resources create f3',
+    '--accelerator-type=v3-128',
+    '--spot',
+    '--project=my-project --zone=europe-west4-a',
+    'tpu-vm ssh f3 --worker=all',
+    '--config=f3 --workdir=gs://my-bucket/runs/f3 --require_platform=tpu',
+    '--config.run.data_dir=gs://my-bucket/datasets',
+    'queued-resources delete f3',
+  ):
+    assert command in run.stdout
 
 
 def test_pictures_are_there():

@@ -12,7 +12,15 @@ Batch = dict[str, np.ndarray]
 
 
 class BadDataError(ValueError):
-  """A record or file cannot be used; the message names it."""
+  """A record or file cannot be used; the message names it.
+
+  Attributes:
+    what: is wrong with which, without the way out.
+  """
+
+  def __init__(self, what: str, way_out: str = ''):
+    self.what = what
+    super().__init__(what + way_out)
 
 
 @dataclasses.dataclass
@@ -52,8 +60,9 @@ class BadRecords:
       line = self._describe(record_id)
       if len(self.seen) > self.allowed:
         raise BadDataError(
-          f'{line}. Repair the dataset, or let some such records be passed '
-          f'over: --config.run.max_bad_records={len(self.seen)} or more.'
+          f'{line}.',
+          ' Repair the dataset, or let some such records be passed over: '
+          f'--config.run.max_bad_records={len(self.seen)} or more.',
         )
       self.note(f'Passing over {line} ({len(self.seen)} of {self.allowed}).')
 

@@ -195,8 +195,13 @@ def get_out() -> pathlib.Path:
     errors.InputError: if it cannot be made.
   """
   out = pathlib.Path(OUT.value)
-  with errors.as_input_error(OSError):
+  try:
     out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.InputError(
+      f"--out='{out}': {error.strerror}. Name a folder, or where one can be "
+      'made.'
+    ) from error
   return out
 
 

@@ -14,8 +14,15 @@ from nfnet_jax.optim import groups
 _REPORTED = (nfnet_jax, jax, haiku, optax)
 
 
-def summary(experiment: assemble.Experiment) -> str:
-  """Says what is about to run, for the start of the log."""
+def summary(
+  experiment: assemble.Experiment, programs: str | None = None
+) -> str:
+  """Says what is about to run, for the start of the log.
+
+  Args:
+    experiment: checked.
+    programs: where compiled ones are kept, if they may be.
+  """
   config, model = experiment.config, experiment.trainer.model
   state = experiment.abstract_state()
   params = state.params
@@ -46,6 +53,7 @@ def summary(experiment: assemble.Experiment) -> str:
       f'{config.compute_dtype}{_saving(config.run)}',
       f'optimiser  {_optimizer(config.optimizer)}',
       devices(),
+      *([f'programs   {programs}'] if programs else []),
       'versions   '
       + ', '.join(f'{m.__name__} {m.__version__}' for m in _REPORTED),
       '',

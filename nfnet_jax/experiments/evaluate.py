@@ -25,6 +25,11 @@ for _name in ('config', 'workdir', 'weights', 'json', *several.FLAGS):
 def main() -> None:
   from nfnet_jax.training import evaluation, processes
 
+  if cli.SIZE.value:
+    raise errors.InputError(
+      'The size of images is a setting here: use '
+      f'--config.data.eval_size={cli.SIZE.value} in place of --size.'
+    )
   with several.together():
     if cli.WEIGHTS.value:
       about, results = {}, _evaluate_weights()
@@ -81,9 +86,18 @@ def _evaluate_weights() -> dict[str, float]:
 
 
 def _evaluate(experiment, weights) -> dict[str, float]:
-  from nfnet_jax.training import evaluation, interrupt, step
+  from nfnet_jax.training import (
+    evaluation,
+    interrupt,
+    processes,
+    programs,
+    step,
+  )
   from nfnet_jax.training import parallel as parallel_lib
 
+  kept = programs.keep()
+  if kept and processes.is_primary():
+    cli.say(f'programs   {kept}')
   parallel = parallel_lib.DataParallel()
   with interrupt.StopRequest() as stop:
 

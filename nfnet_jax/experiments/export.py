@@ -39,13 +39,13 @@ _TOLERANCE = 1e-5
 
 
 def main() -> None:
-  out = _get_empty_out()
   if _SAVED_MODEL.value:
     from nfnet_jax.weights import saved_model
 
     with errors.as_input_error():
       saved_model.check()
   weights = cli.get_weights()
+  out = _get_empty_out()
   folded, difference = _fold(weights)
   facts = _write(out, weights, folded)
   _report(out, facts, folded, difference)

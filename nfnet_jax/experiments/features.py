@@ -11,6 +11,7 @@ code 1.
 """
 
 from collections.abc import Sequence
+import contextlib
 
 from absl import flags
 
@@ -85,7 +86,7 @@ def _of_dataset():
   weights = cli.get_weights()
   network = inference.Network(weights, _BATCH)
   features, labels = [], []
-  with errors.as_input_error((ValueError, faults.BadDataError)):
+  with errors.as_input_error(), _as_repairable(faults.BadDataError):
     source = sources.load(cli.DATASET.value, cli.DATA_DIR.value)
     examples = source.num_examples(cli.SPLIT.value)
     if not examples:
@@ -105,6 +106,15 @@ def _of_dataset():
       features.append(network(batch['image'])['features'][kept])
       labels.append(batch['label'][kept])
   return {'features': _joined(features), 'labels': _joined(labels)}
+
+
+@contextlib.contextmanager
+def _as_repairable(kind):
+  """Leaves out the settings that would pass over bad records elsewhere."""
+  try:
+    yield
+  except kind as error:
+    raise errors.InputError(f'{error.what} Repair the dataset.') from error
 
 
 def _joined(parts):

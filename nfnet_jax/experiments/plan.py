@@ -127,11 +127,13 @@ class Candidate:
     experiment: an `assemble.Experiment` on a `Dataset`.
     pod: a `topology.Pod`.
     workload: an `estimate.Workload`.
+    given: the config before anything was derived from it.
   """
 
   experiment: object
   pod: object
   workload: object
+  given: object
 
   @classmethod
   def of(cls, name: str, config, topology_name: str) -> 'Candidate':
@@ -145,11 +147,11 @@ class Candidate:
 
     topology.parse(topology_name)
     dataset = get_dataset(config)
-    config = checks.resolve_and_check(config, platform='tpu')
+    given, config = config, checks.resolve_and_check(config, platform='tpu')
     pod = topology.get_pod(topology_name)
     checks.check_layout(config, len(pod.devices))
     experiment = assemble.Experiment(config, dataset)
-    return cls(experiment, pod, get_workload(name, experiment))
+    return cls(experiment, pod, get_workload(name, experiment), given)
 
   def plan(self):
     """Compiles the step; where it does not fit, looks for what does."""
@@ -208,7 +210,25 @@ class Candidate:
 
     batch = self.experiment.config.batch_size // devices
     largest, tried = fitting.largest_batch(batch, needed, available, measure)
-    return estimate.Shortage(needed, largest, tried)
+    if self.experiment.config.data.partners == 'in_batch':
+      largest -= largest % 2  # A shard's examples are mixed in pairs.
+    return estimate.Shortage(needed, largest, tried, self._shards(largest))
+
+  def _shards(self, batch: int) -> int | None:
+    """Returns the data shards to ask for with a batch a device, if need be."""
+    from nfnet_jax.experiments import checks
+
+    devices = len(self.pod.devices)
+    if not batch:
+      return None
+    config = self.given.copy_and_resolve_references()
+    config.batch_size = batch * devices
+    try:
+      resolved = checks.resolve_and_check(config, platform='tpu')
+      checks.check_layout(resolved, devices)
+    except errors.InputError:
+      return devices
+    return None
 
 
 def get_workload(name: str, experiment):

@@ -9,9 +9,16 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, several
+from nfnet_jax.experiments import cli, errors, several, tracing
 
-for _name in ('config', 'list_configs', 'workdir', 'json', *several.FLAGS):
+for _name in (
+  'config',
+  'list_configs',
+  'workdir',
+  'json',
+  *tracing.FLAGS,
+  *several.FLAGS,
+):
   flags.declare_key_flag(_name)
 
 
@@ -21,26 +28,30 @@ Say = Callable[[str], None]
 def main() -> int:
   from nfnet_jax.experiments import assemble, checks, describe
   from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import processes
+  from nfnet_jax.training import processes, programs
 
-  workdir = cli.get_workdir()
+  workdir, traced = cli.get_workdir(), tracing.get_steps()
   with several.together() as say:
+    kept = programs.keep()
     config = checks.resolve_and_check(cli.get_config())
     checks.check_same_everywhere(config)
     checks.check_layout(config)
     if processes.is_primary():
       config_lib.check_same(config, workdir)
+      tracing.check_begun(traced, workdir)
     experiment = assemble.Experiment.open(config)
+    tracing.check_total(traced, experiment.cadence.total)
     if processes.is_primary():
-      say(describe.summary(experiment))
+      say(describe.summary(experiment, kept))
       config_lib.save(config, workdir, experiment.source.class_names)
     else:
       cli.say(describe.devices())
-    return run(experiment, workdir, say)
+    return run(experiment, workdir, say, traced)
 
 
-def run(experiment, workdir: pathlib.Path, say: Say) -> int:
+def run(experiment, workdir: pathlib.Path, say: Say, traced: range) -> int:
   """Trains, and says how it ended; returns the exit code."""
+  from nfnet_jax.experiments import ending
   from nfnet_jax.training import (
     curves,
     diagnosis,
@@ -50,9 +61,8 @@ def run(experiment, workdir: pathlib.Path, say: Say) -> int:
   )
 
   try:
-    results = train(experiment, workdir, say)
+    finished = train(experiment, workdir, say, traced)
   except interrupt.Interrupted:
-    say(f'Interrupted and saved. The same command resumes from {workdir}.')
     return cli.EXIT_INTERRUPTED
   except diagnosis.NonFiniteError as error:
     say(f'nfnet_jax: {error}')
@@ -64,14 +74,20 @@ def run(experiment, workdir: pathlib.Path, say: Say) -> int:
     ) from error
   if processes.is_primary():
     if cli.JSON.value:
-      print(evaluation.to_json(results, step=experiment.cadence.total))
-    say(evaluation.report(results))
+      step = finished.cadence.total
+      results = finished.writer.evaluations[step]
+      more = ending.numbers(finished)
+      print(evaluation.to_json(results, step=step, **more))
+    say(ending.summary(finished, workdir))
     say(f'curves     {curves.plot(workdir)}')
   return 0
 
 
-def train(experiment, workdir: pathlib.Path, say: Say) -> dict[str, float]:
-  """Runs or resumes an `assemble.Experiment`; returns its last evaluation."""
+def train(experiment, workdir: pathlib.Path, say: Say, traced: range):
+  """Runs or resumes an `assemble.Experiment`; returns the ended `loop.Loop`."""
+  import jax
+
+  from nfnet_jax.experiments import ending
   from nfnet_jax.training import (
     checkpoint,
     interrupt,
@@ -79,10 +95,13 @@ def train(experiment, workdir: pathlib.Path, say: Say) -> dict[str, float]:
     metrics,
     parallel,
     processes,
+    profiling,
     progress,
+    timing,
   )
 
   cadence, config = experiment.cadence, experiment.config
+  watch = timing.Stopwatch()
   with (
     interrupt.StopRequest() as stop,
     (
@@ -103,10 +122,13 @@ def train(experiment, workdir: pathlib.Path, say: Say) -> dict[str, float]:
         cadence.total,
         config.batch_size,
         None if processes.is_primary() else nowhere,
+        devices=jax.device_count() if processes.are_several() else 1,
       ) as shown,
     ):
       note = shown.note if processes.is_primary() else cli.say
-      return loop.Loop(
+      # A run that resumes after them has their trace: `tracing.check_begun`.
+      steps = traced if first <= traced.start else range(0)
+      work = loop.Loop(
         trainer=experiment.trainer,
         parallel=parallel.DataParallel(),
         train_batches=lambda first: experiment.train_batches(first, note),
@@ -116,7 +138,16 @@ def train(experiment, workdir: pathlib.Path, say: Say) -> dict[str, float]:
         writer=writer,
         progress=shown,
         stop=stop,
-      ).run(state)
+        tracer=profiling.Tracer(workdir, steps, note),
+        watch=watch,
+      )
+      try:
+        work.run(state)
+      except interrupt.Interrupted:
+        step = first + work.throughput.steps
+        say(ending.interrupted(work, step, workdir))
+        raise
+  return work
 
 
 def _first_state(experiment, checkpoints, say: Say):

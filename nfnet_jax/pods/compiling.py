@@ -16,6 +16,7 @@ import zlib
 import jax
 
 from nfnet_jax.pods import problems
+from nfnet_jax.training import files
 
 # Effort -> how XLA calls it; None is its default.
 EFFORTS = {'full': None, 'quick': 'O1'}
@@ -78,7 +79,8 @@ def compile_step(
   Raises:
     problems.DoesNotFitError: if a device has too little memory.
   """
-  path = cache_folder() / f'{_key(lowered, pod, effort)}.json.gz'
+  name = f'{_key(lowered, pod, effort)}.json.gz'
+  path = files.cache_folder('plans') / name
   found = _read(path)
   if found is None:
     with watch():
@@ -87,12 +89,6 @@ def compile_step(
   if 'needed' in found:
     raise problems.DoesNotFitError(found['needed'], found['available'])
   return Compiled(**found)
-
-
-def cache_folder() -> pathlib.Path:
-  """Returns where compiled programs are kept; safe to delete."""
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(home).expanduser() / 'nfnet_jax' / 'plans'
 
 
 def versions() -> dict[str, str]:

@@ -61,11 +61,13 @@ class Shortage:
     needed: bytes a device, as the compiler says.
     largest_batch: examples a device that do fit; 0 if not even one.
     tried: examples a device that were compiled to find that out.
+    shards: the data shards that such a batch takes, if not those there are.
   """
 
   needed: int
   largest_batch: int
   tried: Sequence[int]
+  shards: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,7 @@ class Plan:
       'lacking_bytes': lack.needed - available,
       'largest_batch_per_device': lack.largest_batch,
       'largest_batch_size': lack.largest_batch * len(self.pod.devices),
+      'largest_batch_shards': lack.shards,
       'tried_batch_per_device': list(lack.tried),
     }
 

@@ -75,10 +75,10 @@ def _largest(row: dict[str, Any]) -> str:
   tried = ', '.join(str(batch) for batch in row['tried_batch_per_device'])
   if not largest:
     return f'not even 1 a {device} fits (compiled: {tried})'
-  return (
-    f'{largest} a {device} fit: --config.batch_size='
-    f'{row["largest_batch_size"]} (compiled: {tried})'
-  )
+  flags = f'--config.batch_size={row["largest_batch_size"]}'
+  if row['largest_batch_shards']:
+    flags += f' --config.data.shards={row["largest_batch_shards"]}'
+  return f'{largest} a {device} fit: {flags} (compiled: {tried})'
 
 
 def _step(row: dict[str, Any]) -> str:

@@ -16,7 +16,11 @@ from nfnet_jax.training import step as step_lib
 
 _ADVICE = (
   'The last good state is saved. Check the images; or start in a new workdir '
-  'with a lower learning rate, a lower clipping threshold or a longer warm-up.'
+  'with a lower learning rate, a lower clipping threshold'
+)
+_ELSE, _ELSE_WITH_SAM = (
+  ' or a longer warm-up.',
+  ', a longer warm-up or a smaller optimizer.sam_rho.',
 )
 
 
@@ -28,12 +32,13 @@ class NonFiniteError(ArithmeticError):
     tensors: the names of the tensors that were not finite, first cause first.
   """
 
-  def __init__(self, step: int, tensors: list[str]):
+  def __init__(self, step: int, tensors: list[str], with_sam: bool = False):
     self.step = step
     self.tensors = tensors
     first = f"first in '{tensors[0]}'" if tensors else 'not on replay'
     others = f' ({len(tensors) - 1} more tensors)' if len(tensors) > 1 else ''
-    super().__init__(f'Step {step} is not finite: {first}{others}. {_ADVICE}')
+    advice = _ADVICE + (_ELSE_WITH_SAM if with_sam else _ELSE)
+    super().__init__(f'Step {step} is not finite: {first}{others}. {advice}')
 
 
 def diagnose(
@@ -63,7 +68,7 @@ def diagnose(
   replay = parallel.eval_step(count_bad)
   counts = replay(state.params, state.model_state, parallel.split(batch))
   bad = [name for name, count in jax.device_get(counts).items() if count]
-  return NonFiniteError(int(state.step), bad)
+  return NonFiniteError(int(state.step), bad, bool(trainer.sam_rho))
 
 
 def _tensors(

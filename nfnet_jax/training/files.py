@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import pathlib
 
 from etils import epath
 
@@ -45,3 +46,9 @@ def to_json(scalars: Mapping[str, float]) -> str:
       for name, value in scalars.items()
     }
   )
+
+
+def cache_folder(name: str) -> pathlib.Path:
+  """Returns where something is kept that can be made again; safe to delete."""
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(home).expanduser() / 'nfnet_jax' / name

@@ -3,13 +3,19 @@
 import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import time
+import itertools
 
 import jax
 import numpy as np
 
 from nfnet_jax.training import checkpoint as checkpoint_lib
-from nfnet_jax.training import diagnosis, evaluation, interrupt
+from nfnet_jax.training import (
+  diagnosis,
+  evaluation,
+  interrupt,
+  profiling,
+  timing,
+)
 from nfnet_jax.training import metrics as metrics_lib
 from nfnet_jax.training import parallel as parallel_lib
 from nfnet_jax.training import progress as progress_lib
@@ -51,6 +57,9 @@ class Loop:
     writer: where metrics go.
     progress: what the person sees.
     stop: asks the run to end.
+    tracer: takes a profiler trace of some steps.
+    watch: what the time goes to.
+    throughput: images a second.
   """
 
   trainer: step_lib.Trainer
@@ -62,11 +71,17 @@ class Loop:
   writer: metrics_lib.MetricsWriter
   progress: progress_lib.Progress
   stop: interrupt.StopRequest
+  tracer: profiling.Tracer = dataclasses.field(default_factory=profiling.Tracer)
+  watch: timing.Stopwatch = dataclasses.field(default_factory=timing.Stopwatch)
+  throughput: timing.Throughput = dataclasses.field(init=False)
 
   def __post_init__(self):
-    self._train_step = self.parallel.train_step(self.trainer.train_step)
-    self._eval_step = self.parallel.eval_step(
-      step_lib.evaluator(self.trainer.model)
+    self.throughput = timing.Throughput(self.watch, self.trainer.global_batch)
+    self._train_step = self._compiling_first(
+      self.parallel.train_step(self.trainer.train_step)
+    )
+    self._eval_step = self._compiling_first(
+      self.parallel.eval_step(step_lib.evaluator(self.trainer.model))
     )
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()
@@ -91,26 +106,51 @@ class Loop:
     batches = self._place(self.train_batches(step))
     if step < self.cadence.total:
       self.progress.note('Compiling the training step ...')
-    try:
-      while True:
-        self._look_up(state, step)
-        if step == self.cadence.total:
-          break
-        state, metrics = self._train_step(state, self._next(batches, state))
-        step += 1
-        self._pending.append((step, metrics))
-        self._hold_back()
-        self.progress.resume()  # After the first step, which compiles.
-        # A step late, so that the wait is for a step already done.
-        if self._due(step - 1, self.cadence.log):
-          self._flush(state, keep=1)
-          self._show()
-    except interrupt.Interrupted:
-      self._save(state)
-      self.checkpoints.wait()
-      raise
-    self.checkpoints.wait()
+    # Without the end of the pipeline, which takes seconds.
+    with self.watch.during(timing.TRAINING), self.tracer:
+      try:
+        while True:
+          self._look_up(state, step)
+          if step == self.cadence.total:
+            break
+          state = self._step(batches, state, step)
+          step += 1
+          with self.watch.during(timing.SAVING):
+            self.tracer.end_at(step, state)
+      except interrupt.Interrupted:
+        self._save(state)
+        self._wait_until_saved()
+        raise
+      self._wait_until_saved()
     return self.writer.evaluations[step]
+
+  def _step(
+    self, batches: Iterator[Batch], state: state_lib.TrainState, step: int
+  ) -> state_lib.TrainState:
+    """Makes the update after `step`; logs the one before, where that is due."""
+    self.tracer.begin_at(step, state)
+    with self.tracer.annotate(step):
+      batch = self._next(batches, state)
+      state, metrics = self._train_step(state, batch)
+    self._pending.append((step + 1, metrics))
+    self._hold_back()
+    # A step late, so that the wait is for a step already done.
+    if self._due(step, self.cadence.log):
+      self._flush(state, keep=1)
+      self._show()
+    return state
+
+  def _compiling_first(self, step: Callable) -> Callable:
+    """Counts the first call of a step as compiling, and waits for it."""
+    calls = itertools.count()
+
+    def call(*args):
+      if next(calls):
+        return step(*args)
+      with self.watch.during(timing.COMPILING):
+        return jax.block_until_ready(step(*args))
+
+    return call
 
   def _place(self, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Keeps the next batches on the devices."""
@@ -122,15 +162,14 @@ class Loop:
 
   def _next(self, batches: Iterator[Batch], state: state_lib.TrainState):
     """Returns the next batch; if the data fails, no step is lost."""
-    start = time.perf_counter()
+    begun = self.throughput.steps or self._pending
     try:
-      return next(batches)
+      with self.watch.during(timing.DATA if begun else timing.OTHER):
+        return next(batches)
     except Exception:
       self._save(state)
-      self.checkpoints.wait()
+      self._wait_until_saved()
       raise
-    finally:
-      self.progress.waited(time.perf_counter() - start)
 
   def _hold_back(self) -> None:
     """Bounds the batches that wait on the devices; no step waits for this."""
@@ -167,17 +206,20 @@ class Loop:
         self._diagnose(state)
       rows.append(row)
     self.writer.write(rows)
+    self.throughput.steps += count
     if rows:
       self._last_row = rows[-1]
 
   def _show(self) -> None:
     if self._last_row:
-      self.progress.update(self._last_row['step'], self._last_row)
+      step, speed = self._last_row['step'], self.throughput.lap()
+      self.writer.observe(step, speed)
+      self.progress.update(step, self._last_row | speed)
 
   def _diagnose(self, state: state_lib.TrainState) -> None:
     """Saves the last good state and says what broke the step after it."""
     self.checkpoints.save(state)
-    self.checkpoints.wait()
+    self._wait_until_saved()
     bad_batch = next(self.train_batches(int(state.step)))
     raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
 
@@ -185,14 +227,14 @@ class Loop:
     self._flush(state)
     if step == self.cadence.total:
       self._show()
-    self.progress.pause()
-    results = evaluation.evaluate(
-      self._eval_step,
-      self.parallel,
-      evaluation.weights_of(state),
-      self.eval_batches(),
-      poll=self._stop_if_asked,
-    )
+    with self.watch.during(timing.EVALUATING):
+      results = evaluation.evaluate(
+        self._eval_step,
+        self.parallel,
+        evaluation.weights_of(state),
+        self.eval_batches(),
+        poll=self._stop_if_asked,
+      )
     self.writer.write([{'step': step, **results}])
     self.progress.note(
       f'evaluation at step {step}: '
@@ -203,8 +245,12 @@ class Loop:
 
   def _save(self, state: state_lib.TrainState) -> None:
     self._flush(state)
-    self.progress.pause()
-    self.checkpoints.save(state)
+    with self.watch.during(timing.SAVING):
+      self.checkpoints.save(state)
+
+  def _wait_until_saved(self) -> None:
+    with self.watch.during(timing.SAVING):
+      self.checkpoints.wait()
 
   def _stop_if_asked(self) -> None:
     if self.stop.poll():

@@ -129,6 +129,24 @@ def from_primary(make: Callable[[], Any]) -> Any:
   return json.loads(_team.client.blocking_key_value_get(key, _FOREVER_MS))
 
 
+def everywhere(holds: bool) -> bool:
+  """Returns whether something holds in every process.
+
+  Example:
+    >>> everywhere(True)
+    True
+  """
+  if _team is None:
+    return holds
+  key = f'nfnet_jax/votes/{next(_team.keys)}'
+  _team.client.key_value_set(f'{key}/{_team.index}', str(holds))
+  votes = [
+    _team.client.blocking_key_value_get(f'{key}/{index}', _FOREVER_MS)
+    for index in range(_team.count)
+  ]
+  return all(vote == str(True) for vote in votes)
+
+
 def agree(facts: Mapping[str, str]) -> None:
   """Checks that this process has the same facts as process 0.
 

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from nfnet_jax.experiments import cli, evaluate, train
+from nfnet_jax.experiments import cli, evaluate, several, train
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,11 @@ def complaint(result):
   assert len(lines) == 1, err
   assert lines[0].startswith('nfnet_jax: ')
   return lines[0]
+
+
+def test_evaluate_takes_no_size(door):
+  said = complaint(door(evaluate.main, '--weights=a.npz', '--size=64'))
+  assert 'use --config.data.eval_size=64 in place of --size.' in said
 
 
 def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
@@ -107,6 +112,17 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
     (
       ['--config=digits', '--config.optimizer.warmup=soon'],
       "'soon' is not a duration",
+    ),
+    *(
+      (
+        ['--config=digits', f'--profile={steps}'],
+        f"--profile='{steps}' is not START:STOP",
+      )
+      for steps in ('soon', '5', ':5', '5:', '-1:5', '1.5:5', '5:5', '7:5')
+    ),
+    (
+      ['--config=digits', '--profile=600:676'],
+      '--profile=600:676 goes past the end of the run, 675 steps.',
     ),
     (
       ['--config=digits', '--config.dataset=cifar10'],
@@ -241,6 +257,19 @@ def test_another_platform_than_the_required_is_refused(door, tmp_path, main):
   line = complaint(door(main, *arguments, '--require_platform=tpu'))
   assert '--require_platform=tpu, but JAX found only cpu devices' in line
   assert not list(tmp_path.iterdir())
+
+
+def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
+  """JAX calls the platform of CUDA and of ROCm `gpu`, too."""
+
+  def enter():
+    with several.together():
+      pass
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert door(enter, '--require_platform=gpu') == (0, '', '')
+  line = complaint(door(enter, '--require_platform=cpu'))
+  assert '--require_platform=cpu, but JAX found only gpu devices' in line
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_fold_that_changes_logits_is_refused(
     ),
     (
       ['{weights}', '--out={tmp}/weights.npz'],
-      "File exists: '{tmp}/weights.np",
+      "--out='{tmp}/weights.npz': File exists. Name a folder, or where",
     ),
     (['{weights}', '--out={tmp}'], "holds 'weights.npz'; give a new or an emp"),
     (['{weights}', '--out=/proc/exported'], "'/proc/exported'"),
@@ -161,6 +161,7 @@ def test_bad_input(door, tmp_path, weights, monkeypatch, flags, said):
   flags = [flag.format(tmp=tmp_path, weights=weights) for flag in flags]
   code, printed, err = door(export.main, *flags)
   assert (code, printed) == (2, '')
+  assert not (tmp_path / 'out').exists()
   assert err.startswith('nfnet_jax: ')
   assert said.format(tmp=tmp_path) in err
   assert len(err.splitlines()) == 1

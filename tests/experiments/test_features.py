@@ -199,7 +199,7 @@ class TestFeatures:
     (tmp_path / 'data' / 'a' / '1.png').write_bytes(b'no')
     code, err, arrays = extract(f'--dataset={tmp_path}/data')
     assert (code, arrays) == (2, None)
-    assert '1.png: the image cannot be decoded' in err
+    assert '1.png: the image cannot be decoded. Repair the dataset.\n' in err
 
 
 class TestConvert:

@@ -105,9 +105,39 @@ def test_what_does_not_fit_gets_the_largest_batch_that_does(door, compiler):
   assert row['largest_batch_per_device'] == 28
   assert row['largest_batch_size'] == 224
   assert row['tried_batch_per_device'] == [16, 28]
+  assert row['largest_batch_shards'] is None  # They follow the batch.
   # Memory needs no full effort.
   assert [each[2] for each in compiler.lowered] == ['full', 'quick', 'quick']
   assert compiler.lowered[-1][1] == (8, 28, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'suggested'),
+  [
+    ([], ['--config.batch_size=224']),
+    (
+      ['--config.data.shards=64'],
+      ['--config.batch_size=224', '--config.data.shards=8'],
+    ),
+    (['--config.data.shards=16'], ['--config.batch_size=224']),
+    (
+      ['--config.data.partners=in_batch'],  # Seven images a shard of 32.
+      ['--config.batch_size=224', '--config.data.shards=8'],
+    ),
+  ],
+)
+def test_train_takes_the_batch_that_is_suggested(
+  door, compiler, flags, suggested
+):
+  flags = [*PICO, *flags]
+  code, out, _ = door(plan.main, *flags, '--config.batch_size=256')
+  assert code == 0
+  (line,) = [line for line in out.splitlines() if line.startswith('largest')]
+  assert [word for word in line.split() if word[0] == '-'] == suggested
+  # The plan's own checks are those of training.
+  code, out, err = door(plan.main, *flags, *suggested)
+  assert code == 0, err
+  assert 'to spare' in out
 
 
 def test_compare_changes_one_thing_at_a_time(door, compiler, tmp_path):

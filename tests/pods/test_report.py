@@ -132,6 +132,9 @@ def test_by_how_much_it_does_not_fit():
   assert 'does not fit by 4.52 GiB' in text
   assert '24 a core fit: --config.batch_size=3072 (compiled: 16, 24)' in text
   assert 'step ' not in text
+  other = dataclasses.replace(plan.shortage, shards=128)
+  text = report.summary(dataclasses.replace(plan, shortage=other))
+  assert '=3072 --config.data.shards=128 (compiled' in text
   assert 'not even 1 a core fits' in report.summary(too_large(largest=0))
 
 

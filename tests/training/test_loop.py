@@ -21,6 +21,7 @@ from nfnet_jax.training import (
   loop,
   metrics,
   parallel,
+  profiling,
   progress,
   state,
   step,
@@ -113,6 +114,7 @@ class Run:
           writer=writer,
           progress=shown,
           stop=stop,
+          tracer=self.changes.get('tracer') or profiling.Tracer(),
         ).run(first)
 
   def saved(self):

@@ -36,6 +36,7 @@ def test_tensorboard_events_hold_the_rows(tmp_path):
 
   with metrics.MetricsWriter(tmp_path, resumed_step=0) as writer:
     writer.write([{'step': 2, 'eval/top1': 0.5}])
+    writer.observe(2, {'images_per_second': 70.0})
   (path,) = (tmp_path / 'tensorboard').iterdir()
   content, values = path.read_bytes(), {}
   while content:  # A record: length, its checksum, the event, its checksum.
@@ -43,7 +44,9 @@ def test_tensorboard_events_hold_the_rows(tmp_path):
     event = event_pb2.Event.FromString(content[12 : 12 + size])
     values |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
     content = content[16 + size :]
-  assert values == {(2, 'eval/top1'): 0.5}
+  assert values == {(2, 'eval/top1'): 0.5, (2, 'images_per_second'): 70}
+  # Rows are compared between runs; speed is never the same.
+  assert lines(tmp_path / 'metrics.jsonl') == [{'step': 2, 'eval/top1': 0.5}]
 
 
 def test_atomic_write_leaves_nothing_else(tmp_path):

@@ -340,3 +340,14 @@ def test_others_write_no_metrics_but_know_the_evaluations(
     writer.write([{'step': 6, 'eval/top1': 1.0}])
     assert set(writer.evaluations) == {4, 6}
   assert not (tmp_path / 'b').exists()
+
+
+@pytest.mark.parametrize('votes', [(True, True), (True, False), (False, True)])
+def test_everywhere_means_in_every_process(monkeypatch, votes):
+  client = Client()
+  for index in (1, 0):
+    join(monkeypatch, index, client=client)
+    key = f'nfnet_jax/votes/0/{1 - index}'
+    client.values.setdefault(key, str(votes[1 - index]))
+    client.values.pop(f'nfnet_jax/votes/0/{index}', None)
+    assert processes.everywhere(votes[index]) == all(votes)

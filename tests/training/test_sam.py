@@ -392,12 +392,16 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path):
 
 def diagnose(trainer, batch):
   """Takes a step that must not be applied; returns the tensors that broke."""
+  return find_cause(trainer, batch).tensors
+
+
+def find_cause(trainer, batch):
   final, metrics = take_step(trainer, batch)
   assert metrics['applied'] == 0
   assert_same(final, make_state(trainer))
   split = parallel.DataParallel(jax.local_devices()[:1])
   initial = split.replicate(make_state(trainer))
-  return diagnosis.diagnose(trainer, split, initial, batch).tensors
+  return diagnosis.diagnose(trainer, split, initial, batch)
 
 
 def test_diagnosis_tells_the_ascent_from_the_descent():
@@ -407,6 +411,13 @@ def test_diagnosis_tells_the_ascent_from_the_descent():
   assert in_part[0] == 'gradient norm (SAM ascent)'
   elsewhere = diagnose(trainer, change(make_batch(), others, 'image', 1e30))
   assert elsewhere == ['gradient norm (SAM descent)']
+
+
+def test_advice_speaks_of_the_way_uphill_where_there_is_one():
+  batch = change(make_batch(), [5], 'image', 1e30)
+  assert 'optimizer.sam_rho' not in str(find_cause(make_trainer(), batch))
+  advice = str(find_cause(make_trainer(sam_rho=0.4), batch))
+  assert advice.endswith('a longer warm-up or a smaller optimizer.sam_rho.')
 
 
 def test_diagnosis_looks_at_the_weights_uphill():

@@ -1,0 +1,120 @@
+"""Profiler traces of some steps of a run."""
+
+from collections.abc import Callable
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from etils import epath
+import jax
+
+from nfnet_jax.training import files
+
+_EXPORTS = ('.xplane.pb', 'perfetto_trace.json.gz')
+
+
+def folder_of(workdir: str | os.PathLike, steps: range) -> epath.Path:
+  """Returns where a trace goes: as TensorBoard's profiler wants it."""
+  top = epath.Path(workdir) / 'profile' / 'plugins' / 'profile'
+  return top / f'{steps.start}-{steps.stop}'
+
+
+class Tracer:
+  """Traces a range of steps on the devices of this process.
+
+  Each process writes `process_I.xplane.pb`, for TensorBoard and XProf, which
+  show those of one folder as the hosts of one run, and
+  `process_I.perfetto_trace.json.gz`, for Perfetto. JAX writes to local disks
+  only, so they are copied. A trace that fails does not end the run.
+
+  Example:
+    >>> import tempfile
+    >>> said = []
+    >>> with Tracer(tempfile.mkdtemp(), range(0, 1), said.append) as tracer:
+    ...   tracer.begin_at(0, state=())
+    ...   with tracer.annotate(0):
+    ...     pass
+    ...   tracer.end_at(1, state=())
+    >>> said[0].partition(': ')[0]
+    'profile of steps 0 to 1'
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike = '',
+    steps: range = range(0),
+    note: Callable[[str], None] = lambda line: None,
+  ):
+    """Prepares to trace.
+
+    Args:
+      workdir: of the run; a local folder or a bucket.
+      steps: from the first one, counted from 0, to the one to stop before; by
+        default none.
+      note: tells a person where the trace is.
+    """
+    self._folder = folder_of(workdir, steps)
+    self._steps = steps
+    self._note = note
+    self._local: str | None = None  # While a trace is being taken.
+    self._reached = steps.start
+
+  def __enter__(self) -> 'Tracer':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._end()  # A run that ends early leaves what was traced.
+
+  def begin_at(self, step: int, state: Any) -> None:
+    """Begins if this step is the first, once `state` has been computed."""
+    if not self._steps or step != self._steps.start:
+      return
+    jax.block_until_ready(state)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # Every call of Python, dear and of no use.
+    self._local = tempfile.mkdtemp()
+    jax.profiler.start_trace(
+      self._local, create_perfetto_trace=True, profiler_options=options
+    )
+
+  def annotate(self, step: int) -> contextlib.AbstractContextManager:
+    """Marks a step in the trace, if one is being taken."""
+    if self._local is None:
+      return contextlib.nullcontext()
+    self._reached = step + 1
+    return jax.profiler.StepTraceAnnotation('train', step_num=step)
+
+  def end_at(self, step: int, state: Any) -> None:
+    """Ends before this step if it is due, once `state` has been computed."""
+    if self._steps and step == self._steps.stop:
+      jax.block_until_ready(state)
+      self._end()
+
+  def _end(self) -> None:
+    local, self._local = self._local, None
+    if local is None:
+      return
+    about = f'profile of steps {self._steps.start} to {self._reached}'
+    try:
+      jax.profiler.stop_trace()
+      self._copy(pathlib.Path(local))
+      self._note(f'{about}: {self._folder}')
+    except Exception as error:  # The profiler, and buckets, raise many kinds.
+      self._note(f'{about}: not written ({error})')
+    finally:
+      shutil.rmtree(local, ignore_errors=True)
+
+  def _copy(self, local: pathlib.Path) -> None:
+    self._folder.mkdir(parents=True, exist_ok=True)
+    for suffix in _EXPORTS:
+      (source,) = local.glob(f'plugins/profile/*/*{suffix}')
+      name = f'process_{jax.process_index()}.{suffix.removeprefix(".")}'
+      with (
+        files.atomically(self._folder / name) as temporary,
+        source.open('rb') as whole,
+        temporary.open('wb') as copy,
+      ):
+        shutil.copyfileobj(whole, copy)

@@ -1,0 +1,129 @@
+"""Traces of a loop on a network of one layer: which steps, and every end."""
+
+import gzip
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from nfnet_jax.training import diagnosis, interrupt, profiling
+from tests.training import test_loop
+
+
+def traced(workdir, steps, **changes):
+  """Runs the loop with a tracer; returns what that said."""
+  said = []
+  tracer = profiling.Tracer(workdir, steps, said.append)
+  run = test_loop.Run(workdir, tracer=tracer, **changes)
+  try:
+    run.go()
+  except (interrupt.Interrupted, diagnosis.NonFiniteError):
+    assert changes
+  return said
+
+
+def steps_in(folder):
+  """The numbers of the steps that a trace holds."""
+  path = folder / 'process_0.xplane.pb'
+  data = jax.profiler.ProfileData.from_serialized_xspace(path.read_bytes())
+  return sorted(
+    dict(event.stats)['step_num']
+    for plane in data.planes
+    for line in plane.lines
+    for event in line.events
+    if event.name.startswith('train')
+  )
+
+
+def test_it_holds_the_steps_asked_for(tmp_path):
+  # An evaluation and a checkpoint, after step 5, lie within.
+  (line,) = traced(tmp_path, range(3, 6))
+  folder = tmp_path / 'profile' / 'plugins' / 'profile' / '3-6'
+  assert line == f'profile of steps 3 to 6: {folder}'
+  assert {path.name for path in folder.iterdir()} == {
+    'process_0.xplane.pb',
+    'process_0.perfetto_trace.json.gz',
+  }
+  assert steps_in(folder) == [3, 4, 5]
+  packed = (folder / 'process_0.perfetto_trace.json.gz').read_bytes()
+  assert json.loads(gzip.decompress(packed))['traceEvents']
+
+
+def test_a_trace_may_span_the_run_and_changes_nothing(tmp_path):
+  (tmp_path / 'plain').mkdir()
+  plain = test_loop.Run(tmp_path / 'plain')
+  plain.go()
+  (tmp_path / 'whole').mkdir()
+  traced(tmp_path / 'whole', range(12))
+  folder = profiling.folder_of(tmp_path / 'whole', range(12))
+  assert steps_in(folder) == list(range(12))
+  test_loop.assert_same_run(test_loop.Run(tmp_path / 'whole'), plain)
+
+
+def test_the_devices_are_waited_for_at_both_ends(tmp_path, monkeypatch):
+  seen = []
+
+  def note(name):
+    whole = getattr(jax.profiler, name)
+
+    def noted(*args, **options):
+      seen.append((name, all(leaf.is_ready() for leaf in states[-1])))
+      return whole(*args, **options)
+
+    monkeypatch.setattr(jax.profiler, name, noted)
+
+  note('start_trace')
+  note('stop_trace')
+  states = []
+  for name in ('begin_at', 'end_at'):
+    method = getattr(profiling.Tracer, name)
+
+    def remembering(self, step, state, method=method):
+      states.append(jax.tree.leaves(state))
+      method(self, step, state)
+
+    monkeypatch.setattr(profiling.Tracer, name, remembering)
+  traced(tmp_path, range(3, 6))
+  assert seen == [('start_trace', True), ('stop_trace', True)]
+
+
+def test_without_it_the_profiler_is_never_called(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax.profiler, 'start_trace', None)
+  monkeypatch.setattr(jax.profiler, 'StepTraceAnnotation', None)
+  assert traced(tmp_path, range(0)) == []
+
+
+def interrupted(first):
+  for batch in test_loop.train_batches(first):
+    if batch['step'] == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+    yield batch
+
+
+def poisoned(first):
+  for batch in test_loop.train_batches(first):
+    if batch['step'] == 4:
+      batch['image'][0, 0, 0, 0] = np.nan
+    yield batch
+
+
+@pytest.mark.parametrize('batches', [interrupted, poisoned])
+def test_a_run_that_ends_early_leaves_what_was_traced(tmp_path, batches):
+  (line,) = traced(tmp_path, range(1, 9), train_batches=batches)
+  folder = profiling.folder_of(tmp_path, range(1, 9))
+  steps = steps_in(folder)
+  assert steps == list(range(1, steps[-1] + 1))
+  assert len(steps) < 8
+  assert line == f'profile of steps 1 to {steps[-1] + 1}: {folder}'
+  # The next trace can begin.
+  traced(tmp_path / 'again', range(1, 3))
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
+  (tmp_path / 'profile').write_text('a file')
+  (line,) = traced(tmp_path, range(3, 6))
+  assert line.startswith('profile of steps 3 to 6: not written (')
+  assert test_loop.Run(tmp_path).saved()[-1] == 12
