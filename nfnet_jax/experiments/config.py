@@ -99,7 +99,7 @@ def base() -> ml_collections.ConfigDict:
         'eval_every': '5 epochs',
         'checkpoint_every': '1 epoch',
         'keep_checkpoints': 3,
-        'remat': False,
+        'remat': config_dict.placeholder(bool),
         'accumulate': config_dict.placeholder(int),
       },
     }
@@ -183,14 +183,11 @@ _CHOICES = {
 # paper's batch of 4,096 was trained on.
 _MOST_SHARDS = 128
 
-# Parts in which the gradient of 32 images a core is taken, so that training
-# fits the 16 GiB of a TPU v3 core; see experiments/plan_memory/.
-_PARTS = {
-  'nfnet_f4': 2,
-  'nfnet_f5': 4,
-  'nfnet_f6': 8,
-  'nfnet_f7': 8,
-}
+# How 32 images a core fit the 16 GiB of a TPU v3's: in parts of no less than
+# eight, which take longer, or by computing blocks again; see
+# experiments/plan_memory/.
+_PARTS = {'nfnet_f4': 2, 'nfnet_f5': 4}
+_REMAT = ('nfnet_f6', 'nfnet_f7')
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
@@ -287,6 +284,8 @@ def resolve(
   for section, key in ((run, 'data_dir'), (config, 'weights')):
     if section[key] and '://' not in section[key]:
       section[key] = os.path.abspath(section[key])
+  if run.remat is None:
+    run.remat = spec.name in _REMAT
   if run.accumulate is None:
     # Never more than divides the examples of a device, however many there are.
     parts = _PARTS.get(spec.name, 1)

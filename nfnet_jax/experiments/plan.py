@@ -195,11 +195,12 @@ class Candidate:
     from nfnet_jax.pods import estimate, fitting, problems
 
     devices = len(self.pod.devices)
+    parts = self.experiment.config.run.accumulate
 
-    def measure(batch: int) -> int:
+    def measure(part: int) -> int:
       config = self.experiment.config.copy_and_resolve_references()
       with config.unlocked():
-        config.batch_size = batch * devices
+        config.batch_size = part * parts * devices
       smaller = dataclasses.replace(self.experiment, config=config)
       try:
         candidate = dataclasses.replace(self, experiment=smaller)
@@ -208,8 +209,9 @@ class Candidate:
       except problems.DoesNotFitError as error:
         return error.needed
 
-    batch = self.experiment.config.batch_size // devices
-    largest, tried = fitting.largest_batch(batch, needed, available, measure)
+    part = self.experiment.config.batch_size // (devices * parts)
+    largest, tried = fitting.largest_batch(part, needed, available, measure)
+    largest, tried = largest * parts, [each * parts for each in tried]
     if self.experiment.config.data.partners == 'in_batch':
       largest -= largest % 2  # A shard's examples are mixed in pairs.
     return estimate.Shortage(needed, largest, tried, self._shards(largest))
@@ -228,7 +230,8 @@ class Candidate:
       checks.check_layout(resolved, devices)
     except errors.InputError:
       return devices
-    return None
+    same = resolved.run.accumulate == self.experiment.config.run.accumulate
+    return None if same else devices
 
 
 def get_workload(name: str, experiment):

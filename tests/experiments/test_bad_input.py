@@ -28,6 +28,26 @@ def complaint(result):
   return lines[0]
 
 
+@pytest.mark.parametrize(
+  ('model', 'parts', 'said'),
+  [
+    ('nfnet_pico', 3, 'devices times run.accumulate 24 (64 = 2 x 24 + 16)'),
+    ('nfnet_pico', 0, 'run.accumulate 0 is not in [1, inf)'),
+    ('bn_resnet_pico', 2, "'bn_resnet_pico' normalises batches, and"),
+  ],
+)
+def test_parts_that_cannot_be(door, tmp_path, model, parts, said):
+  result = door(
+    train.main,
+    '--config=digits',
+    f'--workdir={tmp_path}',
+    f'--config.model.name={model}',
+    '--config.model.stochdepth_rate=0.1',
+    f'--config.run.accumulate={parts}',
+  )
+  assert said in complaint(result)
+
+
 def test_evaluate_takes_no_size(door):
   said = complaint(door(evaluate.main, '--weights=a.npz', '--size=64'))
   assert 'use --config.data.eval_size=64 in place of --size.' in said

@@ -49,6 +49,33 @@ def test_derived_after_overrides():
     resolved.new_key = 1
 
 
+@pytest.mark.parametrize(
+  ('model', 'batch_size', 'parts'),
+  [
+    ('nfnet_f3', 4096, 1),
+    ('nfnet_f4', 4096, 2),
+    ('nfnet_f5', 4096, 4),
+    ('nfnet_f5', 24, 2),  # Four shards of six images.
+    ('nfnet_f5', 7, 1),
+  ],
+)
+def test_large_models_take_gradients_in_parts(model, batch_size, parts):
+  config = config_lib.base()
+  config.batch_size = batch_size
+  resolved = config_lib.resolve(config, registry.get_spec(model), 'cpu')
+  assert resolved.run.accumulate == parts
+  assert batch_size // resolved.data.shards % parts == 0
+  assert not resolved.run.remat
+
+
+def test_the_largest_compute_blocks_again():
+  spec = registry.get_spec('nfnet_f6')
+  assert config_lib.resolve(config_lib.base(), spec, 'cpu').run.remat
+  config = config_lib.base()
+  config.run.remat = False
+  assert not config_lib.resolve(config, spec, 'cpu').run.remat
+
+
 def test_given_values_hold():
   config = config_lib.base()
   config.optimizer.learning_rate = 0.5

@@ -124,6 +124,10 @@ def test_what_does_not_fit_gets_the_largest_batch_that_does(door, compiler):
       ['--config.data.partners=in_batch'],  # Seven images a shard of 32.
       ['--config.batch_size=224', '--config.data.shards=8'],
     ),
+    (
+      ['--config.run.accumulate=8', '--config.data.shards=8'],
+      ['--config.batch_size=192'],
+    ),
   ],
 )
 def test_train_takes_the_batch_that_is_suggested(
