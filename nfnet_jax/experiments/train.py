@@ -5,9 +5,9 @@ python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
 
 from collections.abc import Callable
 import os
-import pathlib
 
 from absl import flags
+from etils import epath
 
 from nfnet_jax.experiments import cli, errors, several
 
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 def main() -> int:
   from nfnet_jax.experiments import assemble, checks, describe
   from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import processes
+  from nfnet_jax.training import buckets, processes
 
   workdir = cli.get_workdir()
   with several.together() as say:
@@ -29,6 +29,8 @@ def main() -> int:
     checks.check_same_everywhere(config)
     checks.check_layout(config)
     if processes.is_primary():
+      with errors.as_input_error(OSError):
+        buckets.check(workdir, to_write=True)
       config_lib.check_same(config, workdir)
     experiment = assemble.Experiment.open(config)
     if processes.is_primary():
@@ -39,18 +41,20 @@ def main() -> int:
     return run(experiment, workdir, say)
 
 
-def run(experiment, workdir: pathlib.Path, say: Say) -> int:
+def run(experiment, workdir: epath.Path, say: Say) -> int:
   """Trains, and says how it ended; returns the exit code."""
   from nfnet_jax.training import (
     curves,
     diagnosis,
     evaluation,
+    files,
     interrupt,
     processes,
   )
 
   try:
     results = train(experiment, workdir, say)
+    picture = curves.plot(workdir) if processes.is_primary() else None
   except interrupt.Interrupted:
     say(f'Interrupted and saved. The same command resumes from {workdir}.')
     return cli.EXIT_INTERRUPTED
@@ -58,19 +62,20 @@ def run(experiment, workdir: pathlib.Path, say: Say) -> int:
     say(f'nfnet_jax: {error}')
     return cli.EXIT_FAILED
   except OSError as error:
+    place = workdir if files.is_in_bucket(workdir) else f'the disk of {workdir}'
     raise errors.RunError(
-      f'{error}. See to the disk of {workdir}; then the same command resumes '
-      'from the last checkpoint that is there.'
+      f'{error}. See to {place}; then the same command resumes from the last '
+      'checkpoint that is there.'
     ) from error
   if processes.is_primary():
     if cli.JSON.value:
       print(evaluation.to_json(results, step=experiment.cadence.total))
     say(evaluation.report(results))
-    say(f'curves     {curves.plot(workdir)}')
+    say(f'curves     {picture}')
   return 0
 
 
-def train(experiment, workdir: pathlib.Path, say: Say) -> dict[str, float]:
+def train(experiment, workdir: epath.Path, say: Say) -> dict[str, float]:
   """Runs or resumes an `assemble.Experiment`; returns its last evaluation."""
   from nfnet_jax.training import (
     checkpoint,

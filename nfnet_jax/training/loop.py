@@ -176,7 +176,7 @@ class Loop:
 
   def _diagnose(self, state: state_lib.TrainState) -> None:
     """Saves the last good state and says what broke the step after it."""
-    self.checkpoints.save(state)
+    self._store(state)
     self.checkpoints.wait()
     bad_batch = next(self.train_batches(int(state.step)))
     raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
@@ -194,6 +194,7 @@ class Loop:
       poll=self._stop_if_asked,
     )
     self.writer.write([{'step': step, **results}])
+    self.writer.publish()
     self.progress.note(
       f'evaluation at step {step}: '
       f'top-1 {100 * results["eval/top1"]:.2f}% raw, '
@@ -204,6 +205,11 @@ class Loop:
   def _save(self, state: state_lib.TrainState) -> None:
     self._flush(state)
     self.progress.pause()
+    self._store(state)
+
+  def _store(self, state: state_lib.TrainState) -> None:
+    """Saves a state, once its rows are where those who resume look."""
+    self.writer.publish()
     self.checkpoints.save(state)
 
   def _stop_if_asked(self) -> None:
