@@ -23,7 +23,7 @@ from urllib import parse
 _HOSTS = 'www.googleapis.com', 'storage.googleapis.com'
 _API = re.compile(
   r'/(?P<upload>upload/)?storage/v1/b/(?P<bucket>[^/]+)'
-  r'(?:/iam/testPermissions'
+  r'(?:/iam/testPermissions|/storageLayout'
   r'|/o(?:/(?P<name>[^/]+)(?P<rewrite>/rewriteTo/b/[^/]+/o/[^/]+)?)?)?'
 )
 _DOWNLOAD = re.compile(r'/(?P<bucket>[^/]+)/(?P<name>.+)')
@@ -202,7 +202,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       asked = set(self.permissions)
       granted = sorted(asked - self.buckets.withheld)
       return self.answer(200, {'permissions': granted})
-    self.answer(200, {'kind': 'storage#bucket', 'name': self.bucket})
+    hierarchical = {'enabled': False}
+    self.answer(
+      200, {'name': self.bucket, 'hierarchicalNamespace': hierarchical}
+    )
 
   def serve_object(self, is_media: bool):
     if self.name not in self.held:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -23,8 +24,9 @@ class MetricsWriter:
   Every training step has a row, and so has every evaluation. A row's `step` is
   the number of updates made. Of several processes the first one writes.
 
-  Nothing can be appended to what is in a bucket. For a run there, the files grow
-  in a temporary folder of this machine, and `publish` copies them.
+  What is in a bucket cannot be appended to. For a run there, files grow in a
+  temporary folder of this machine; `publish` copies them, and begins another
+  file of events, so that each is copied once.
 
   Attributes:
     evaluations: step -> the row of its evaluation, earlier runs' included.
@@ -40,7 +42,7 @@ class MetricsWriter:
     self.evaluations: dict[int, Mapping[str, float]] = {}
     self._files = contextlib.ExitStack()
     self._workdir = self._home = epath.Path(workdir)
-    self._unpublished = False
+    self._unpublished, self._parts = False, itertools.count(1)
     if processes.is_primary():
       self._open(resumed_step)
     # All processes must skip the same evaluations when they resume.
@@ -61,10 +63,12 @@ class MetricsWriter:
     )
     self._note_evaluations(kept)
     self._file = self._files.enter_context(path.open('a'))
-    self._events = self._files.enter_context(
-      tensorboardX.SummaryWriter(
-        str(self._home / _EVENTS), purge_step=resumed_step + 1
-      )
+    self._open_events(purge_step=resumed_step + 1)
+    self._files.callback(lambda: self._events.close())
+
+  def _open_events(self, suffix: str = '', purge_step: int | None = None):
+    self._events = tensorboardX.SummaryWriter(
+      str(self._home / _EVENTS), purge_step=purge_step, filename_suffix=suffix
     )
 
   def __enter__(self) -> 'MetricsWriter':
@@ -98,9 +102,13 @@ class MetricsWriter:
     """
     if self._home == self._workdir or not self._unpublished:
       return
-    self._events.flush()
-    for path in (self._home / _FILE, *(self._home / _EVENTS).iterdir()):
-      files.upload(path, self._workdir / path.relative_to(self._home))
+    self._events.close()  # To flush it would leave rows in its queue.
+    for path in (self._home / _EVENTS).iterdir():
+      files.upload(path, self._workdir / _EVENTS / path.name)
+      path.unlink()
+    files.upload(self._home / _FILE, self._workdir / _FILE)
+    # The time in a file's name has whole seconds.
+    self._open_events(suffix=f'.{next(self._parts)}')
     self._unpublished = False
 
   def _note_evaluations(self, rows: Iterable[Mapping[str, float]]) -> None:
