@@ -71,6 +71,7 @@ class Buckets(contextlib.AbstractContextManager):
     self._server.handle_error = self._note_error
     address = f'http://127.0.0.1:{self._server.server_port}'
     self.environment = {
+      'CLOUDSDK_CONFIG': str(folder),  # Without credentials.
       'CURL_CA_BUNDLE': str(certificate),
       'NO_GCE_CHECK': 'true',
       'STORAGE_EMULATOR_HOST': address,

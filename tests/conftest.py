@@ -112,6 +112,7 @@ def buckets(_storage, monkeypatch):
   """A stand-in for Google Cloud Storage, a `buckets.Buckets`."""
   for name, value in _storage.environment.items():
     monkeypatch.setenv(name, value)
+  monkeypatch.delenv('GOOGLE_APPLICATION_CREDENTIALS', raising=False)
   yield _storage
   _storage.forgive()
 
