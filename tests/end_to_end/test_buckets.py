@@ -169,24 +169,23 @@ class TestRun:
     ],
   )
   def test_a_lost_upload_loses_no_step(
-    self, door, recipe, local, buckets, bucket, lost
+    self, door, recipe, local, buckets, lost
   ):
-    for name in [n for n in bucket if n.startswith('two/')]:
-      del bucket[name]
-    buckets.fault = lambda method, name: (
-      403 if method != 'GET' and name.startswith(f'two/{lost}') else None
+    name = lost.replace('/', '-')
+    buckets.fault = lambda method, path: (
+      403 if method != 'GET' and path.startswith(f'{name}/{lost}') else None
     )
-    arguments = *recipe, '--workdir=gs://runs/two'
+    arguments = *recipe, f'--workdir=gs://runs/{name}'
     code, _, err = door(train.main, *arguments)
     assert code == 1, err
-    assert 'Traceback' not in err
     assert err.splitlines()[-1].startswith('nfnet_jax: ')
-    assert 'See to gs://runs/two; then the same command resumes' in err
+    assert f'See to gs://runs/{name}; then the same command resumes' in err
     buckets.forgive()
     code, _, err = door(train.main, *arguments)
     assert code == 0, err
-    assert ('Resuming after step 3.' in err) == ('checkpoints/6' in lost)
-    assert_same_run('gs://runs/two', local)
+    resumed = 'Resuming after step 3.' in err
+    assert resumed == lost.startswith('checkpoints/6'), err
+    assert_same_run(f'gs://runs/{name}', local)
 
 
 def test_refuses_what_cannot_hold_a_run(
