@@ -12,7 +12,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from nfnet_jax.experiments import evaluate, train
-from nfnet_jax.training import checkpoint, files
+from nfnet_jax.training import checkpoint, files, metrics
 from nfnet_jax.weights import load, save
 from tests.end_to_end import pods
 
@@ -157,12 +157,12 @@ class TestRun:
     'lost',
     [
       'checkpoints/6/commit_success.txt',
-      'metrics.jsonl',
       *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
           'checkpoints/3/commit_success.txt',
           'checkpoints/6/state/manifest.ocdbt',
+          'metrics.jsonl',
           'tensorboard/',
         )
       ),
@@ -233,6 +233,15 @@ def test_weights_that_may_not_be_read_are_named(buckets):
   buckets.fault = lambda method, name: 403
   with pytest.raises(load.WeightsError, match="Weights 'gs://runs/one' cannot"):
     load.load_weights('gs://runs/one')
+
+
+def test_a_refused_upload_is_told_as_of_a_disk(buckets, bucket):
+  buckets.fault = lambda method, name: None if method == 'GET' else 403
+  with metrics.MetricsWriter('gs://runs/refused', resumed_step=0) as writer:
+    writer.write([{'step': 1, 'loss': 1.0}])
+    with pytest.raises(OSError, match='Writing gs://runs/refused/.* failed'):
+      writer.publish()
+  assert not any(name.startswith('refused') for name in bucket)
 
 
 def test_an_object_changes_whole_or_not_at_all(bucket):
