@@ -239,7 +239,7 @@ def test_a_refused_upload_is_told_as_of_a_disk(buckets, bucket):
   buckets.fault = lambda method, name: None if method == 'GET' else 403
   with metrics.MetricsWriter('gs://runs/refused', resumed_step=0) as writer:
     writer.write([{'step': 1, 'loss': 1.0}])
-    with pytest.raises(OSError, match='Writing gs://runs/refused/.* failed'):
+    with pytest.raises(OSError, match=r'Writing gs://runs/refused/.* failed'):
       writer.publish()
   assert not any(name.startswith('refused') for name in bucket)
 
