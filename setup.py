@@ -10,6 +10,9 @@ VERSION = re.search(
   r"__version__ = '(.*)'", (ROOT / 'nfnet_jax' / '__init__.py').read_text()
 )[1]
 
+# What Orbax asks buckets with; the second where folders are no mere names.
+GCS = ['google-cloud-storage>=3.4', 'google-cloud-storage-control>=1.7']
+
 setuptools.setup(
   name='nfnet_jax',
   version=VERSION,
@@ -45,6 +48,7 @@ setuptools.setup(
   ],
   extras_require={
     'test': [
+      *GCS,
       'hypothesis>=6.100',
       # 213 MB, so that tests compile for a pod where its compiler runs.
       "jax[tpu]>=0.10; sys_platform == 'linux' and "
@@ -58,7 +62,8 @@ setuptools.setup(
       'wheel>=0.43',
     ],
     'plan': ['jax[tpu]>=0.10'],  # Brings the matching libtpu.
-    'tpu': ['jax[tpu]>=0.10'],
+    'tpu': ['jax[tpu]>=0.10', *GCS],
+    'gcs': GCS,  # For --workdir=gs://BUCKET/FOLDER.
   },
   classifiers=[
     'License :: OSI Approved :: Apache Software License',

@@ -7,11 +7,14 @@ import tempfile
 from absl import flags
 import pytest
 
+from tests import buckets as buckets_lib
+
 # Before anything imports JAX. The tests' processes share what they compile, the
 # workers of pytest-xdist the folder of the process that started them.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ.update(buckets_lib.IMPATIENT)  # Before anything imports TensorFlow.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 
@@ -95,6 +98,23 @@ def pico_params():
     lambda p: jax.numpy.asarray(0.5 * rng.standard_normal(p.shape), p.dtype),
     params,
   )
+
+
+@pytest.fixture(scope='session')
+def _storage(tmp_path_factory):
+  # One for all: TensorStore and Orbax remember its address.
+  with buckets_lib.Buckets(tmp_path_factory.mktemp('storage')) as buckets:
+    yield buckets
+
+
+@pytest.fixture
+def buckets(_storage, monkeypatch):
+  """A stand-in for Google Cloud Storage, a `buckets.Buckets`."""
+  for name, value in _storage.environment.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.delenv('GOOGLE_APPLICATION_CREDENTIALS', raising=False)
+  yield _storage
+  _storage.forgive()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import pathlib
+import re
 import runpy
 import sys
 import threading
@@ -36,7 +37,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   '--config.KEY=VALUE.',
 )
 _LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run, a local one or gs://BUCKET/FOLDER.'
+)
 JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
 OUT = flags.DEFINE_string('out', '.', 'Folder for tables and pictures.')
 DATA_DIR = flags.DEFINE_string(
@@ -235,19 +238,32 @@ def get_weights():
     return dataclasses.replace(weights, size=SIZE.value or weights.size)
 
 
-def get_workdir() -> pathlib.Path:
-  """Returns the absolute path of `--workdir`.
+def get_workdir():
+  """Returns the absolute `epath.Path` of `--workdir`.
 
   Raises:
-    errors.InputError: if none was given.
+    errors.InputError: if none was given, or it is no place for a run.
   """
   if not _WORKDIR.value:
     raise errors.InputError('Say where the run lives: --workdir=DIR.')
-  if '://' in _WORKDIR.value:
+  return to_workdir(_WORKDIR.value)
+
+
+def to_workdir(name: str):
+  """Returns the absolute `epath.Path` of a local folder or one in a bucket.
+
+  Raises:
+    errors.InputError: if it is in something else.
+  """
+  from etils import epath
+
+  if '://' not in name:
+    return epath.Path(pathlib.Path(name).resolve())
+  if not re.match('gs://[^/]', name):
     raise errors.InputError(
-      f"--workdir='{_WORKDIR.value}' is a bucket; only local folders serve yet."
+      f"--workdir='{name}' is neither a local folder nor gs://BUCKET/FOLDER."
     )
-  return pathlib.Path(_WORKDIR.value).resolve()
+  return epath.Path(name)
 
 
 def config_names() -> list[str]:
@@ -303,6 +319,7 @@ def _with_saved_config(argv: list[str]) -> list[str]:
   workdir = _flag_value(argv, 'workdir')
   if _flag_value(argv, 'config') or not workdir:
     return argv
+  to_workdir(workdir)  # For what a config raises is quoted with its place.
   path = pathlib.Path(__file__).parent / 'saved.py'
   return [argv[0], f'--config={path}:{workdir}', *argv[1:]]
 

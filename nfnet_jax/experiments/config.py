@@ -10,9 +10,9 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import re
 
+from etils import epath
 import ml_collections
 from ml_collections import config_dict
 
@@ -305,10 +305,11 @@ def save(
   Raises:
     errors.InputError: if the workdir cannot be written.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   text = json.dumps(config.to_dict(), indent=2) + '\n'
   with errors.as_input_error(OSError):
-    workdir.mkdir(parents=True, exist_ok=True)
+    with files.as_os_error(f'Making {workdir}'):
+      workdir.mkdir(parents=True, exist_ok=True)
     files.write_atomically(workdir / _CLASSES, '\n'.join(class_names) + '\n')
     files.write_atomically(workdir / _FILE, text)
 
@@ -317,16 +318,24 @@ def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
   """Reads the configuration that a workdir was made with.
 
   Raises:
-    errors.InputError: if there is none.
+    errors.InputError: if there is none, or it cannot be read.
   """
-  path = pathlib.Path(workdir) / _FILE
-  if not path.exists():
+  config = _load(workdir)
+  if config is None:
     raise errors.InputError(
-      f"'{workdir}' holds no run: there is no {path.name} in it."
+      f"'{workdir}' holds no run: there is no {_FILE} in it."
     )
-  config = base()
+  return config
+
+
+def _load(workdir: os.PathLike) -> ml_collections.ConfigDict | None:
+  path, config = epath.Path(workdir) / _FILE, base()
+  with errors.as_input_error(OSError), files.as_os_error(f'Reading {path}'):
+    if not path.exists():
+      return None
+    text = path.read_text()
   with errors.as_input_error(KeyError):
-    config.update(json.loads(path.read_text()))
+    config.update(json.loads(text))
   return config
 
 
@@ -336,9 +345,10 @@ def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
   Raises:
     errors.InputError: with the keys that differ.
   """
-  if not (pathlib.Path(workdir) / _FILE).exists():
+  saved = _load(workdir)
+  if saved is None:
     return
-  before, now = flat(load(workdir)), flat(config)
+  before, now = flat(saved), flat(config)
   differing = [
     f'{key}: {before.get(key)} there, {now.get(key)} here'
     for key in sorted(before.keys() | now.keys())

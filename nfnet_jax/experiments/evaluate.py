@@ -12,9 +12,8 @@ evaluates any weights on the data of any config. `--json` prints one object:
 with the prefix `ema_`, of a run's averaged ones.
 """
 
-import pathlib
-
 from absl import flags
+from etils import epath
 
 from nfnet_jax.experiments import cli, errors, several
 
@@ -46,7 +45,7 @@ def main() -> None:
     print(evaluation.report(results))
 
 
-def _evaluate_run(workdir: pathlib.Path) -> tuple[int, dict[str, float]]:
+def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.experiments import assemble, checks
   from nfnet_jax.experiments import config as config_lib
   from nfnet_jax.training import evaluation, processes
@@ -115,17 +114,23 @@ def _evaluate(experiment, weights) -> dict[str, float]:
     )
 
 
-def restore_latest(workdir: pathlib.Path, experiment):
+def restore_latest(workdir: epath.Path, experiment):
   """Reads the state of a run's latest checkpoint.
 
   Raises:
-    errors.InputError: if there is none.
+    errors.InputError: if there is none, or it cannot be read.
   """
-  from nfnet_jax.training import checkpoint
+  from nfnet_jax.training import buckets, checkpoint, files
 
   directory = workdir / 'checkpoints'
   state = None
-  if directory.is_dir():
+  with (
+    errors.as_input_error(OSError),
+    files.as_os_error(f'Reading {directory}'),
+  ):
+    buckets.check(directory, to_write=False)
+    is_there = directory.is_dir()
+  if is_there:
     with (
       errors.as_input_error(checkpoint.UnreadableError),
       checkpoint.Checkpoints(directory, read_only=True) as checkpoints,

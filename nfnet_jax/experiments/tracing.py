@@ -1,9 +1,9 @@
 """Which steps of a run to trace: a flag, and what is checked of it."""
 
-import pathlib
 import re
 
 from absl import flags
+from etils import epath
 
 from nfnet_jax.experiments import errors
 
@@ -47,7 +47,7 @@ def check_total(steps: range, total: int) -> None:
     )
 
 
-def check_begun(steps: range, workdir: pathlib.Path) -> None:
+def check_begun(steps: range, workdir: epath.Path) -> None:
   """Checks that a resumed run has what is to be traced before it, or traced.
 
   Raises:

@@ -5,9 +5,9 @@ python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
 
 from collections.abc import Callable
 import os
-import pathlib
 
 from absl import flags
+from etils import epath
 
 from nfnet_jax.experiments import cli, errors, several, tracing
 
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 def main() -> int:
   from nfnet_jax.experiments import assemble, checks, describe
   from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import processes, programs
+  from nfnet_jax.training import buckets, processes, programs
 
   workdir, traced = cli.get_workdir(), tracing.get_steps()
   with several.together() as say:
@@ -37,6 +37,8 @@ def main() -> int:
     checks.check_same_everywhere(config)
     checks.check_layout(config)
     if processes.is_primary():
+      with errors.as_input_error(OSError):
+        buckets.check(workdir, to_write=True)
       config_lib.check_same(config, workdir)
       tracing.check_begun(traced, workdir)
     experiment = assemble.Experiment.open(config)
@@ -49,28 +51,31 @@ def main() -> int:
     return run(experiment, workdir, say, traced)
 
 
-def run(experiment, workdir: pathlib.Path, say: Say, traced: range) -> int:
+def run(experiment, workdir: epath.Path, say: Say, traced: range) -> int:
   """Trains, and says how it ended; returns the exit code."""
   from nfnet_jax.experiments import ending
   from nfnet_jax.training import (
     curves,
     diagnosis,
     evaluation,
+    files,
     interrupt,
     processes,
   )
 
   try:
     finished = train(experiment, workdir, say, traced)
+    picture = curves.plot(workdir) if processes.is_primary() else None
   except interrupt.Interrupted:
     return cli.EXIT_INTERRUPTED
   except diagnosis.NonFiniteError as error:
     say(f'nfnet_jax: {error}')
     return cli.EXIT_FAILED
   except OSError as error:
+    place = workdir if files.is_in_bucket(workdir) else f'the disk of {workdir}'
     raise errors.RunError(
-      f'{error}. See to the disk of {workdir}; then the same command resumes '
-      'from the last checkpoint that is there.'
+      f'{error}. See to {place}; then the same command resumes from the last '
+      'checkpoint that is there.'
     ) from error
   if processes.is_primary():
     if cli.JSON.value:
@@ -79,11 +84,11 @@ def run(experiment, workdir: pathlib.Path, say: Say, traced: range) -> int:
       more = ending.numbers(finished)
       print(evaluation.to_json(results, step=step, **more))
     say(ending.summary(finished, workdir))
-    say(f'curves     {curves.plot(workdir)}')
+    say(f'curves     {picture}')
   return 0
 
 
-def train(experiment, workdir: pathlib.Path, say: Say, traced: range):
+def train(experiment, workdir: epath.Path, say: Say, traced: range):
   """Runs or resumes an `assemble.Experiment`; returns the ended `loop.Loop`."""
   import jax
 

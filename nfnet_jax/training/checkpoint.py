@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from nfnet_jax.optim import paths
+from nfnet_jax.training import buckets
 from nfnet_jax.training import state as state_lib
 
 _STATE = 'state'
@@ -58,9 +59,13 @@ class Checkpoints:
       directory: absolute path; made if it is not there.
       keep: how many of the newest checkpoints stay.
       read_only: for those who only restore: nothing is made or removed.
+
+    Raises:
+      OSError: if the folder cannot be made, or its bucket not used.
     """
     self.directory = epath.Path(directory)
     self._unreadable: set[int] = set()
+    buckets.check(self.directory, to_write=not read_only)
     if not read_only:
       # Orbax does not make it where it is told of `active_processes`.
       self.directory.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """Draws a run's curves from its metrics."""
 
 import os
-import pathlib
 
-from nfnet_jax.training import metrics
+from etils import epath
+
+from nfnet_jax.training import files, metrics
 
 _PANELS = (
   ('loss', {'loss': 'training', 'eval/loss': 'raw', 'eval_ema/loss': 'EMA'}),
@@ -13,7 +14,7 @@ _PANELS = (
 )
 
 
-def plot(workdir: str | os.PathLike) -> pathlib.Path:
+def plot(workdir: str | os.PathLike) -> epath.Path:
   """Writes `WORKDIR/curves.png` from `metrics.jsonl`; returns its path.
 
   Training metrics are averaged over 20 steps.
@@ -23,7 +24,7 @@ def plot(workdir: str | os.PathLike) -> pathlib.Path:
   matplotlib.use('agg')
   from matplotlib import pyplot
 
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   rows = metrics.read_metrics(workdir / 'metrics.jsonl')
   figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.5), sharex=True)
   for axis, (title, names) in zip(axes.flat, _PANELS):
@@ -49,10 +50,9 @@ def plot(workdir: str | os.PathLike) -> pathlib.Path:
     axis.set_xlabel('step')
   figure.tight_layout()
   picture = workdir / 'curves.png'
-  temporary = workdir / 'curves.tmp.png'
-  figure.savefig(temporary, dpi=110)
+  with files.atomically(picture) as temporary:
+    figure.savefig(temporary, dpi=110, format='png')
   pyplot.close(figure)
-  temporary.replace(picture)
   return picture
 
 

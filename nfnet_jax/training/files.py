@@ -6,13 +6,38 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 
 from etils import epath
 
 
+def is_in_bucket(path: str | os.PathLike) -> bool:
+  """Whether a path leads into a bucket, not to a disk."""
+  return '://' in os.fspath(path)
+
+
+@contextlib.contextmanager
+def as_os_error(doing: str) -> Iterator[None]:
+  """Raises what a bucket's file system raises as a disk's would be.
+
+  TensorFlow and google-cloud-storage have errors of their own, which are no
+  OSErrors and have many lines.
+
+  Args:
+    doing: what was tried, for the message.
+  """
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    raise OSError(f'{doing} failed ({reason.removesuffix(".")})') from error
+
+
 @contextlib.contextmanager
 def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
-  """Gives a temporary name for a file, which is renamed once it is written.
+  """Gives a temporary name for a file, which takes its own once it is written.
 
   Example:
     >>> import tempfile
@@ -23,6 +48,14 @@ def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
     'hello'
   """
   path = epath.Path(path)
+  if is_in_bucket(path):
+    # An object appears once all of it is there, but renaming one is to copy and
+    # delete it. TensorFlow would also upload what was written before an error.
+    with tempfile.TemporaryDirectory() as folder:
+      temporary = epath.Path(folder) / path.name
+      yield temporary
+      upload(temporary, path)
+    return
   temporary = path.with_name(f'{path.name}.tmp')
   try:
     yield temporary
@@ -32,8 +65,18 @@ def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
     raise
 
 
+def upload(local: epath.Path, path: epath.Path) -> None:
+  """Copies a local file into a bucket, in place of what is there.
+
+  Raises:
+    OSError: if that fails, after TensorFlow's own repeated attempts.
+  """
+  with as_os_error(f'Writing {path}'):
+    local.copy(path, overwrite=True)
+
+
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file under a temporary name, then renames it."""
+  """Writes a text file that appears with all of its text."""
   with atomically(path) as temporary:
     temporary.write_text(text)
 

@@ -218,7 +218,7 @@ class Loop:
 
   def _diagnose(self, state: state_lib.TrainState) -> None:
     """Saves the last good state and says what broke the step after it."""
-    self.checkpoints.save(state)
+    self._store(state)
     self._wait_until_saved()
     bad_batch = next(self.train_batches(int(state.step)))
     raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
@@ -236,6 +236,7 @@ class Loop:
         poll=self._stop_if_asked,
       )
     self.writer.write([{'step': step, **results}])
+    self.writer.publish()
     self.progress.note(
       f'evaluation at step {step}: '
       f'top-1 {100 * results["eval/top1"]:.2f}% raw, '
@@ -245,7 +246,12 @@ class Loop:
 
   def _save(self, state: state_lib.TrainState) -> None:
     self._flush(state)
+    self._store(state)
+
+  def _store(self, state: state_lib.TrainState) -> None:
+    """Saves a state, once its rows are where those who resume look."""
     with self.watch.during(timing.SAVING):
+      self.writer.publish()
       self.checkpoints.save(state)
 
   def _wait_until_saved(self) -> None:

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 import contextlib
+import itertools
 import json
 import math
 import os
-import pathlib
+import tempfile
 
+from etils import epath
 import tensorboardX
 
 from nfnet_jax.training import files, processes
 
 Row = dict[str, float]
+
+_FILE, _EVENTS = 'metrics.jsonl', 'tensorboard'
 
 
 class MetricsWriter:
@@ -19,6 +23,10 @@ class MetricsWriter:
 
   Every training step has a row, and so has every evaluation. A row's `step` is
   the number of updates made. Of several processes the first one writes.
+
+  What is in a bucket cannot be appended to. For a run there, files grow in a
+  temporary folder of this machine; `publish` copies them, and begins another
+  file of events, so that each is copied once.
 
   Attributes:
     evaluations: step -> the row of its evaluation, earlier runs' included.
@@ -33,26 +41,34 @@ class MetricsWriter:
     """Opens the files; rows after `resumed_step` are dropped."""
     self.evaluations: dict[int, Mapping[str, float]] = {}
     self._files = contextlib.ExitStack()
-    workdir = pathlib.Path(workdir)
+    self._workdir = self._home = epath.Path(workdir)
+    self._unpublished, self._parts = False, itertools.count(1)
     if processes.is_primary():
-      self._open(workdir, resumed_step)
+      self._open(resumed_step)
     # All processes must skip the same evaluations when they resume.
     self._note_evaluations(
       processes.from_primary(lambda: list(self.evaluations.values()))
     )
 
-  def _open(self, workdir: pathlib.Path, resumed_step: int) -> None:
-    path = workdir / 'metrics.jsonl'
-    kept = [row for row in read_metrics(path) if row['step'] <= resumed_step]
+  def _open(self, resumed_step: int) -> None:
+    rows = read_metrics(self._workdir / _FILE)
+    kept = [row for row in rows if row['step'] <= resumed_step]
+    if files.is_in_bucket(self._workdir):
+      self._home = epath.Path(
+        self._files.enter_context(tempfile.TemporaryDirectory())
+      )
+    path = self._home / _FILE
     files.write_atomically(
       path, ''.join(files.to_json(row) + '\n' for row in kept)
     )
     self._note_evaluations(kept)
     self._file = self._files.enter_context(path.open('a'))
-    self._events = self._files.enter_context(
-      tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=resumed_step + 1
-      )
+    self._open_events(purge_step=resumed_step + 1)
+    self._files.callback(lambda: self._events.close())
+
+  def _open_events(self, suffix: str = '', purge_step: int | None = None):
+    self._events = tensorboardX.SummaryWriter(
+      str(self._home / _EVENTS), purge_step=purge_step, filename_suffix=suffix
     )
 
   def __enter__(self) -> 'MetricsWriter':
@@ -73,6 +89,27 @@ class MetricsWriter:
         if name != 'step':
           self._events.add_scalar(name, value, row['step'])
     self._file.flush()
+    self._unpublished |= bool(rows)
+
+  def publish(self) -> None:
+    """Brings a bucket up to what was written; for a disk there is no need.
+
+    To be called before a checkpoint is saved: a run that resumes from it finds
+    the rows up to there.
+
+    Raises:
+      OSError: if the bucket cannot be written.
+    """
+    if self._home == self._workdir or not self._unpublished:
+      return
+    self._events.close()  # To flush it would leave rows in its queue.
+    for path in (self._home / _EVENTS).iterdir():
+      files.upload(path, self._workdir / _EVENTS / path.name)
+      path.unlink()
+    files.upload(self._home / _FILE, self._workdir / _FILE)
+    # The time in a file's name has whole seconds.
+    self._open_events(suffix=f'.{next(self._parts)}')
+    self._unpublished = False
 
   def observe(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes to TensorBoard alone what differs from run to run, as speed does.
@@ -82,6 +119,7 @@ class MetricsWriter:
     if processes.is_primary():
       for name, value in scalars.items():
         self._events.add_scalar(name, value, step)
+      self._unpublished = True
 
   def _note_evaluations(self, rows: Iterable[Mapping[str, float]]) -> None:
     self.evaluations |= {
@@ -93,11 +131,15 @@ def read_metrics(path: str | os.PathLike) -> list[Row]:
   """Reads a `metrics.jsonl`; a last line cut by a kill is left out.
 
   Where the file has null, rows have NaN.
+
+  Raises:
+    OSError: if it is there but cannot be read.
   """
-  path = pathlib.Path(path)
-  if not path.exists():
-    return []
-  lines = path.read_text().splitlines(keepends=True)
+  path = epath.Path(path)
+  with files.as_os_error(f'Reading {path}'):
+    if not path.exists():
+      return []
+    lines = path.read_text().splitlines(keepends=True)
   rows = [json.loads(line) for line in lines if line.endswith('\n')]
   return [
     {name: math.nan if value is None else value for name, value in row.items()}

@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 
 from nfnet_jax.models import registry
+from nfnet_jax.training import files
 from nfnet_jax.weights import arrays as arrays_lib
 from nfnet_jax.weights import classes, identify, pickles, timm
 
@@ -139,7 +140,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
   """
   path = epath.Path(path)
   try:
-    return _from_run(path.resolve()) if path.is_dir() else _from_file(path)
+    return _from_run(path) if _is_folder(path) else _from_file(path)
   except FileNotFoundError as error:
     raise WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
@@ -147,8 +148,14 @@ def load_weights(path: str | os.PathLike) -> Weights:
     raise WeightsError(f"Weights '{path}' cannot be used: {reason}.") from error
 
 
+def _is_folder(path: epath.Path) -> bool:
+  with files.as_os_error('looking for them'):
+    return path.is_dir()
+
+
 def _from_file(path: epath.Path) -> Weights:
-  data = _read(path)
+  with files.as_os_error('reading them'):
+    data = path.read_bytes()
   if data.startswith(b'PK'):
     return _from_arrays(*arrays_lib.read_npz(io.BytesIO(data)))
   if data.startswith(b'\x80'):
@@ -158,15 +165,6 @@ def _from_file(path: epath.Path) -> Weights:
   raise WeightsError(
     'they begin neither like a pickle nor like .npz or safetensors'
   )
-
-
-def _read(path: epath.Path) -> bytes:
-  try:
-    return path.read_bytes()
-  except OSError:
-    raise
-  except Exception as error:  # Those of a bucket are TensorFlow's own.
-    raise OSError(str(error)) from error
 
 
 def _from_pickle(data: bytes) -> Weights:
@@ -216,11 +214,14 @@ def _from_run(path: epath.Path) -> Weights:
   """Reads the averaged weights of a run, or of one of its checkpoints."""
   from nfnet_jax.training import checkpoint  # Orbax is slow to import.
 
+  if not files.is_in_bucket(path):  # epath would look for it in this folder.
+    path = path.resolve()
   step = int(path.name) if path.parent.name == 'checkpoints' else None
   inside = path if step is None else path.parent
   workdir = inside.parent if inside.name == 'checkpoints' else inside
-  has_run = (workdir / 'config.json').exists()
-  if not has_run or not (workdir / 'checkpoints').is_dir():
+  if not (
+    _is_folder(workdir / 'checkpoints') and (workdir / 'config.json').exists()
+  ):
     raise WeightsError('the folder holds no run with a checkpoint')
   fields = ('ema_params', 'ema_model_state')
   with checkpoint.Checkpoints(

@@ -214,7 +214,7 @@ def test_a_config_file_that_is_wrong(door, tmp_path, body, message):
   assert message in complaint(result)
 
 
-@pytest.mark.parametrize('name', ['{tmp}/file/run', 'gs://bucket/run'])
+@pytest.mark.parametrize('name', ['{tmp}/file/run', 's3://bucket/run'])
 def test_a_workdir_that_cannot_be_written(door, data_dir, tmp_path, name):
   (tmp_path / 'file').write_text('')
   workdir = name.format(tmp=tmp_path)
@@ -223,7 +223,7 @@ def test_a_workdir_that_cannot_be_written(door, data_dir, tmp_path, name):
     train.main, '--config=digits', data, f'--workdir={workdir}'
   )
   assert code == 2
-  assert 'file/run' in err or 'gs://bucket/run' in err
+  assert 'file/run' in err or 's3://bucket/run' in err
   assert 'Traceback' not in err
 
 

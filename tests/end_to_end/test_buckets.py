@@ -1,0 +1,284 @@
+"""Runs that live in a bucket, that of `tests.buckets`."""
+
+import contextlib
+import json
+import signal
+import sys
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from nfnet_jax.experiments import evaluate, train
+from nfnet_jax.training import checkpoint, files, metrics
+from nfnet_jax.weights import load, save
+from tests.end_to_end import pods
+
+FIELDS = 'step', 'params', 'model_state', 'opt_state', 'ema_params'
+
+
+@pytest.fixture(autouse=True)
+def bucket(buckets):
+  """What the bucket 'runs' holds."""
+  return buckets.objects.setdefault('runs', {})
+
+
+@pytest.fixture(scope='module')
+def recipe(small):
+  return [*small, '--config.run.log_every=1 step']
+
+
+def rows_of(workdir):
+  text = (epath.Path(workdir) / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def values_of(events):
+  """Reads TensorBoard's records as (step, name) -> value."""
+  values = {}
+  while events:  # A record: length, its checksum, the event, its checksum.
+    size = int.from_bytes(events[:8], 'little')
+    event = event_pb2.Event.FromString(events[12 : 12 + size])
+    values |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
+    events = events[16 + size :]
+  return values
+
+
+def states_of(workdir):
+  directory = epath.Path(workdir) / 'checkpoints'
+  with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
+    return {
+      step: jax.tree.leaves(checkpoints.restore_fields(FIELDS, step))
+      for step in checkpoints.steps()
+    }
+
+
+def assert_same_run(workdir, other):
+  assert rows_of(workdir) == rows_of(other)
+  states, others = states_of(workdir), states_of(other)
+  assert states.keys() == others.keys()
+  for step, leaves in states.items():
+    assert len(leaves) > 200
+    for leaf, expected in zip(leaves, others[step], strict=True):
+      np.testing.assert_array_equal(leaf, expected)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('run')
+
+
+@pytest.fixture
+def local(door, recipe, folder):
+  """The undisturbed run on a disk that those in the bucket are to equal."""
+  if not list(folder.iterdir()):
+    code, _, err = door(train.main, *recipe, f'--workdir={folder}')
+    assert code == 0, err
+  return folder
+
+
+class TestRun:
+  """One run there, and what becomes of it."""
+
+  def test_trains(self, door, recipe, local, buckets, bucket):
+    buckets.requests.clear()
+    code, out, err = door(train.main, *recipe, '--workdir=gs://runs/one')
+    assert code == 0, err
+    assert not out
+    assert 'gs://runs/one/curves.png' in err
+    inside = {name.split('/')[1] for name in bucket if name.startswith('one/')}
+    assert inside - {''} == {path.name for path in local.iterdir()}
+    assert bucket['one/curves.png'].startswith(b'\x89PNG')
+    assert not list(epath.Path('gs://runs/one').glob('*.tmp'))
+
+  def test_leaves_what_a_disk_would_hold(self, local):
+    assert_same_run('gs://runs/one', local)
+    names = 'config.json', 'classes.txt'
+    for name in names:
+      there = epath.Path('gs://runs/one') / name
+      assert there.read_text() == (local / name).read_text()
+
+  def test_events_are_whole(self, local, bucket):
+    parts = sorted(n for n in bucket if n.startswith('one/tensorboard/events'))
+    (path,) = (local / 'tensorboard').iterdir()
+    expected = values_of(path.read_bytes())
+    assert len(expected) > 30
+    assert values_of(b''.join(bucket[name] for name in parts)) == expected
+
+  def test_metrics_come_before_their_checkpoint_and_seldom(self, buckets):
+    wrote = [name for method, name in buckets.requests if method != 'GET']
+    metrics = [i for i, n in enumerate(wrote) if n == 'one/metrics.jsonl']
+    # Two requests an upload; the last evaluation and checkpoint share one.
+    assert len(metrics) == 4
+    for upload, step in zip((metrics[1], metrics[3]), (3, 6)):
+      prefix = f'one/checkpoints/{step}/'
+      first = next(i for i, n in enumerate(wrote) if n.startswith(prefix))
+      assert upload < first
+
+  def test_is_evaluated(self, door):
+    arguments = '--workdir=gs://runs/one', '--json'
+    code, out, err = door(evaluate.main, *arguments, on_a_run=True)
+    assert code == 0, err
+    (row,) = (r for r in rows_of('gs://runs/one') if 'eval/top1' in r)
+    assert json.loads(out)['loss'] == pytest.approx(row['eval/loss'], rel=1e-6)
+
+  @pytest.mark.parametrize('inside', ['', '/checkpoints/3'])
+  def test_serves_as_weights(self, local, inside):
+    weights = load.load_weights(f'gs://runs/one{inside}')
+    expected = load.load_weights(f'{local}{inside}')
+    assert weights.note() == expected.note()
+    jax.tree.map(np.testing.assert_array_equal, weights.params, expected.params)
+    save.save_weights('gs://runs/mine.npz', weights)
+    again = load.load_weights('gs://runs/mine.npz')
+    jax.tree.map(np.testing.assert_array_equal, again.params, weights.params)
+
+  def test_is_left_alone_by_another_experiment(self, door, recipe):
+    arguments = *recipe, '--config.seed=1', '--workdir=gs://runs/one'
+    code, _, err = door(train.main, *arguments)
+    assert code == 2
+    assert "'gs://runs/one' holds another experiment" in err
+
+  def test_resumes_before_a_damaged_checkpoint(
+    self, door, recipe, local, bucket
+  ):
+    (data, *_) = (
+      n for n in bucket if n.startswith('one/checkpoints/6/state/d')
+    )
+    bucket[data] = bytes(len(bucket[data]))
+    code, _, err = door(train.main, *recipe, '--workdir=gs://runs/one')
+    assert code == 0, err
+    assert 'Resuming after step 3.' in err
+    assert any(n.startswith('one/checkpoints/6.unreadable/') for n in bucket)
+    assert_same_run('gs://runs/one', local)
+
+  @pytest.mark.parametrize(
+    'lost',
+    [
+      'checkpoints/6/commit_success.txt',
+      *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+          'checkpoints/3/commit_success.txt',
+          'checkpoints/6/state/manifest.ocdbt',
+          'metrics.jsonl',
+          'tensorboard/',
+        )
+      ),
+    ],
+  )
+  def test_a_lost_upload_loses_no_step(
+    self, door, recipe, local, buckets, lost
+  ):
+    name = lost.replace('/', '-')
+    buckets.fault = lambda method, path: (
+      403 if method != 'GET' and path.startswith(f'{name}/{lost}') else None
+    )
+    arguments = *recipe, f'--workdir=gs://runs/{name}'
+    code, _, err = door(train.main, *arguments)
+    assert code == 1, err
+    assert err.splitlines()[-1].startswith('nfnet_jax: ')
+    assert f'See to gs://runs/{name}; then the same command resumes' in err
+    buckets.forgive()
+    code, _, err = door(train.main, *arguments)
+    assert code == 0, err
+    resumed = 'Resuming after step 3.' in err
+    assert resumed == lost.startswith('checkpoints/6'), err
+    assert_same_run(f'gs://runs/{name}', local)
+
+
+def test_refuses_what_cannot_hold_a_run(
+  door, recipe, buckets, bucket, monkeypatch
+):
+  held = dict(bucket)
+
+  def assert_refused(workdir, text):
+    code, _, err = door(train.main, *recipe, f'--workdir={workdir}')
+    assert code == 2, err
+    (line,) = (n for n in err.splitlines() if n.startswith('nfnet_jax: '))
+    assert text in line
+    assert 'model ' not in err
+
+  assert_refused('gs://nowhere/run', "There is no bucket 'nowhere'.")
+  assert_refused('s3://runs/one', 'neither a local folder nor gs://BUCKET')
+  assert_refused('gs:///one', 'neither a local folder nor gs://BUCKET')
+  buckets.withheld = {'storage.objects.create', 'storage.buckets.get'}
+  lacking = 'storage.buckets.get, storage.objects.create'
+  assert_refused('gs://runs/new', f"'runs' does not grant you {lacking}.")
+  buckets.forgive()
+  buckets.fault = lambda method, name: 403
+  assert_refused('gs://runs/new', "Opening the bucket 'runs' failed (403")
+  buckets.forgive()
+  monkeypatch.setitem(sys.modules, 'google.cloud', None)
+  assert_refused('gs://runs/new', "pip install -c constraints.txt '.[gcs]'")
+  assert bucket == held
+
+
+@pytest.mark.parametrize(
+  ('workdir', 'text'),
+  [
+    ('gs://nowhere/run', 'holds no run'),
+    ('s3://runs/one', 'neither a local folder nor gs://BUCKET'),
+  ],
+)
+def test_evaluate_refuses_what_holds_no_run(door, workdir, text):
+  code, _, err = door(evaluate.main, f'--workdir={workdir}', on_a_run=True)
+  assert code == 2
+  assert text in err
+  assert len(err.splitlines()) == 1
+
+
+def test_weights_that_may_not_be_read_are_named(buckets):
+  buckets.fault = lambda method, name: 403
+  with pytest.raises(load.WeightsError, match="Weights 'gs://runs/one' cannot"):
+    load.load_weights('gs://runs/one')
+
+
+def test_a_refused_upload_is_told_as_of_a_disk(buckets, bucket):
+  buckets.fault = lambda method, name: None if method == 'GET' else 403
+  with metrics.MetricsWriter('gs://runs/refused', resumed_step=0) as writer:
+    writer.write([{'step': 1, 'loss': 1.0}])
+    with pytest.raises(OSError, match=r'Writing gs://runs/refused/.* failed'):
+      writer.publish()
+  assert not any(name.startswith('refused') for name in bucket)
+
+
+def test_an_object_changes_whole_or_not_at_all(bucket):
+  path = 'gs://runs/file.txt'
+  files.write_atomically(path, 'one')
+  with contextlib.suppress(KeyError), files.atomically(path) as temporary:
+    temporary.write_text('half of')
+    raise KeyError
+  assert bucket['file.txt'] == b'one'
+  files.write_atomically(path, 'two')
+  assert bucket['file.txt'] == b'two'
+
+
+@pytest.mark.slow
+def test_survives_kills(door, recipe, buckets, tmp_path):
+  """Kills while a checkpoint is on its way, and between two of them."""
+  arguments = *recipe, '--config.train_for=12 steps', '--workdir=gs://runs/kill'
+  whole = *arguments[:-1], f'--workdir={tmp_path}'
+  code, _, err = door(train.main, *whole)
+  assert code == 0, err
+  for last in (
+    'checkpoints/3/state/_METADATA',
+    'checkpoints/3/commit_success.txt',
+    'metrics.jsonl',
+    'checkpoints/9/checksums/metadata',
+  ):
+    process = pods.Process(pods.TRAIN, *arguments)
+
+    def kill(method, name, last=last, process=process):
+      if method != 'GET' and name == f'kill/{last}':
+        process.send(signal.SIGKILL)
+        return 503
+      return None
+
+    buckets.fault = kill
+    assert process.finish() == -signal.SIGKILL, process.said
+  buckets.forgive()
+  process = pods.Process(pods.TRAIN, *arguments)
+  assert process.finish() == 0, process.said
+  assert_same_run('gs://runs/kill', tmp_path)
