@@ -192,9 +192,12 @@ class Trainer:
 
   def _gradients(self, state: state_lib.TrainState, batch: Batch):
 
+    # A model of one's own need not know of it.
+    options = {'remat': True} if self.remat else {}
+
     def loss_fn(params):
       logits, model_state = self.model.apply(
-        *self.model_inputs(params, state, batch), remat=self.remat
+        *self.model_inputs(params, state, batch), **options
       )
       logits = logits.astype(jnp.float32)
       labels, weights = batch['label'], batch['weight']
