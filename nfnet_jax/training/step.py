@@ -191,7 +191,6 @@ class Trainer:
     return lax.scan(add, zeros, examples)[0]
 
   def _gradients(self, state: state_lib.TrainState, batch: Batch):
-
     # A model of one's own need not know of it.
     options = {'remat': True} if self.remat else {}
 
