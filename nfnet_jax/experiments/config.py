@@ -273,8 +273,8 @@ def resolve(
     most = 1 << max(config.batch_size // 4, 1).bit_length() - 1
     data.shards = min(math.gcd(config.batch_size, _MOST_SHARDS), most)
   for section, key in ((run, 'data_dir'), (config, 'weights')):
-    if section[key] and '://' not in section[key]:
-      section[key] = os.path.abspath(section[key])
+    if section[key]:
+      section[key] = _absolute(section[key])
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()
@@ -298,21 +298,35 @@ def save(
     files.write_atomically(workdir / _FILE, text)
 
 
+def is_run(workdir: os.PathLike) -> bool:
+  """Whether a workdir holds a run, as far as this process sees."""
+  return (pathlib.Path(workdir) / _FILE).exists()
+
+
 def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
   """Reads the configuration that a workdir was made with.
 
   Raises:
     errors.InputError: if there is none.
   """
-  path = pathlib.Path(workdir) / _FILE
-  if not path.exists():
+  if not is_run(workdir):
     raise errors.InputError(
-      f"'{workdir}' holds no run: there is no {path.name} in it."
+      f"'{workdir}' holds no run: there is no {_FILE} in it."
     )
   config = base()
   with errors.as_input_error(KeyError):
-    config.update(json.loads(path.read_text()))
+    config.update(json.loads((pathlib.Path(workdir) / _FILE).read_text()))
   return config
+
+
+def load_begun(
+  workdir: os.PathLike, weights: str
+) -> ml_collections.ConfigDict | None:
+  """Reads the configuration of a run that began with these weights, if any."""
+  if not is_run(workdir):
+    return None
+  config = load(workdir)
+  return config if config.weights == _absolute(weights) else None
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
@@ -321,7 +335,7 @@ def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
   Raises:
     errors.InputError: with the keys that differ.
   """
-  if not (pathlib.Path(workdir) / _FILE).exists():
+  if not is_run(workdir):
     return
   before, now = flat(load(workdir)), flat(config)
   differing = [
@@ -334,6 +348,10 @@ def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
       f"'{workdir}' holds another experiment ({'; '.join(differing)}). Use "
       'another --workdir, or the same settings.'
     )
+
+
+def _absolute(path: str) -> str:
+  return path if '://' in path else os.path.abspath(path)
 
 
 def flat(config: ml_collections.ConfigDict) -> dict[str, object]:

@@ -25,7 +25,7 @@ def main() -> int:
 
   workdir = cli.get_workdir()
   with several.together() as say:
-    config = checks.resolve_and_check(cli.get_config())
+    config = checks.resolve_to_train(cli.get_config(), workdir)
     checks.check_same_everywhere(config)
     checks.check_layout(config)
     if processes.is_primary():
