@@ -25,6 +25,7 @@ def resolve_to_train(
   Raises:
     errors.InputError: in one line, what is wrong and the way out.
   """
+  _check_complete(config)
   if config.weights:
     config = config.copy_and_resolve_references()
     model = processes.from_primary(lambda: _model_of_weights(config, workdir))
@@ -57,9 +58,7 @@ def resolve_and_check(
   Raises:
     errors.InputError: in one line, what is wrong and the way out.
   """
-  config_lib.check_keys(config)
-  if config.dataset is None:
-    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
+  _check_complete(config)
   if config.weights and not (begun and config.model.name):
     config = adopt(config, read_weights(config.weights))
   if config.model.name is None:
@@ -73,6 +72,12 @@ def resolve_and_check(
   config_lib.check_values(config)
   model_options(config.model)
   return config
+
+
+def _check_complete(config: ml_collections.ConfigDict) -> None:
+  config_lib.check_keys(config)
+  if config.dataset is None:
+    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
 
 
 @functools.lru_cache(maxsize=1)
