@@ -13,7 +13,12 @@ from tests import buckets as buckets_lib
 # workers of pytest-xdist the folder of the process that started them.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8 '
+  # Tests compile much and compute little; processes of their own, in
+  # end_to_end, compile as users' do.
+  '--xla_backend_optimization_level=0'
+)
 os.environ.update(buckets_lib.IMPATIENT)  # Before anything imports TensorFlow.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 import functools
 import inspect
+import os
 
 import jax
 import ml_collections
@@ -12,6 +13,33 @@ from nfnet_jax.experiments import errors
 from nfnet_jax.models import layers, registry
 from nfnet_jax.training import parallel, processes
 from nfnet_jax.weights import load
+
+
+def resolve_to_train(
+  config: ml_collections.ConfigDict, workdir: os.PathLike
+) -> ml_collections.ConfigDict:
+  """Resolves and checks the configuration of a run, as `resolve_and_check`.
+
+  Of several processes only the first needs the workdir and the weights to begin
+  with; and a run that has begun needs those no more.
+
+  Raises:
+    errors.InputError: in one line, what is wrong and the way out.
+  """
+  _check_complete(config)
+  if config.weights:
+    config = config.copy_and_resolve_references()
+    model = processes.from_primary(lambda: _model_of_weights(config, workdir))
+    unset = {name for name, value in config.model.items() if value is None}
+    config.model.update({name: model[name] for name in unset})
+  return resolve_and_check(config, begun=True)
+
+
+def _model_of_weights(
+  config: ml_collections.ConfigDict, workdir: os.PathLike
+) -> dict[str, object]:
+  begun = config_lib.load_begun(workdir, config.weights)
+  return (begun or adopt(config, read_weights(config.weights))).model.to_dict()
 
 
 def resolve_and_check(
@@ -31,9 +59,7 @@ def resolve_and_check(
   Raises:
     errors.InputError: in one line, what is wrong and the way out.
   """
-  config_lib.check_keys(config)
-  if config.dataset is None:
-    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
+  _check_complete(config)
   if config.weights and not (begun and config.model.name):
     config = adopt(config, read_weights(config.weights))
   if config.model.name is None:
@@ -47,6 +73,12 @@ def resolve_and_check(
   config_lib.check_values(config)
   model_options(config.model)
   return config
+
+
+def _check_complete(config: ml_collections.ConfigDict) -> None:
+  config_lib.check_keys(config)
+  if config.dataset is None:
+    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
 
 
 @functools.lru_cache(maxsize=1)

@@ -282,8 +282,8 @@ def resolve(
     most = 1 << max(config.batch_size // 4, 1).bit_length() - 1
     data.shards = min(math.gcd(config.batch_size, _MOST_SHARDS), most)
   for section, key in ((run, 'data_dir'), (config, 'weights')):
-    if section[key] and '://' not in section[key]:
-      section[key] = os.path.abspath(section[key])
+    if section[key]:
+      section[key] = _absolute(section[key])
   if run.remat is None:
     run.remat = spec.name in _REMAT
   if run.accumulate is None:
@@ -314,29 +314,43 @@ def save(
     files.write_atomically(workdir / _FILE, text)
 
 
+def is_run(workdir: os.PathLike) -> bool:
+  """Whether a workdir holds a run, as far as this process sees.
+
+  Raises:
+    errors.InputError: if it cannot be read.
+  """
+  path = epath.Path(workdir) / _FILE
+  with errors.as_input_error(OSError), files.as_os_error(f'Reading {path}'):
+    return path.exists()
+
+
 def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
   """Reads the configuration that a workdir was made with.
 
   Raises:
     errors.InputError: if there is none, or it cannot be read.
   """
-  config = _load(workdir)
-  if config is None:
+  if not is_run(workdir):
     raise errors.InputError(
       f"'{workdir}' holds no run: there is no {_FILE} in it."
     )
-  return config
-
-
-def _load(workdir: os.PathLike) -> ml_collections.ConfigDict | None:
   path, config = epath.Path(workdir) / _FILE, base()
   with errors.as_input_error(OSError), files.as_os_error(f'Reading {path}'):
-    if not path.exists():
-      return None
     text = path.read_text()
   with errors.as_input_error(KeyError):
     config.update(json.loads(text))
   return config
+
+
+def load_begun(
+  workdir: os.PathLike, weights: str
+) -> ml_collections.ConfigDict | None:
+  """Reads the configuration of a run that began with these weights, if any."""
+  if not is_run(workdir):
+    return None
+  config = load(workdir)
+  return config if config.weights == _absolute(weights) else None
 
 
 def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
@@ -345,10 +359,9 @@ def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
   Raises:
     errors.InputError: with the keys that differ.
   """
-  saved = _load(workdir)
-  if saved is None:
+  if not is_run(workdir):
     return
-  before, now = flat(saved), flat(config)
+  before, now = flat(load(workdir)), flat(config)
   differing = [
     f'{key}: {before.get(key)} there, {now.get(key)} here'
     for key in sorted(before.keys() | now.keys())
@@ -359,6 +372,10 @@ def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
       f"'{workdir}' holds another experiment ({'; '.join(differing)}). Use "
       'another --workdir, or the same settings.'
     )
+
+
+def _absolute(path: str) -> str:
+  return path if '://' in path else os.path.abspath(path)
 
 
 def flat(config: ml_collections.ConfigDict) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """What a run says about itself before it starts."""
 
+import contextlib
+
 import haiku
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import ml_collections
 import optax
 
 import nfnet_jax
-from nfnet_jax.experiments import assemble, checks
+from nfnet_jax.experiments import assemble, checks, errors
 from nfnet_jax.models import complexity
 from nfnet_jax.optim import groups
 
@@ -81,8 +83,10 @@ def _origin(experiment: assemble.Experiment) -> list[str]:
   """Says what weights the run begins with, if not with random ones."""
   if not experiment.config.weights:
     return []
-  before = checks.read_weights(experiment.config.weights).num_classes
-  now = experiment.source.num_classes
+  before = now = experiment.source.num_classes
+  # A run that has begun goes on without them.
+  with contextlib.suppress(errors.InputError):
+    before = checks.read_weights(experiment.config.weights).num_classes
   head = '' if before == now else f', classifier new ({before} classes there)'
   return [f'weights    {experiment.config.weights}{head}']
 

@@ -50,16 +50,27 @@ def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.experiments import config as config_lib
   from nfnet_jax.training import evaluation, processes
 
-  config = checks.resolve_and_check(cli.get_config(), begun=True)
+  config = config_lib.base()
+  config.update(processes.from_primary(lambda: _config_of(workdir).to_dict()))
+  config = checks.resolve_and_check(config, begun=True)
   checks.check_same_everywhere(config)
-  if processes.is_primary():
-    config_lib.check_same(config, workdir)
   experiment, state = assemble.Experiment.open(config), None
   if processes.is_primary():
     state = restore_latest(workdir, experiment)
   state = processes.broadcast(state, like=experiment.abstract_state())
   weights = evaluation.weights_of(state)
   return int(state.step), _evaluate(experiment, weights)
+
+
+def _config_of(workdir: epath.Path):
+  """Returns the configuration to evaluate with, once it is that of the run."""
+  from nfnet_jax.experiments import checks
+  from nfnet_jax.experiments import config as config_lib
+
+  config_lib.load(workdir)  # Or complains.
+  config = checks.resolve_and_check(cli.get_config(), begun=True)
+  config_lib.check_same(config, workdir)
+  return config
 
 
 def _evaluate_weights() -> dict[str, float]:

@@ -14,5 +14,12 @@ def get_config(*workdir: str) -> ml_collections.ConfigDict:
 
   Args:
     *workdir: its path, cut at colons as config arguments are.
+
+  Returns:
+    The configuration; that of `config_lib.base` if there is none to be seen.
   """
-  return config_lib.load(':'.join(workdir))
+  workdir = ':'.join(workdir)
+  if not config_lib.is_run(workdir):
+    # Of several processes the first may be the one that sees it, and tells.
+    return config_lib.base()
+  return config_lib.load(workdir)

@@ -33,12 +33,13 @@ def main() -> int:
   workdir, traced = cli.get_workdir(), tracing.get_steps()
   with several.together() as say:
     kept = programs.keep()
-    config = checks.resolve_and_check(cli.get_config())
-    checks.check_same_everywhere(config)
-    checks.check_layout(config)
     if processes.is_primary():
       with errors.as_input_error(OSError):
         buckets.check(workdir, to_write=True)
+    config = checks.resolve_to_train(cli.get_config(), workdir)
+    checks.check_same_everywhere(config)
+    checks.check_layout(config)
+    if processes.is_primary():
       config_lib.check_same(config, workdir)
       tracing.check_begun(traced, workdir)
     experiment = assemble.Experiment.open(config)

@@ -7,10 +7,12 @@ function here does the obvious for it.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import ctypes
 import dataclasses
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -36,6 +38,8 @@ _SILENCE = 100
 # A failed process stays until the others have read why, and process 0, which
 # holds what there is to read, until they have left.
 _LINGER, _LINGER_OF_PRIMARY = 3 * _SECONDS_A_BEAT, 6 * _SECONDS_A_BEAT
+# JAX's goodbye, to which all come at once.
+_FAREWELL = 30
 # Processes wait for one another as long as the watch lets them.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 _CHUNK = 1 << 24  # 64 MiB of uint32.
@@ -97,7 +101,9 @@ def start(
       f'--process_id={process_id} is not in [0, {num_processes}), '
       'the range of --num_processes.'
     )
-  if _initialize(arguments, timeout):
+  with _explaining_aborts():
+    _initialize(arguments, timeout)
+  if _team is not None:
     agree(installation.describe())
 
 
@@ -228,9 +234,7 @@ def fail(line: str, exit_code: int = EXIT_FAILED, details: str = '') -> None:
   """
   if _team is None:
     return
-  with contextlib.suppress(Exception):  # Process 0 may be the one that died.
-    key = f'{_FAILURES}/{_team.index}'
-    _team.client.key_value_set(key, f'{exit_code} {line}')
+  _tell(line, exit_code)
   _end(line, exit_code, _LINGER, details)
 
 
@@ -238,6 +242,44 @@ def explain(error: BaseException) -> str:
   """Returns a line on what went wrong, the end of another process included."""
   line = f'{type(error).__name__}: {_first_line(error)}'
   return f'Lost another process ({line}). {_RESUME}' if 'Gloo' in line else line
+
+
+def _tell(line: str, exit_code: int) -> None:
+  """Leaves word of a failure for the others."""
+  with contextlib.suppress(Exception):  # Process 0 may be the one that died.
+    key = f'{_FAILURES}/{_team.index}'
+    _team.client.key_value_set(key, f'{exit_code} {line}')
+
+
+@contextlib.contextmanager
+def _explaining_aborts() -> Iterator[None]:
+  """Ends with a line where JAX would abort, once processes are several.
+
+  JAX aborts as soon as process 0 is gone, and what it calls then cannot be
+  given from Python; collectives on CPUs abort at times when a peer is.
+  """
+  signal_of_c = ctypes.CDLL(None).signal
+  signal_of_c.restype = ctypes.c_void_p
+  signal_of_c.argtypes = ctypes.c_int, ctypes.c_void_p
+  handler = ctypes.cast(_on_abort, ctypes.c_void_p)
+  before = signal_of_c(signal.SIGABRT, handler)
+  try:
+    yield
+  finally:
+    if _team is None:
+      signal_of_c(signal.SIGABRT, before)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+  """Called in the thread that aborts, which holds no lock of Python's."""
+  line = f'The runtime aborted, as it does where a process is lost. {_RESUME}'
+  if _team is not None:
+    # In a thread of its own: this one may be what receives the answer.
+    teller = threading.Thread(target=_tell, args=(line, EXIT_FAILED))
+    teller.start()
+    teller.join(_LINGER)
+  _end(line, EXIT_FAILED)
 
 
 _ending = threading.Lock()
@@ -261,8 +303,8 @@ def _has_others() -> bool:
   return on_tpu or any(sign in os.environ for sign in _SIGNS)
 
 
-def _initialize(arguments: tuple, timeout: float) -> bool:
-  """Starts JAX's coordination; returns whether there are other processes."""
+def _initialize(arguments: tuple, timeout: float) -> None:
+  """Starts JAX's coordination; there is a team if there are others."""
   global _team
   coordinator = arguments[0]
   silence = min(timeout, _SILENCE)
@@ -275,11 +317,12 @@ def _initialize(arguments: tuple, timeout: float) -> bool:
       *arguments,
       initialization_timeout=int(timeout) + 60,
       heartbeat_timeout_seconds=int(silence) + 60,
+      shutdown_timeout_seconds=_FAREWELL,
       cluster_detection_method=None if coordinator is None else 'deactivate',
     )
   except ValueError as error:
     if coordinator is None and 'coordinator_address' in str(error):
-      return False  # A TPU without other hosts.
+      return  # A TPU without other hosts.
     raise
   finally:
     timer.cancel()
@@ -287,11 +330,10 @@ def _initialize(arguments: tuple, timeout: float) -> bool:
 
   state = distributed.global_state
   if state.num_processes == 1:
-    return False
+    return
   _team = _Team(state.client, state.process_id, state.num_processes)
   _team.watch = _Watch(_team, silence)
   _team.watch.start()
-  return True
 
 
 def _give_up(arguments: tuple, timeout: float) -> None:
@@ -325,11 +367,19 @@ class _Watch(threading.Thread):
     for beat in itertools.count():
       if self._stopped.wait(_SECONDS_A_BEAT):
         return
+      # Process 0 is asked without a limit, and may hang.
+      late = threading.Timer(self._silence, self._lost_primary, ('it hangs',))
+      late.daemon = True
+      late.start()
       try:
         self._look(beat)
       except Exception as error:
-        line = f'Lost process 0 ({_first_line(error)}). {_RESUME}'
-        _end(line, EXIT_FAILED)
+        self._lost_primary(_first_line(error))
+      finally:
+        late.cancel()
+
+  def _lost_primary(self, reason: str) -> None:
+    _end(f'Lost process 0 ({reason}). {_RESUME}', EXIT_FAILED)
 
   def _look(self, beat: int) -> None:
     team, client = self._team, self._team.client
@@ -340,13 +390,14 @@ class _Watch(threading.Thread):
       if int(index) != team.index:
         exit_code, _, line = failure.partition(' ')
         _end(f'Process {index} ended all: {line}', int(exit_code))
-    now = time.monotonic()
-    for key, value in client.key_value_dir_get(_BEATS):
-      last, since = self._beats.get(key, (None, now))
+    now, beats = time.monotonic(), dict(client.key_value_dir_get(_BEATS))
+    for index in range(team.count):
+      # Or it died before its first.
+      value = beats.get(f'{_BEATS}/{index}')
+      last, since = self._beats.setdefault(index, (value, now))
       if value != last:
-        self._beats[key] = value, now
+        self._beats[index] = value, now
       elif now - since > self._silence:
-        index = key.rpartition('/')[2]
         fail(
           f'Process {index} of {team.count} has not answered for '
           f'{self._silence:g} s. {_RESUME}'

@@ -8,6 +8,7 @@ import time
 from absl import flags
 import jax
 import ml_collections
+import orbax.checkpoint as ocp
 
 from nfnet_jax.experiments import cli, errors, several, train
 from nfnet_jax.training import loop, processes, state
@@ -16,6 +17,7 @@ from tests.training import test_loop
 TOTAL = 12
 _SECONDS_A_STEP = flags.DEFINE_float('seconds_a_step', 0, 'Slows training.')
 _SECONDS_A_TEST = flags.DEFINE_float('seconds_a_test', 0, 'Slows evaluation.')
+_SECONDS_A_SAVE = flags.DEFINE_float('seconds_a_save', 0, 'Slows saving.')
 _FAIL = flags.DEFINE_string('fail', '', 'PROCESS:STEP that has bad data.')
 _DIFFERS = flags.DEFINE_integer('differs', -1, 'Process with another config.')
 
@@ -67,7 +69,21 @@ def part_of(batch):
   }
 
 
+def slow_down_saving():
+  """Holds every checkpoint up before it gets its name."""
+  finalize = ocp.PyTreeCheckpointHandler.finalize
+
+  def slowly(handler, directory):
+    cli.say('Saving ...')
+    time.sleep(_SECONDS_A_SAVE.value)
+    finalize(handler, directory)
+
+  ocp.PyTreeCheckpointHandler.finalize = slowly
+
+
 def main():
+  if _SECONDS_A_SAVE.value:
+    slow_down_saving()
   with several.together() as say:
     differs = _DIFFERS.value == jax.process_index()
     with errors.as_input_error():

@@ -23,12 +23,15 @@ class Process:
   """A process whose words are kept.
 
   `devices` is how many stand-ins for TPU cores it has, `largest_file` how many
-  bytes the file system lets it put into a file.
+  bytes the file system lets it put into a file, `late` by how many seconds it
+  starts too late.
   """
 
-  def __init__(self, door, *arguments, devices=8, largest_file=None):
+  def __init__(self, door, *arguments, devices=8, largest_file=None, late=0):
     flags = f'--xla_force_host_platform_device_count={devices}'
     command = [sys.executable, '-m', door, *map(str, arguments)]
+    if late:
+      command = ['sh', '-c', f'sleep {late}; exec "$@"', 'sh', *command]
     if largest_file:
       limit = 'import os, resource, sys; resource.setrlimit('
       limit += f'resource.RLIMIT_FSIZE, ({largest_file},) * 2); '
@@ -78,7 +81,7 @@ class Process:
       return self._popen.wait(seconds)
     finally:
       self._popen.kill()
-      self._reader.join(seconds)
+      self._reader.join(LIMIT)
 
 
 class Pod(list):
@@ -113,11 +116,15 @@ class Pod(list):
 
   def finish(self, seconds=LIMIT):
     """Returns the exit codes."""
-    try:
-      return [process.finish(seconds) for process in self]
-    finally:
-      for process in self:
-        process.finish()
+    deadline = time.monotonic() + seconds
+    codes = []
+    for process in self:
+      try:
+        codes.append(process.finish(max(0, deadline - time.monotonic())))
+      except subprocess.TimeoutExpired:
+        codes.append(None)
+    assert None not in codes, f'{codes} after {seconds} s:\n{self.said}'
+    return codes
 
 
 def rows_of(workdir):

@@ -27,8 +27,8 @@ def arguments(small):
   ]
 
 
-def run(count, *arguments, door=pods.TRAIN):
-  pod = pods.Pod(door, *arguments, count=count, devices=8 // count)
+def run(count, *arguments, door=pods.TRAIN, **own):
+  pod = pods.Pod(door, *arguments, count=count, devices=8 // count, **own)
   assert pod.finish() == [0] * count, pod.said
   return pod
 
@@ -48,9 +48,10 @@ def test_ten_steps_are_the_same_on_every_layout(arguments, tmp_path):
       assert index == 0 or process.lines == [line]
   assert_close(rows[4], rows[1])
   assert_close(rows[2], rows[1])
-  # And evaluated on yet another layout.
+  # And evaluated on yet another layout, where process 0 alone has a disk.
   workdir = f'--workdir={tmp_path / "1"}'
-  first, second = run(2, workdir, '--json', door=EVALUATE)
+  unseen = {'arguments': [f'--workdir={tmp_path / "unseen"}']}
+  first, second = run(2, workdir, '--json', door=EVALUATE, of_1=unseen)
   (line,) = [line for line in first.lines if line.startswith('{')]
   result = json.loads(line)
   assert result['examples'] == rows[1][-1]['eval/examples']

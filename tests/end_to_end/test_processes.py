@@ -92,52 +92,27 @@ def test_sigterm_in_an_evaluation(whole, tmp_path):
   assert_same(pods.rows_of(tmp_path / 'run'), whole)
 
 
-def _says_why(process):
-  lines = (
-    'Lost process 0',
-    'has not answered',
-    'another task died',
-    'Lost another',
-  )
-  return any(line in process.said for line in lines)
-
-
-@pytest.mark.parametrize('killed', [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize('killed', [0, 1])
 def test_a_killed_process_ends_the_others(whole, tmp_path, killed):
   pod = pods.Pod(
     LINEAR,
     SLOWLY,
-    '--peer_timeout=40',
+    '--peer_timeout=15',
     f'--workdir={tmp_path / "run"}',
-    count=2,  # Of one device each: with more, gloo may abort by itself.
+    count=2,
+    devices=4,
   )
   pod[0].wait_for('step 5/')
   pod[killed].send(signal.SIGKILL)
   other = pod[1 - killed]
-  assert other.finish(90) not in (0, 75)
-  # Of process 0, JAX's own thread may be the first to notice.
-  assert _says_why(other), other.said
+  assert other.finish(60) == 1
+  last = other.lines[-1]
+  assert last.startswith('nfnet_jax: '), other.said
+  assert last.endswith(' resumes from the last checkpoint.')
   assert pods.checkpoints_of(tmp_path / 'run')[-1] >= 3
   first, _ = resume(tmp_path / 'run')
   assert 'Resuming after step ' in first.said
   assert_same(pods.rows_of(tmp_path / 'run'), whole)
-
-
-@pytest.mark.slow
-def test_a_silent_process_ends_the_others(tmp_path):
-  """As one whose host hangs."""
-  pod = pods.Pod(
-    LINEAR,
-    SLOWLY,
-    '--peer_timeout=20',
-    f'--workdir={tmp_path / "run"}',
-    count=2,
-  )
-  pod[0].wait_for('step 2/')
-  pod[1].send(signal.SIGSTOP)
-  assert pod[0].finish(60) == 1
-  assert 'Process 1 of 2 has not answered for 20 s.' in pod[0].lines[-1]
-  pod[1].send(signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -395,16 +395,21 @@ class TestRun:
     assert out.startswith('weights: top-1 ')
     assert out.endswith(' on 355 images\n')
 
-  def test_it_needs_its_first_weights_no_more(
-    self, door, run, folder, monkeypatch
-  ):
+  def test_it_needs_its_first_weights_no_more(self, door, run, folder, tune):
     (folder / 'seven.npz').rename(folder / 'away.npz')
     checks.read_weights.cache_clear()
+    resume = [*tune, f'--config.weights={folder}/seven.npz']
     try:
-      code, _, err = door(evaluate.main, f'--workdir={run}', on_a_run=True)
+      evaluated = door(evaluate.main, f'--workdir={run}', on_a_run=True)
+      resumed = door(train.main, *resume, f'--workdir={run}')
+      anew = door(train.main, *resume, f'--workdir={folder}/anew')
     finally:
       (folder / 'away.npz').rename(folder / 'seven.npz')
-    assert code == 0, err
+    assert evaluated[0] == 0, evaluated[2]
+    assert resumed[0] == 0, resumed[2]
+    assert 'Resuming after step 6.' in resumed[2]
+    assert anew[0] == 2
+    assert 'seven.npz' in anew[2]
 
   def test_other_doors_take_it(self, door, run, tmp_path, data_dir):
     photos = trained_weights.write_photos(tmp_path / 'photos', 2)

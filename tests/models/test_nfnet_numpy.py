@@ -227,7 +227,7 @@ def create_training(classes=CLASSES, **options):
 
 
 def test_stochastic_depth_drops_whole_branches_unscaled():
-  number = 4096
+  number = 1024
   params, logits = create_training(dropout_rate=0.0)
   # The first block has rate 0, which leaves eight ways to drop the others.
   keeps = [(1, *keep) for keep in itertools.product((0, 1), repeat=3)]
