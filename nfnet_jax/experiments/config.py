@@ -183,9 +183,8 @@ _CHOICES = {
 # paper's batch of 4,096 was trained on.
 _MOST_SHARDS = 128
 
-# How 32 images a core fit the 16 GiB of a TPU v3's: in parts of no less than
-# eight, which take longer, or by computing blocks again; see
-# experiments/plan_memory/.
+# How 32 images a core fit the 16 GiB of a TPU v3's: in parts of eight or more,
+# or else by computing blocks again; see experiments/plan_memory/.
 _PARTS = {'nfnet_f4': 2, 'nfnet_f5': 4}
 _REMAT = ('nfnet_f6', 'nfnet_f7')
 
