@@ -13,9 +13,11 @@ COMMIT=$(resolved_commit) # The branch may move on; the run does not.
 export COMMIT
 troubles=0 failed_at=never mixed_since=''
 
+# A checkpoint that is being saved has its folder, but not yet this file.
 latest_checkpoint() {
-  limited "$CALL_TIMEOUT" gcloud storage ls "$WORKDIR/checkpoints/" 2>&1 |
-    grep -oE '/[0-9]+/$' | tr -d / | sort -n | tail -1
+  limited "$CALL_TIMEOUT" \
+    gcloud storage ls "$WORKDIR/checkpoints/*/commit_success.txt" 2>&1 |
+    sed -nE 's|.*/([0-9]+)/commit_success\.txt$|\1|p' | sort -n | tail -1
 }
 
 resume() { "$LAUNCH/resume.sh" "${ARGS[@]}"; }

@@ -16,6 +16,8 @@ workers=$(worker_states)
 ARGS+=(--workdir="$WORKDIR" --require_platform=tpu)
 data_dir=${MOUNT_POINT:-$DATA_DIR}
 [[ -z $data_dir ]] || ARGS+=(--config.run.data_dir="$data_dir")
+# What one TPU compiled, the next one finds.
 ssh_all "$CALL_TIMEOUT" \
-  "$(quoted "$WORKER" start nfnet_jax.experiments.train "${ARGS[@]}")"
+  "$(quoted env "JAX_COMPILATION_CACHE_DIR=$WORKDIR/programs" \
+    "$WORKER" start nfnet_jax.experiments.train "${ARGS[@]}")"
 say "$TPU_NAME trains into $WORKDIR; launch/watch.sh shows it."

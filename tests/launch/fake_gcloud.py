@@ -109,12 +109,13 @@ def complain(message, code=1):
   return code
 
 
-def storage(verb):
+def storage(verb, url):
   if verb == 'ls':
-    steps = sorted((FAKE / 'checkpoints').glob('*'))
-    for step in steps:
-      print(f'gs://bucket/runs/f3/checkpoints/{step.name}/')
-    return 0 if steps else complain('One or more URLs matched no objects.')
+    pattern = url.removeprefix('gs://bucket/runs/f3/')
+    found = sorted(FAKE.glob(pattern))
+    for path in found:
+      print(f'gs://bucket/runs/f3/{path.relative_to(FAKE)}')
+    return 0 if found else complain('One or more URLs matched no objects.')
   return 0
 
 
@@ -137,7 +138,7 @@ def main(words):
   if planned.get('preempt'):
     preempt(cloud)
   if kind == 'storage':
-    return storage(verb)
+    return storage(verb, words[-1])
   flags = dict(
     word.partition('=')[::2] for word in words[4:] if word.startswith('--')
   )

@@ -1,8 +1,8 @@
 """Stands in for a worker's Python: notes its command and acts out a run.
 
-`program.json` lists what the attempts do, in order: `reach` a checkpoint, run
-for `seconds` or until SIGTERM, and end with `code`. One for all workers, or one
-a worker.
+`program.json` lists what the attempts do, in order: `reach` or `begin` a
+checkpoint, run for `seconds` or until SIGTERM, and end with `code`. One for all
+workers, or one a worker.
 """
 
 import json
@@ -24,10 +24,12 @@ def main(words):
   done = len((FAKE / f'runs-{worker}.jsonl').read_text().splitlines())
   attempt = attempts[min(done, len(attempts)) - 1]
   attempt = attempt.get(worker, attempt)
-  if 'reach' in attempt:
-    (FAKE / 'checkpoints' / str(attempt['reach'])).mkdir(
-      parents=True, exist_ok=True
-    )
+  # A checkpoint that was being saved has no such file.
+  for key, file in (('reach', 'commit_success.txt'), ('begin', 'half')):
+    if key in attempt:
+      checkpoint = FAKE / 'checkpoints' / str(attempt[key])
+      checkpoint.mkdir(parents=True, exist_ok=True)
+      (checkpoint / file).touch()
   print(f'attempt {done}', flush=True)
   time.sleep(attempt.get('seconds', 0))
   return attempt.get('code', 0)

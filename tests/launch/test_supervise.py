@@ -79,7 +79,7 @@ def test_it_resumes_a_failure_only_if_a_checkpoint_was_reached_since(cloud):
     {'code': 1, 'reach': 1000},
     {'code': 75},
     {'code': 1, 'reach': 2000},
-    {'code': 134},
+    {'code': 134, 'begin': 3000},
   )
   cloud.ready()
   err = supervise(cloud, code=1)
