@@ -15,8 +15,8 @@ _CACHE = tempfile.TemporaryDirectory()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 '
-  # Tests compile much and compute little; processes of their own, in
-  # end_to_end, compile as users' do.
+  # Tests compile much and compute little. Slow ones, and the README's commands
+  # in .ci/run, compile as users do.
   '--xla_backend_optimization_level=0'
 )
 os.environ.update(buckets_lib.IMPATIENT)  # Before anything imports TensorFlow.

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -28,7 +29,9 @@ class Process:
   """
 
   def __init__(self, door, *arguments, devices=8, largest_file=None, late=0):
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    # The last of two settings holds; the others are those of the tests.
+    flags = os.environ['XLA_FLAGS']
+    flags += f' --xla_force_host_platform_device_count={devices}'
     command = [sys.executable, '-m', door, *map(str, arguments)]
     if late:
       command = ['sh', '-c', f'sleep {late}; exec "$@"', 'sh', *command]
@@ -59,10 +62,9 @@ class Process:
   @property
   def lines(self):
     """What it said, without what JAX's collectives say on a CPU."""
-    lines = self.said.splitlines()
     # They talk at once: lines may be in pieces.
-    noise = '[Gloo] Rank', 'peer ranks'
-    return [x for x in lines if not any(part in x for part in noise)]
+    noise = re.compile(r'.*(\[Gloo\] Rank|peer ranks).*|[\d\s]*')
+    return [x for x in self.said.splitlines() if not noise.fullmatch(x)]
 
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT
