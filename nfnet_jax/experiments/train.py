@@ -52,7 +52,9 @@ def main() -> int:
     return run(experiment, workdir, say, traced)
 
 
-def run(experiment, workdir: epath.Path, say: Say, traced: range) -> int:
+def run(
+  experiment, workdir: epath.Path, say: Say, traced: range = range(0)
+) -> int:
   """Trains, and says how it ended; returns the exit code."""
   from nfnet_jax.experiments import ending
   from nfnet_jax.training import (
