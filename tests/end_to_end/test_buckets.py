@@ -105,7 +105,11 @@ class TestRun:
     (path,) = (local / 'tensorboard').iterdir()
     expected = values_of(path.read_bytes())
     assert len(expected) > 30
-    assert values_of(b''.join(bucket[name] for name in parts)) == expected
+    uploaded = values_of(b''.join(bucket[name] for name in parts))
+    assert uploaded.keys() == expected.keys()
+    timed = 'images_per_second', 'data_wait'
+    for key in expected:
+      assert uploaded[key] == expected[key] or key[1] in timed
 
   def test_metrics_come_before_their_checkpoint_and_seldom(self, buckets):
     wrote = [name for method, name in buckets.requests if method != 'GET']
@@ -225,8 +229,10 @@ def test_refuses_what_cannot_hold_a_run(
 def test_evaluate_refuses_what_holds_no_run(door, workdir, text):
   code, _, err = door(evaluate.main, f'--workdir={workdir}', on_a_run=True)
   assert code == 2
-  assert text in err
-  assert len(err.splitlines()) == 1
+  # Google's libraries may say first that there are no credentials here.
+  (line,) = [line for line in err.splitlines() if 'nfnet_jax: ' in line]
+  assert text in line
+  assert line == err.splitlines()[-1]
 
 
 def test_weights_that_may_not_be_read_are_named(buckets):

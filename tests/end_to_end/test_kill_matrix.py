@@ -282,8 +282,8 @@ def test_any_moment_of_the_real_run(small, tmp_path, door):
   """`kill -9` of a process alone, until the run is done."""
   arguments = [
     *small,
-    '--config.train_for=120 steps',
-    '--config.run.eval_every=30 steps',
+    '--config.train_for=80 steps',
+    '--config.run.eval_every=20 steps',
     '--config.run.checkpoint_every=1 step',
   ]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
@@ -297,10 +297,10 @@ def test_any_moment_of_the_real_run(small, tmp_path, door):
       *arguments,
       f'--workdir={broken}',
     )
-    if len(reached) < 12:
+    if len(reached) < 8:
       process.wait_for('gains and biases')
       # From before the first step to well into saving.
-      time.sleep(rng.uniform(0, 14))
+      time.sleep(rng.uniform(0, 10))
       process.send(signal.SIGKILL)
     code = process.finish()
     reached.append(max(pods.checkpoints_of(broken), default=0))

@@ -50,7 +50,9 @@ def test_family_trains_resumes_and_evaluates(
   trained = json.loads(out)
   assert np.isfinite(trained['loss'])
   code, out, _ = door(evaluate.main, whole, '--json', on_a_run=True)
-  assert json.loads(out) == trained
+  evaluated = json.loads(out)
+  assert 'top1' in evaluated
+  assert evaluated.items() <= trained.items()
   # From the checkpoint of step 3 on, in a workdir that holds no more.
   (tmp_path / 'parts').mkdir()
   checkpoints = tmp_path / 'parts' / 'checkpoints'
@@ -58,7 +60,7 @@ def test_family_trains_resumes_and_evaluates(
   (tmp_path / 'whole' / 'checkpoints' / '3').rename(checkpoints / '3')
   code, out, err = door(train.main, *flags, parts, '--json')
   assert (code, 'Resuming after step 3' in err) == (0, True)
-  assert json.loads(out) == trained
+  assert evaluated.items() <= json.loads(out).items()
 
 
 def resolved(config):
