@@ -22,6 +22,7 @@ os.environ['XLA_FLAGS'] = (
 os.environ.update(buckets_lib.IMPATIENT)  # Before anything imports TensorFlow.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 
 @pytest.fixture(scope='session')
