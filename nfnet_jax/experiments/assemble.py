@@ -13,7 +13,7 @@ from nfnet_jax.experiments import checks, errors
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.models import registry
 from nfnet_jax.optim import recipe
-from nfnet_jax.training import loop, processes
+from nfnet_jax.training import loop, processes, sharding
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 from nfnet_jax.weights import identify, load
@@ -116,6 +116,12 @@ class Experiment:
       remat=config.run.remat,
       accumulate=config.run.accumulate,
     )
+
+  def sharded_trainer(self, devices: int) -> sharding.ShardedTrainer | None:
+    """Returns the trainer with its update sharded, if it is to be."""
+    if not self.config.run.shard_update or devices == 1:
+      return None
+    return sharding.ShardedTrainer(self.trainer, self.abstract_state(), devices)
 
   def _schedule(self) -> optax.Schedule:
     optimizer, steps = self.config.optimizer, self.units.steps

@@ -101,6 +101,7 @@ def base() -> ml_collections.ConfigDict:
         'keep_checkpoints': 3,
         'remat': config_dict.placeholder(bool),
         'accumulate': config_dict.placeholder(int),
+        'shard_update': config_dict.placeholder(bool),
       },
     }
   ).lock()
@@ -289,9 +290,23 @@ def resolve(
     # Never more than divides the examples of a device, however many there are.
     parts = _PARTS.get(spec.name, 1)
     run.accumulate = math.gcd(parts, config.batch_size // data.shards)
+  if run.shard_update is None:
+    run.shard_update = platform != 'cpu' and not unshardable(config)
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()
+
+
+def unshardable(config: ml_collections.ConfigDict) -> str:
+  """Names the setting for which the update cannot be sharded, if any."""
+  optimizer = config.optimizer
+  needs = {
+    'optimizer.sam_rho': optimizer.sam_rho,
+    'optimizer.trust_coefficient': optimizer.trust_coefficient is not None,
+    'optimizer.clip_by': optimizer.clipping and optimizer.clip_by != 'unit',
+    'model.timm_forward': config.model.timm_forward,
+  }
+  return next((name for name, needed in needs.items() if needed), '')
 
 
 def save(

@@ -174,9 +174,9 @@ class Candidate:
     from nfnet_jax.pods import compiling
     from nfnet_jax.training import parallel
 
-    experiment = self.experiment
-    lowered = parallel.DataParallel(self.pod.devices).lower(
-      experiment.trainer.train_step,
+    experiment, devices = self.experiment, self.pod.devices
+    lowered = parallel.DataParallel(devices).lower(
+      experiment.sharded_trainer(len(devices)) or experiment.trainer,
       experiment.abstract_state(),
       experiment.train_shapes(),
     )

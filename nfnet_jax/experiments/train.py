@@ -138,6 +138,7 @@ def train(experiment, workdir: epath.Path, say: Say, traced: range):
       steps = traced if first <= traced.start else range(0)
       work = loop.Loop(
         trainer=experiment.trainer,
+        sharded=experiment.sharded_trainer(jax.device_count()),
         parallel=parallel.DataParallel(),
         train_batches=lambda first: experiment.train_batches(first, note),
         eval_batches=lambda: experiment.eval_batches(note),

@@ -176,6 +176,25 @@ def agc(
   return optax.GradientTransformation(init_fn, update_fn)
 
 
+def states(tree) -> list[AGCState]:
+  """Lists the `AGCState`s in a tree, such as the state of a chain."""
+  nodes = jax.tree.leaves(tree, is_leaf=_is_state)
+  return [node for node in nodes if _is_state(node)]
+
+
+def map_states(function: Callable[[AGCState], AGCState], tree):
+  """Maps the `AGCState`s in a tree; all else stays."""
+  return jax.tree.map(
+    lambda node: function(node) if _is_state(node) else node,
+    tree,
+    is_leaf=_is_state,
+  )
+
+
+def _is_state(node) -> bool:
+  return isinstance(node, AGCState)
+
+
 def clip_units(
   update: jax.Array,
   param: jax.Array,

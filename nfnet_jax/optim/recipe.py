@@ -4,6 +4,7 @@ Section 5.1 and appendix A.1 of arXiv 2102.06171.
 """
 
 from collections.abc import Sequence
+import math
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,29 @@ def _clip(
     exclude=lambda path: not groups_lib.group_of(path, groups).clip,
     group_fn=lambda path: groups_lib.group_of(path, groups).name,
   )
+
+
+def clipped_units(
+  params, groups: Sequence[groups_lib.Group] = groups_lib.NFNET_GROUPS
+) -> dict[str, int]:
+  """Counts the units of each group that `nfnet_sgd` clips by unit.
+
+  Args:
+    params: tree of arrays or shapes.
+    groups: which parameters are clipped.
+
+  Example:
+    >>> clipped_units({'net/conv': {'w': jnp.ones((3, 3, 8, 16))}})
+    {'kernels': 16}
+  """
+  units = {}
+  for path, leaf in paths.named_leaves(params):
+    group = groups_lib.group_of(path, groups)
+    if group.clip:
+      axes = agc_lib.output_last_axes(path, leaf.shape)
+      fan_in = math.prod(leaf.shape[axis] for axis in axes)
+      units[group.name] = units.get(group.name, 0) + leaf.size // fan_in
+  return units
 
 
 def warmup_cosine(

@@ -14,6 +14,7 @@ from nfnet_jax.training import (
   evaluation,
   interrupt,
   profiling,
+  sharding,
   timing,
 )
 from nfnet_jax.training import metrics as metrics_lib
@@ -49,6 +50,8 @@ class Loop:
 
   Attributes:
     trainer: what a step does.
+    sharded: the same with the update sharded over the devices; None for the
+      update by each of them.
     parallel: where it runs.
     train_batches: first step -> this process's batches from there on.
     eval_batches: -> this process's padded evaluation batches.
@@ -71,6 +74,7 @@ class Loop:
   writer: metrics_lib.MetricsWriter
   progress: progress_lib.Progress
   stop: interrupt.StopRequest
+  sharded: sharding.ShardedTrainer | None = None
   tracer: profiling.Tracer = dataclasses.field(default_factory=profiling.Tracer)
   watch: timing.Stopwatch = dataclasses.field(default_factory=timing.Stopwatch)
   throughput: timing.Throughput = dataclasses.field(init=False)
@@ -78,14 +82,19 @@ class Loop:
   def __post_init__(self):
     self.throughput = timing.Throughput(self.watch, self.trainer.global_batch)
     self._train_step = self._compiling_first(
-      self.parallel.train_step(self.trainer.train_step)
+      self.parallel.train_step(self._updating)
     )
+    self._collect = self.parallel.collector(self._updating)
     self._eval_step = self._compiling_first(
       self.parallel.eval_step(step_lib.evaluator(self.trainer.model))
     )
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()
     self._last_row = None
+
+  @property
+  def _updating(self) -> step_lib.Trainer | sharding.ShardedTrainer:
+    return self.sharded or self.trainer
 
   def run(self, state: state_lib.TrainState) -> dict[str, float]:
     """Trains from `state` to the end.
@@ -102,7 +111,7 @@ class Loop:
         last good state is saved.
     """
     step = int(state.step)
-    state = self.parallel.replicate(state)
+    state = self.parallel.distribute(self._updating, state)
     batches = self._place(self.train_batches(step))
     if step < self.cadence.total:
       self.progress.note('Compiling the training step ...')
@@ -220,6 +229,7 @@ class Loop:
     """Saves the last good state and says what broke the step after it."""
     self._store(state)
     self._wait_until_saved()
+    state = self._collect(state)
     bad_batch = next(self.train_batches(int(state.step)))
     raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
 
@@ -231,7 +241,7 @@ class Loop:
       results = evaluation.evaluate(
         self._eval_step,
         self.parallel,
-        evaluation.weights_of(state),
+        evaluation.weights_of(self._collect(state)),
         self.eval_batches(),
         poll=self._stop_if_asked,
       )
@@ -252,7 +262,7 @@ class Loop:
     """Saves a state, once its rows are where those who resume look."""
     with self.watch.during(timing.SAVING):
       self.writer.publish()
-      self.checkpoints.save(state)
+      self.checkpoints.save(self._collect(state))
 
   def _wait_until_saved(self) -> None:
     with self.watch.during(timing.SAVING):

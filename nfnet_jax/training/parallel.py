@@ -67,13 +67,13 @@ class DataParallel:
     return {name: place(name, value) for name, value in batch.items()}
 
   def lower(
-    self, step: Callable, state, batch: Mapping[str, jax.ShapeDtypeStruct]
+    self, trainer: Any, state, batch: Mapping[str, jax.ShapeDtypeStruct]
   ) -> jax.stages.Lowered:
     """Lowers a training step for its devices, which need not be there.
 
     Args:
-      step: what `train_step` takes.
-      state: shapes of the state.
+      trainer: what `train_step` takes.
+      state: shapes of the state, not yet distributed.
       batch: shapes of what `split` takes, of all devices together.
     """
     split = {
@@ -82,32 +82,70 @@ class DataParallel:
       )
       for name, value in batch.items()
     }
-    return self.train_step(step).lower(state, split)
+    state = jax.eval_shape(self._distributor(trainer), state)
+    return self.train_step(trainer).lower(state, split)
 
   def _split_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if name in _SCALARS:
       return (self.num_local,)
     return (self.num_local, shape[0] // self.num_local, *shape[1:])
 
-  def train_step(self, step: Callable) -> Callable:
-    """Wraps `(state, batch, reduce) -> (state, metrics)`; takes over `state`.
+  def distribute(self, trainer: Any, state):
+    """Places a state as a trainer keeps it, which is `trainer.axes`.
+
+    The result owns its buffers, so that a step may take them over.
+    """
+    return self._distributor(trainer)(self.replicate(state))
+
+  def _distributor(self, trainer: Any) -> Callable:
+    if trainer.axes is None:
+      return lambda state: state
+    distribute = self._pmap(
+      # A map needs something to map over.
+      lambda state, device, reduce: trainer.split(state),
+      in_axes=(None, 0),
+      out_axes=trainer.axes,
+    )
+    return lambda state: distribute(state, np.arange(self.num_local))
+
+  def collector(self, trainer: Any) -> Callable:
+    """Makes what turns a trainer's state to the plain one, on every device."""
+    if trainer.axes is None:
+      return lambda state: state
+    return self._pmap(
+      lambda state, reduce: trainer.join(state), in_axes=(trainer.axes,)
+    )
+
+  def train_step(self, trainer: Any) -> Callable:
+    """Makes `(state, batch) -> (state, metrics)` of a trainer's step.
 
     The state's buffers are donated: keep no other reference to them.
+
+    Args:
+      trainer: has `train_step(state, batch, reduce)`, and `axes`: where in its
+        state the devices differ, as for `jax.pmap`; None for nowhere.
     """
-    return self._pmap(step, in_axes=(None, 0), donate_argnums=(0,))
+    return self._pmap(
+      trainer.train_step,
+      in_axes=(trainer.axes, 0),
+      out_axes=(trainer.axes, None),
+      donate_argnums=(0,),
+    )
 
   def eval_step(self, step: Callable) -> Callable:
     """Wraps `(params, model_state, batch, reduce) -> sums`."""
     return self._pmap(step, in_axes=(None, None, 0))
 
-  def _pmap(self, step: Callable, **options: Any) -> Callable:
+  def _pmap(
+    self, step: Callable, out_axes: Any = None, **options: Any
+  ) -> Callable:
     @functools.wraps(step)
     def reduced(*args):
       return step(*args, reduce=lambda tree: lax.psum(tree, AXIS))
 
-    # out_axes=None: whatever leaves must have been reduced, or it would
-    # silently differ between devices.
+    # Where out_axes is None, whatever leaves must have been reduced, or it
+    # would silently differ between devices.
     devices = self.devices if jax.process_count() == 1 else None
     return jax.pmap(
-      reduced, axis_name=AXIS, out_axes=None, devices=devices, **options
+      reduced, axis_name=AXIS, out_axes=out_axes, devices=devices, **options
     )

@@ -96,6 +96,9 @@ class Trainer:
   remat: bool = False
   accumulate: int = 1
 
+  # All devices hold the same; see `parallel.DataParallel.train_step`.
+  axes = None
+
   def train_step(
     self, state: state_lib.TrainState, batch: Batch, reduce: Reduce
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
@@ -119,36 +122,61 @@ class Trainer:
     (loss, (top1, model_state)), grads = self.gradients(uphill, batch)
 
     loss, top1, grads = reduce((loss, top1, grads))
-    model_state = self._mean(model_state, reduce)
+    model_state = self.mean(model_state, reduce)
+    grad_norm = optax.tree.norm(grads)
+    applied = self.is_good(state, batch, loss, grad_norm)
+    new_state = self.update(state, grads, model_state)
+    return keep_unless(applied, state, new_state), {
+      **self.metrics(state, loss, top1, grad_norm, applied),
+      **clipping_metrics(new_state.opt_state),
+    }
 
-    with jax.named_scope('update'):
-      updates, opt_state = self.optimizer.update(
-        grads, state.opt_state, state.params
-      )
-      params = optax.apply_updates(state.params, updates)
-      new_state = state_lib.TrainState(
-        step=state.step + 1,
-        params=params,
-        model_state=model_state,
-        opt_state=opt_state,
-        ema_params=self._average(state.ema_params, params, state.step),
-        ema_model_state=self._average(
-          state.ema_model_state, model_state, state.step
-        ),
-      )
-      grad_norm = optax.tree.norm(grads)
-      applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-      applied &= batch['step'] == state.step
-      new_state = jax.tree.map(
-        lambda new, old: jnp.where(applied, new, old), new_state, state
-      )
-    return new_state, {
+  @jax.named_scope('update')
+  def update(
+    self, state: state_lib.TrainState, grads: Tree, model_state: Tree
+  ) -> state_lib.TrainState:
+    """Returns the state after an update by gradients of the global mean."""
+    updates, opt_state = self.optimizer.update(
+      grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    return state_lib.TrainState(
+      step=state.step + 1,
+      params=params,
+      model_state=model_state,
+      opt_state=opt_state,
+      ema_params=self._average(state.ema_params, params, state.step),
+      ema_model_state=self._average(
+        state.ema_model_state, model_state, state.step
+      ),
+    )
+
+  def is_good(
+    self,
+    state: state_lib.TrainState,
+    batch: Batch,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+  ) -> jax.Array:
+    """Whether a step may be applied: finite, and of a batch made for it."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    return finite & (batch['step'] == state.step)
+
+  def metrics(
+    self,
+    state: state_lib.TrainState,
+    loss: jax.Array,
+    top1: jax.Array,
+    grad_norm: jax.Array,
+    applied: jax.Array,
+  ) -> dict[str, jax.Array]:
+    """Returns what the log tells of the step after `state`."""
+    return {
       'loss': loss,
       'top1': top1,
       'learning_rate': self.schedule(state.step),
       'grad_norm': grad_norm,
       'applied': applied.astype(jnp.float32),
-      **clipping_metrics(opt_state),
     }
 
   def uphill(
@@ -165,24 +193,35 @@ class Trainer:
     _, grads = self.gradients(state, sam.sub_batch(batch, self.sam_share))
     return state._replace(params=sam.ascend(state.params, grads, self.sam_rho))
 
-  def gradients(self, state: state_lib.TrainState, batch: Batch):
+  def gradients(
+    self,
+    state: state_lib.TrainState,
+    batch: Batch,
+    apply: Callable | None = None,
+  ):
     """Differentiates this device's share of the global mean loss.
 
     In `accumulate` parts; in fewer, if SAM's examples do not divide by it.
+
+    Args:
+      state: whose parameters, of any dtype, are differentiated by.
+      batch: see `train_step`.
+      apply: takes the place of the model's.
 
     Returns:
       `((loss, (top1, model_state)), grads)`. Loss and top-1 are this device's
       terms of the global means; gradients are float32.
     """
     parts = math.gcd(self.accumulate, len(batch['label']))
+    apply = apply or self.model.apply
     if parts == 1:
-      return self._gradients(state, batch)
+      return self._gradients(state, batch, apply)
     examples = {
       name: value.reshape(parts, -1, *value.shape[1:])
       for name, value in batch.items()
       if value.ndim
     }
-    compute = lambda part: self._gradients(state, {**batch, **part})
+    compute = lambda part: self._gradients(state, {**batch, **part}, apply)
     first = jax.tree.map(lambda value: value[0], examples)
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first)
@@ -190,12 +229,14 @@ class Trainer:
     add = lambda sums, part: (optax.tree.add(sums, compute(part)), None)
     return lax.scan(add, zeros, examples)[0]
 
-  def _gradients(self, state: state_lib.TrainState, batch: Batch):
+  def _gradients(
+    self, state: state_lib.TrainState, batch: Batch, apply: Callable
+  ):
     # A model of one's own need not know of it.
     options = {'remat': True} if self.remat else {}
 
     def loss_fn(params):
-      logits, model_state = self.model.apply(
+      logits, model_state = apply(
         *self.model_inputs(params, state, batch), **options
       )
       logits = logits.astype(jnp.float32)
@@ -208,29 +249,32 @@ class Trainer:
       share = 1 / self.global_batch
       return jnp.sum(losses) * share, (jnp.sum(hits) * share, model_state)
 
-    return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    results, grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return results, optax.tree.cast(grads, jnp.float32)
 
   def model_inputs(
     self, params: Tree, state: state_lib.TrainState, batch: Batch
   ):
     """Returns what the model is applied to in training, in compute dtype."""
     return (
-      self._cast(params),
+      self.cast(params),
       state.model_state,
       jax.random.fold_in(jax.random.key(self.seed), state.step),
-      self._cast(normalize(batch['image'])),
+      self.cast(normalize(batch['image'])),
       True,
       batch['position'],
     )
 
   @jax.named_scope('cast')
-  def _cast(self, tree: Tree) -> Tree:
+  def cast(self, tree: Tree) -> Tree:
+    """Brings a tree to the dtype of the computation."""
     return jax.tree.map(lambda x: x.astype(self.compute_dtype), tree)
 
   def _average(self, average: Tree, values: Tree, step: jax.Array) -> Tree:
     return ema.update_ema(average, values, self.ema_decay, step)
 
-  def _mean(self, tree: Tree, reduce: Reduce) -> Tree:
+  def mean(self, tree: Tree, reduce: Reduce) -> Tree:
+    """Averages running statistics over all devices."""
     devices = reduce(jnp.ones(()))
 
     def divide(total: jax.Array) -> jax.Array:
@@ -282,14 +326,18 @@ def classification_sums(
   }
 
 
+def keep_unless(applied: jax.Array, state: Tree, new_state: Tree) -> Tree:
+  """Returns the new state where the step is applied, else the old one."""
+  choose = lambda new, old: jnp.where(applied, new, old)
+  return jax.tree.map(choose, new_state, state)
+
+
 def clipping_metrics(opt_state: Tree) -> dict[str, jax.Array]:
   """Reads the clipped fractions out of an optimiser state, if it has AGC."""
-  is_agc = lambda node: isinstance(node, agc.AGCState)
-  for node in jax.tree.leaves(opt_state, is_leaf=is_agc):
-    if is_agc(node):
-      groups = node.clipped_by_group.items()
-      return {
-        'clipped': node.clipped,
-        **{f'clipped/{name}': share for name, share in groups},
-      }
+  for node in agc.states(opt_state):
+    groups = node.clipped_by_group.items()
+    return {
+      'clipped': node.clipped,
+      **{f'clipped/{name}': share for name, share in groups},
+    }
   return {}
