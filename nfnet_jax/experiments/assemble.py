@@ -86,6 +86,7 @@ class Experiment:
   def model(self) -> registry.Model:
     options = checks.model_options(self.config.model)
     name, num_classes = self.config.model.name, self.source.num_classes
+    if name.startswith('nfnet_'): options['fused_blocks']=True
     return registry.create(name, num_classes, **options)
 
   @functools.cached_property

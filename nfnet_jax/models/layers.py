@@ -154,13 +154,20 @@ class ScaledWSConv2D(hk.Module):
     self.standardize = standardize
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    kernel, bias = self.parameters(x.shape[-1], x.dtype)
+    return self.convolve(x, kernel) + bias
+
+  def parameters(
+    self, input_channels: int, dtype: jnp.dtype
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the standardised kernel and the bias."""
     units = self.output_channels
-    shape = (self.kernel_size,) * 2 + (x.shape[-1] // self.groups, units)
+    shape = (self.kernel_size,) * 2 + (input_channels // self.groups, units)
     init = hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal')
-    w = hk.get_parameter('w', shape, x.dtype, init=init)
-    gain = hk.get_parameter('gain', (units,), x.dtype, init=jnp.ones)
-    bias = hk.get_parameter('bias', (units,), x.dtype, init=jnp.zeros)
-    return self.convolve(x, self.standardize(w, gain)) + bias
+    w = hk.get_parameter('w', shape, dtype, init=init)
+    gain = hk.get_parameter('gain', (units,), dtype, init=jnp.ones)
+    bias = hk.get_parameter('bias', (units,), dtype, init=jnp.zeros)
+    return self.standardize(w, gain), bias
 
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with a kernel that is standardised already."""
@@ -200,9 +207,11 @@ class SqueezeExcite(hk.Module):
     self.expand = hk.Linear(channels, name='linear_1')
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    pooled = jnp.mean(x, axis=(1, 2))
-    gates = jax.nn.sigmoid(self.expand(self.activation(self.reduce(pooled))))
-    return gates[:, None, None, :]
+    return self.gates(jnp.mean(x, axis=(1, 2)))[:, None, None, :]
+
+  def gates(self, pooled: jax.Array) -> jax.Array:
+    """Maps spatial means `[N, C]` to gates `[N, C]`."""
+    return jax.nn.sigmoid(self.expand(self.activation(self.reduce(pooled))))
 
 
 def optional_squeeze_excite(
@@ -248,10 +257,15 @@ def stochastic_depth(
   """
   if rate == 0 or key is None:
     return x
-  draws = jax.vmap(jax.random.uniform)(example_keys(key, positions))
   scale = 1 / (1 - rate) if rescale else 1.0
-  keep = jnp.where(draws >= rate, scale, 0.0).astype(x.dtype)
+  keep = scale * survivors(rate, key, positions).astype(x.dtype)
   return x * keep[:, None, None, None]
+
+
+def survivors(rate: float, key: jax.Array, positions: jax.Array) -> jax.Array:
+  """Draws which examples `[N]` stochastic depth keeps."""
+  draws = jax.vmap(jax.random.uniform)(example_keys(key, positions))
+  return draws >= rate
 
 
 def dropout(

@@ -13,7 +13,7 @@ import functools
 import haiku as hk
 import jax
 
-from nfnet_jax.models import classifier, layers, normalizer_free
+from nfnet_jax.models import classifier, fused, layers, normalizer_free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,7 @@ class NFNet(classifier.ImageClassifier):
     stochdepth_rate: float = 0.25,
     dropout_rate: float | None = None,
     timm_forward: bool = False,
+    fused_blocks: bool = False,
     name: str = 'NFNet',
   ):
     """Builds the modules.
@@ -144,6 +145,8 @@ class NFNet(classifier.ImageClassifier):
       timm_forward: whether to compute as timm's `dm_nfnet_*` do, which differ
         from the published networks: GELU is exact, and weight standardisation
         is `layers.standardize_as_timm`.
+      fused_blocks: whether to compute the blocks in fewer passes over their
+        activations, and GELU's derivative (see `models.fused`).
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
@@ -157,6 +160,8 @@ class NFNet(classifier.ImageClassifier):
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)
       activation = {'gelu': 'gelu_erf'}.get(activation, activation)
     self.activation = layers.scaled_activation(activation)
+    if fused_blocks and activation == 'gelu':
+      self.activation = fused.scaled_gelu
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     stem_channels = (*spec.stem, spec.width[0] // 2)
     self.stem_convs = [
@@ -170,6 +175,7 @@ class NFNet(classifier.ImageClassifier):
         group_size=spec.group_size,
         spatial_convs=spec.spatial_convs,
         conv=conv,
+        fused=fused_blocks,
         is_transition=place.is_transition,
         activation=self.activation,
         alpha=alpha,
@@ -213,6 +219,7 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
     group_size: int,
     spatial_convs: int = 2,
     conv: Callable[..., layers.ScaledWSConv2D] = layers.ScaledWSConv2D,
+    fused: bool = False,
     name: str = 'nf_block',
     **residual,
   ):
@@ -224,11 +231,13 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
       group_size: channels a group of the 3x3 convolutions.
       spatial_convs: how many 3x3 convolutions.
       conv: makes a convolution.
+      fused: whether to compute it in fewer passes; see `models.fused`.
       name: module name.
       **residual: see `normalizer_free.NormalizerFreeBlock`.
     """
     super().__init__(name=name, **residual)
     self.stride = stride
+    self.fused = fused
     # Whole groups only: in the "+" variants' first stage this makes 128
     # channels of 192, where the paper's own counts keep 192.
     groups = channels // 2 // group_size
@@ -245,6 +254,13 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
     self.squeeze_excite = layers.SqueezeExcite(
       channels, channels // 2, name='squeeze_excite'
     )
+
+  def __call__(
+    self, x: jax.Array, key: jax.Array | None, positions: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    if self.fused:
+      return fused.run_block(self, x, key, positions)
+    return super().__call__(x, key, positions)
 
   def branch(self, x: jax.Array) -> jax.Array:
     x = self.convs[0](x)

@@ -10,6 +10,7 @@ import math
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 
 from nfnet_jax.models import layers
 
@@ -99,9 +100,12 @@ class NormalizerFreeBlock(hk.Module):
     out = self.branch(out)
     residual_var = layers.signal_statistics(out)['var']
     out = layers.stochastic_depth(out, self.stochdepth_rate, key, positions)
+    return self.alpha * self.gain(out.dtype) * out + shortcut, residual_var
+
+  def gain(self, dtype: jnp.dtype) -> jax.Array:
+    """Returns the branch's learnt gain, a scalar."""
     init = hk.initializers.Constant(self.skip_gain)
-    skip_gain = hk.get_parameter('skip_gain', (), out.dtype, init=init)
-    return self.alpha * skip_gain * out + shortcut, residual_var
+    return hk.get_parameter('skip_gain', (), dtype, init=init)
 
 
 def downsample(x: jax.Array, stride: int) -> jax.Array:
