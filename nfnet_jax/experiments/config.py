@@ -17,7 +17,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from nfnet_jax.experiments import errors
-from nfnet_jax.models import registry
+from nfnet_jax.models import fast_stem, registry
 from nfnet_jax.optim import recipe
 from nfnet_jax.training import files
 
@@ -101,6 +101,7 @@ def base() -> ml_collections.ConfigDict:
         'keep_checkpoints': 3,
         'remat': config_dict.placeholder(bool),
         'accumulate': config_dict.placeholder(int),
+        'fast_stem': config_dict.placeholder(bool),
       },
     }
   ).lock()
@@ -258,7 +259,8 @@ def resolve(
   Args:
     config: with overrides applied.
     spec: the model's native sizes, crop and RandAugment magnitude.
-    platform: 'cpu', 'tpu' or another of JAX's, which 'auto' dtypes depend on.
+    platform: 'cpu', 'tpu' or another of JAX's, on which 'auto' dtypes and the
+      form of the stem depend.
   """
   config = config.copy_and_resolve_references()
   optimizer, data, run = config.optimizer, config.data, config.run
@@ -289,6 +291,10 @@ def resolve(
     # Never more than divides the examples of a device, however many there are.
     parts = _PARTS.get(spec.name, 1)
     run.accumulate = math.gcd(parts, config.batch_size // data.shards)
+  if run.fast_stem is None:
+    # CPUs have no lanes to fill: there it is a little slower, if anything.
+    fits = 'fast_stem' in spec.options and not data.image_size % fast_stem.BLOCK
+    run.fast_stem = fits and platform != 'cpu'
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()

@@ -154,13 +154,20 @@ class ScaledWSConv2D(hk.Module):
     self.standardize = standardize
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    kernel, bias = self.parameters(x.shape[-1], x.dtype)
+    return self.convolve(x, kernel) + bias
+
+  def parameters(
+    self, input_channels: int, dtype: jnp.dtype
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the standardised kernel and the bias."""
     units = self.output_channels
-    shape = (self.kernel_size,) * 2 + (x.shape[-1] // self.groups, units)
+    shape = (self.kernel_size,) * 2 + (input_channels // self.groups, units)
     init = hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal')
-    w = hk.get_parameter('w', shape, x.dtype, init=init)
-    gain = hk.get_parameter('gain', (units,), x.dtype, init=jnp.ones)
-    bias = hk.get_parameter('bias', (units,), x.dtype, init=jnp.zeros)
-    return self.convolve(x, self.standardize(w, gain)) + bias
+    w = hk.get_parameter('w', shape, dtype, init=init)
+    gain = hk.get_parameter('gain', (units,), dtype, init=jnp.ones)
+    bias = hk.get_parameter('bias', (units,), dtype, init=jnp.zeros)
+    return self.standardize(w, gain), bias
 
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with a kernel that is standardised already."""

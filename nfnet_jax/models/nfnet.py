@@ -13,7 +13,7 @@ import functools
 import haiku as hk
 import jax
 
-from nfnet_jax.models import classifier, layers, normalizer_free
+from nfnet_jax.models import classifier, fast_stem, layers, normalizer_free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,7 @@ class NFNet(classifier.ImageClassifier):
     stochdepth_rate: float = 0.25,
     dropout_rate: float | None = None,
     timm_forward: bool = False,
+    fast_stem: bool = False,
     name: str = 'NFNet',
   ):
     """Builds the modules.
@@ -144,6 +145,9 @@ class NFNet(classifier.ImageClassifier):
       timm_forward: whether to compute as timm's `dm_nfnet_*` do, which differ
         from the published networks: GELU is exact, and weight standardisation
         is `layers.standardize_as_timm`.
+      fast_stem: whether to compute the stem as TPUs do it quickly (see
+        `models.fast_stem`), from images or from blocks of them, where the
+        images' sides allow it.
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
@@ -152,6 +156,7 @@ class NFNet(classifier.ImageClassifier):
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NFNet')
     self.depth = spec.depth
+    self.fast_stem = fast_stem
     conv = layers.ScaledWSConv2D
     if timm_forward:
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)
@@ -189,6 +194,8 @@ class NFNet(classifier.ImageClassifier):
     )
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    if self.fast_stem and fast_stem.fits(images):
+      return fast_stem.stem(images, self.stem_convs, self.activation)
     x = self.stem_convs[0](images)
     for conv in self.stem_convs[1:]:
       x = conv(self.activation(x))
