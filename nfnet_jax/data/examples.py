@@ -65,6 +65,7 @@ class ExampleMaker:
     per_shard: examples of one shard in a batch.
     groups: groups of records in a batch of this process.
     first_position: place of this process's part in the global batch.
+    block: pixels a side of the blocks that images are cut into.
   """
 
   def __init__(
@@ -77,6 +78,7 @@ class ExampleMaker:
     per_shard: int,
     groups: int,
     first_position: int,
+    block: int = 1,
   ):
     self._source = source
     self._augmentation = augmentation
@@ -85,6 +87,7 @@ class ExampleMaker:
     self._per_shard = per_shard
     self._groups = groups
     self._first_position = first_position
+    self._block = block
     self._rand_augment = augmentation.layers and augment.RandAugment(
       image_size, augmentation.layers, augmentation.magnitude
     )
@@ -159,6 +162,8 @@ class ExampleMaker:
     if self._rand_augment:
       seed = self._seed(step, position, _AUGMENT)
       image = self._rand_augment(mix.to_uint8(image), seed)
+    if self._block > 1:
+      image = tf.nn.space_to_depth(image[None], self._block)[0]
     return {
       'image': image,
       'label': labels,

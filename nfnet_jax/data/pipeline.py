@@ -32,6 +32,9 @@ class TrainSpec:
     shards: data shards of the run, a multiple of the number of processes.
     seed: root of order and augmentation.
     augmentation: see `examples.Augmentation`.
+    block: pixels a side of the blocks that images are cut into, which divide
+      them; a block's pixels lie side by side on the last axis. 1 for whole
+      images.
     shuffle_buffer: records of all shards together that are held to be shuffled;
       fewer than there are shuffle approximately.
     max_bad_records: how many unusable records a process passes over.
@@ -44,6 +47,7 @@ class TrainSpec:
   shards: int
   seed: int
   augmentation: examples.Augmentation
+  block: int = 1
   shuffle_buffer: int = 65_536
   max_bad_records: int = 0
 
@@ -72,9 +76,10 @@ def train_batches(
 
   Yields:
     `image [n, S, S, 3]` in pixel units, uint8 after RandAugment and float32
-    without it; `label [n, K]` int32 and `weight [n, K]` float32, whose rows sum
-    to 1 (to 0 where no record was usable), K being 2 for mixed images and 1
-    otherwise; `position [n]` int32 in the global batch; the scalar `step`.
+    without it, or in blocks `[n, S / block, S / block, 3 block^2]`; `label [n,
+    K]` int32 and `weight [n, K]` float32, whose rows sum to 1 (to 0 where no
+    record was usable), K being 2 for mixed images and 1 otherwise; `position
+    [n]` int32 in the global batch; the scalar `step`.
 
   Raises:
     faults.BadDataError: naming what cannot be used.
@@ -92,6 +97,7 @@ def train_batches(
     per_shard=spec.per_shard,
     groups=groups,
     first_position=shards.start * spec.per_shard,
+    block=spec.block,
   )
 
   def make(step: int, careful: bool) -> tf.data.Dataset:

@@ -11,7 +11,7 @@ import optax
 
 from nfnet_jax.experiments import checks, errors
 from nfnet_jax.experiments import config as config_lib
-from nfnet_jax.models import registry
+from nfnet_jax.models import fast_stem, registry
 from nfnet_jax.optim import recipe
 from nfnet_jax.training import loop, processes, sharding
 from nfnet_jax.training import state as state_lib
@@ -84,10 +84,20 @@ class Experiment:
 
   @functools.cached_property
   def model(self) -> registry.Model:
+    """The network in the form that runs."""
+    run = self.config.run
+    forms = {form: True for form in config_lib.FORMS if run[form]}
+    return self._create_model(**forms) if forms else self.plain_model
+
+  @functools.cached_property
+  def plain_model(self) -> registry.Model:
+    """The network as published, whose multiply-adds are counted."""
+    return self._create_model()
+
+  def _create_model(self, **form) -> registry.Model:
     options = checks.model_options(self.config.model)
     name, num_classes = self.config.model.name, self.source.num_classes
-    if name.startswith('nfnet_'): options['fused_blocks']=True
-    return registry.create(name, num_classes, **options)
+    return registry.create(name, num_classes, **options, **form)
 
   @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
@@ -159,16 +169,22 @@ class Experiment:
     """Returns the shapes of a global batch; see `pipeline.train_batches`."""
     data, count = self.config.data, self.config.batch_size
     labels = 2 if data.mixup or data.cutmix else 1
-    size = data.image_size
+    block = self._block
+    side = data.image_size // block
     pixels = jnp.uint8 if data.randaugment_layers else jnp.float32
     shape = jax.ShapeDtypeStruct
     return {
-      'image': shape((count, size, size, 3), pixels),
+      'image': shape((count, side, side, 3 * block**2), pixels),
       'label': shape((count, labels), jnp.int32),
       'weight': shape((count, labels), jnp.float32),
       'position': shape((count,), jnp.int32),
       'step': shape((), jnp.int32),
     }
+
+  @property
+  def _block(self) -> int:
+    """Pixels a side of the blocks that training images come in."""
+    return fast_stem.BLOCK if self.config.run.fast_stem else 1
 
   def train_batches(
     self, first_step: int, note: Callable[[str], None]
@@ -195,6 +211,7 @@ class Experiment:
       shards=data.shards,
       seed=self.config.seed,
       augmentation=augmentation,
+      block=self._block,
       shuffle_buffer=data.shuffle_buffer,
       max_bad_records=self.config.run.max_bad_records,
     )

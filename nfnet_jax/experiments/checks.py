@@ -1,8 +1,6 @@
 """What is checked of a configuration before any data is touched."""
 
-from collections.abc import Collection
 import functools
-import inspect
 import os
 
 import jax
@@ -10,7 +8,7 @@ import ml_collections
 
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import errors
-from nfnet_jax.models import layers, registry
+from nfnet_jax.models import fast_stem, layers, registry
 from nfnet_jax.training import parallel, processes
 from nfnet_jax.weights import load
 
@@ -72,7 +70,27 @@ def resolve_and_check(
   config = config_lib.resolve(config, spec, platform or jax.default_backend())
   config_lib.check_values(config)
   model_options(config.model)
+  if config.run.fast_stem:
+    _check_fast_stem(config, spec)
   return config
+
+
+def _check_fast_stem(
+  config: ml_collections.ConfigDict, spec: registry.ModelSpec
+) -> None:
+  if 'fast_stem' not in spec.options:
+    raise errors.InputError(
+      f"run.fast_stem is for NFNets; '{spec.name}' has no such stem: leave it "
+      'out.'
+    )
+  size, block = config.data.image_size, fast_stem.BLOCK
+  if size % block:
+    below = size // block * block
+    near = ' or '.join(str(side) for side in (below, below + block) if side)
+    raise errors.InputError(
+      f'run.fast_stem needs a data.image_size that is a multiple of {block}, '
+      f'not {size}: leave it out, or take {near} pixels.'
+    )
 
 
 def _check_complete(config: ml_collections.ConfigDict) -> None:
@@ -154,7 +172,8 @@ def check_layout(
   if (parts := config.run.accumulate) > 1:
     a_device = 'the number of devices times run.accumulate'
     check('batch_size', config.batch_size, a_device, devices * parts)
-    if 'cross_replica_axis' in _options_of(config.model.name):
+    spec = registry.get_spec(config.model.name)
+    if 'cross_replica_axis' in spec.options:
       raise errors.InputError(
         f"'{config.model.name}' normalises batches, and run.accumulate={parts} "
         'would make them smaller: leave it out, or take a smaller batch_size.'
@@ -174,7 +193,7 @@ def model_options(
   del options['name']
   if options.pop('cross_replica_bn'):
     options['cross_replica_axis'] = parallel.AXIS
-  known = _options_of(model.name)
+  known = registry.get_spec(model.name).options
   for name in options:
     if name not in known:
       setting = name.replace('cross_replica_axis', 'cross_replica_bn')
@@ -185,9 +204,3 @@ def model_options(
     with errors.as_input_error():
       layers.scaled_activation(options['activation'])
   return options
-
-
-def _options_of(model: str) -> Collection[str]:
-  """Lists the arguments of a model's module."""
-  family = registry.get_spec(model).family
-  return inspect.signature(family.__init__).parameters

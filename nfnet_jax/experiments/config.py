@@ -17,7 +17,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from nfnet_jax.experiments import errors
-from nfnet_jax.models import registry
+from nfnet_jax.models import fast_stem, registry
 from nfnet_jax.optim import recipe
 from nfnet_jax.training import files
 
@@ -102,6 +102,8 @@ def base() -> ml_collections.ConfigDict:
         'remat': config_dict.placeholder(bool),
         'accumulate': config_dict.placeholder(int),
         'shard_update': config_dict.placeholder(bool),
+        'fast_stem': config_dict.placeholder(bool),
+        'fused_blocks': config_dict.placeholder(bool),
       },
     }
   ).lock()
@@ -189,6 +191,9 @@ _MOST_SHARDS = 128
 _PARTS = {'nfnet_f4': 2, 'nfnet_f5': 4}
 _REMAT = ('nfnet_f6', 'nfnet_f7')
 
+# Settings of `run` that choose a faster form of the network; see `models`.
+FORMS = ('fast_stem', 'fused_blocks')
+
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
   """Checks that a configuration has the keys of `base` and no others.
@@ -259,7 +264,8 @@ def resolve(
   Args:
     config: with overrides applied.
     spec: the model's native sizes, crop and RandAugment magnitude.
-    platform: 'cpu', 'tpu' or another of JAX's, which 'auto' dtypes depend on.
+    platform: 'cpu', 'tpu' or another of JAX's, on which 'auto' dtypes and the
+      form of the stem depend.
   """
   config = config.copy_and_resolve_references()
   optimizer, data, run = config.optimizer, config.data, config.run
@@ -292,6 +298,12 @@ def resolve(
     run.accumulate = math.gcd(parts, config.batch_size // data.shards)
   if run.shard_update is None:
     run.shard_update = platform != 'cpu' and not unshardable(config)
+  if run.fast_stem is None:
+    # CPUs have no lanes to fill: there it is a little slower, if anything.
+    fits = 'fast_stem' in spec.options and not data.image_size % fast_stem.BLOCK
+    run.fast_stem = fits and platform != 'cpu'
+  if run.fused_blocks is None:
+    run.fused_blocks = 'fused_blocks' in spec.options
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()

@@ -25,7 +25,7 @@ def summary(
     experiment: checked.
     programs: where compiled ones are kept, if they may be.
   """
-  config, model = experiment.config, experiment.trainer.model
+  config, model = experiment.config, experiment.plain_model
   state = experiment.abstract_state()
   params = state.params
   size = config.data.eval_size
@@ -52,7 +52,7 @@ def summary(
       f'images     {_images(config.data)}',
       f'run        {total:,} steps of {config.batch_size} '
       f'({epochs:.1f} epochs), peak learning rate {peak:g}{cut}, '
-      f'{config.compute_dtype}{_saving(config.run)}',
+      f'{config.compute_dtype}{_form(config.run)}',
       f'optimiser  {_optimizer(config.optimizer)}',
       devices(),
       *([f'programs   {programs}'] if programs else []),
@@ -91,10 +91,11 @@ def _origin(experiment: assemble.Experiment) -> list[str]:
   return [f'weights    {experiment.config.weights}{head}']
 
 
-def _saving(run: ml_collections.ConfigDict) -> str:
-  """Says how a step saves memory, if it does."""
+def _form(run: ml_collections.ConfigDict) -> str:
+  """Says how a step saves memory or time, if it does."""
   parts = f', in {run.accumulate} parts' if run.accumulate > 1 else ''
-  return parts + (', blocks computed again' if run.remat else '')
+  remat = ', blocks computed again' if run.remat else ''
+  return parts + remat + (', fast stem' if run.fast_stem else '')
 
 
 def _optimizer(optimizer: ml_collections.ConfigDict) -> str:

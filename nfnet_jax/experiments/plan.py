@@ -249,7 +249,7 @@ def get_workload(name: str, experiment):
   from nfnet_jax.pods import estimate
 
   config = experiment.config
-  state, model = experiment.abstract_state(), experiment.trainer.model
+  state, model = experiment.abstract_state(), experiment.plain_model
   data = config.data
   mixes = data.mixup or data.cutmix
   size = lambda tree: sum(

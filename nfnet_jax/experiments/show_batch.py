@@ -31,6 +31,7 @@ def main() -> None:
   # A batch of what is shown, in one part with both kinds of mixing.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
+  config.run.fast_stem = False  # Whole images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
   experiment = assemble.Experiment.open(checks.resolve_and_check(config))
   names = experiment.source.class_names

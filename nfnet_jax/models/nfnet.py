@@ -13,7 +13,13 @@ import functools
 import haiku as hk
 import jax
 
-from nfnet_jax.models import classifier, fused, layers, normalizer_free
+from nfnet_jax.models import (
+  classifier,
+  fast_stem,
+  fused,
+  layers,
+  normalizer_free,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +137,7 @@ class NFNet(classifier.ImageClassifier):
     dropout_rate: float | None = None,
     timm_forward: bool = False,
     fused_blocks: bool = False,
+    fast_stem: bool = False,
     name: str = 'NFNet',
   ):
     """Builds the modules.
@@ -147,6 +154,9 @@ class NFNet(classifier.ImageClassifier):
         is `layers.standardize_as_timm`.
       fused_blocks: whether to compute the blocks in fewer passes over their
         activations, and GELU's derivative (see `models.fused`).
+      fast_stem: whether to compute the stem as TPUs do it quickly (see
+        `models.fast_stem`), from images or from blocks of them, where the
+        images' sides allow it.
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
@@ -155,6 +165,7 @@ class NFNet(classifier.ImageClassifier):
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NFNet')
     self.depth = spec.depth
+    self.fast_stem = fast_stem
     conv = layers.ScaledWSConv2D
     if timm_forward:
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)
@@ -195,6 +206,8 @@ class NFNet(classifier.ImageClassifier):
     )
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    if self.fast_stem and fast_stem.fits(images):
+      return fast_stem.stem(images, self.stem_convs, self.activation)
     x = self.stem_convs[0](images)
     for conv in self.stem_convs[1:]:
       x = conv(self.activation(x))

@@ -1,8 +1,9 @@
 """The table of models: name -> module, native sizes, published figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import difflib
+import inspect
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -44,6 +45,11 @@ class ModelSpec:
   augment_magnitude: int = 0
   reported_top1: float | None = None
   source: str = ''
+
+  @property
+  def options(self) -> Collection[str]:
+    """The arguments of the family's module."""
+    return inspect.signature(self.family.__init__).parameters
 
 
 class Model(NamedTuple):

@@ -28,9 +28,16 @@ IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
 
 
 def normalize(images: jax.Array) -> jax.Array:
-  """Maps pixels 0..255 `[..., 3]` to float32 of about zero mean, unit std."""
-  images = images.astype(jnp.float32)
-  return (images - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+  """Maps pixels 0..255 to float32 of about zero mean and unit deviation.
+
+  Args:
+    images: `[..., 3]`, or with several pixels' channels on the last axis.
+  """
+  pixels = images.shape[-1] // 3
+  mean, std = (
+    jnp.tile(jnp.asarray(rgb), pixels) for rgb in (IMAGENET_MEAN, IMAGENET_STD)
+  )
+  return (images.astype(jnp.float32) - mean) / std
 
 
 def smooth_labels(
@@ -106,7 +113,8 @@ class Trainer:
 
     Args:
       state: the run's state, the same on every device.
-      batch: this device's examples: `image [n, H, W, 3]` in 0..255,
+      batch: this device's examples: `image [n, H, W, 3]` in 0..255, or for a
+        model with a fast stem `fast_stem.to_blocks` of that,
         `label [n, K]` and `weight [n, K]`, `position [n]` in the global batch,
         and the scalar `step` that the batch was made for.
       reduce: sums a tree over the devices.

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from nfnet_jax.data import examples, pipeline, records, sources
+from nfnet_jax.models import fast_stem
 from tests import imagenet
 
 RECIPE = examples.Augmentation(
@@ -77,6 +78,16 @@ def test_contents_of_a_batch(spec, augmentation):
     np.testing.assert_array_equal(batch['position'], np.arange(16))
     assert batch['step'] == step
   assert len({image.tobytes() for b in batches for image in b['image']}) > 90
+
+
+@pytest.mark.parametrize('augmentation', [RECIPE, IN_BATCH])
+def test_blocks_hold_the_same_images(spec, augmentation):
+  spec = dataclasses.replace(spec, augmentation=augmentation)
+  whole = take(spec, 1)
+  blocks = take(dataclasses.replace(spec, block=4), 1)
+  assert blocks[0]['image'].dtype == np.uint8
+  whole[0]['image'] = np.asarray(fast_stem.to_blocks(whole[0]['image']))
+  assert_same(blocks, whole)
 
 
 @pytest.mark.parametrize(

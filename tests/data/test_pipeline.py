@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnet_jax.data import examples, pipeline, preprocess, sources
+from nfnet_jax.models import fast_stem
 
 SIZE = 53
 
@@ -103,6 +104,16 @@ def test_every_epoch_of_a_shard_holds_each_of_its_examples_once(spec):
     assert not np.array_equal(epochs[0], epochs[1])
     seen += list(epochs[0])
   assert sorted(seen) == list(range(SIZE))
+
+
+def test_blocks_hold_the_same_images(spec):
+  spec = dataclasses.replace(spec, shards=1)
+  whole = take(spec, 3)
+  blocks = take(dataclasses.replace(spec, block=4), 3)
+  assert blocks[0]['image'].shape == (8, 2, 2, 48)
+  for batch in whole:
+    batch['image'] = np.asarray(fast_stem.to_blocks(batch['image']))
+  assert_same(blocks, whole)
 
 
 @pytest.mark.parametrize('start', [1, 6, 7, 13, 40])

@@ -48,6 +48,25 @@ def test_parts_that_cannot_be(door, tmp_path, model, parts, said):
   assert said in complaint(result)
 
 
+@pytest.mark.parametrize(
+  ('model', 'size', 'said'),
+  [
+    ('nf_resnet_pico', 32, "for NFNets; 'nf_resnet_pico' has no such stem"),
+    ('nfnet_pico', 30, 'multiple of 4, not 30: leave it out, or take 28 or 32'),
+  ],
+)
+def test_a_fast_stem_that_cannot_be(door, tmp_path, model, size, said):
+  result = door(
+    train.main,
+    '--config=digits',
+    f'--workdir={tmp_path}',
+    f'--config.model.name={model}',
+    f'--config.data.image_size={size}',
+    '--config.run.fast_stem=True',
+  )
+  assert said in complaint(result)
+
+
 def test_evaluate_takes_no_size(door):
   said = complaint(door(evaluate.main, '--weights=a.npz', '--size=64'))
   assert 'use --config.data.eval_size=64 in place of --size.' in said

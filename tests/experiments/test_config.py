@@ -76,6 +76,25 @@ def test_the_largest_compute_blocks_again():
   assert not config_lib.resolve(config, spec, 'cpu').run.remat
 
 
+@pytest.mark.parametrize(
+  ('model', 'size', 'platform', 'fast'),
+  [
+    ('nfnet_f1', None, 'tpu', True),
+    ('nfnet_f1', None, 'gpu', True),
+    ('nfnet_f1', None, 'cpu', False),
+    ('nfnet_f1', 226, 'tpu', False),
+    ('nfnet_f1_bn', None, 'tpu', False),
+    ('nf_resnet50', None, 'tpu', False),
+  ],
+)
+def test_the_stem_is_fast_where_it_can_be(model, size, platform, fast):
+  config, spec = config_lib.base(), registry.get_spec(model)
+  config.data.image_size = size
+  assert config_lib.resolve(config, spec, platform).run.fast_stem is fast
+  config.run.fast_stem = not fast
+  assert config_lib.resolve(config, spec, platform).run.fast_stem is not fast
+
+
 def test_given_values_hold():
   config = config_lib.base()
   config.optimizer.learning_rate = 0.5
@@ -92,6 +111,7 @@ def test_saved_config_reads_back_and_guards_its_workdir(tmp_path):
   assert config_lib.load(tmp_path).to_dict() == config.to_dict()
   operational = digits.get_config()
   operational.run.log_every = '7 steps'
+  operational.run.fast_stem = True
   config_lib.check_same(resolve(operational), tmp_path)
   other = digits.get_config()
   other.optimizer.clipping = 0.02

@@ -57,7 +57,7 @@ def compiler(monkeypatch):
 def test_plan(door, compiler):
   code, out, err = door(plan.main, *PICO)
   assert code == 0, err
-  assert compiler.lowered == [('v3:2x2', (8, 8, 32, 32, 3), 'full')]
+  assert compiler.lowered == [('v3:2x2', (8, 8, 8, 8, 48), 'full')]
   assert 'Compiling nfnet_pico for v3:2x2, 8 images a core (full) ...' in err
   assert 'f0: nfnet_pico at 32 px, bfloat16' in out  # As on a TPU, not as here.
   assert '8 cores of 4 chips TPU v3, 2 hosts' in out
@@ -65,6 +65,17 @@ def test_plan(door, compiler):
   assert '5.8 ms estimated (5.42 M cycles at 940 MHz)' in out
   assert '7,206,564 steps' in out  # 360 epochs of 1,281,167 images by 64.
   assert 'convolutions, stage 2' in out
+
+
+def test_counts_what_is_published_in_either_form(door, compiler):
+  rows = []
+  for fast in True, False:
+    flags = '--json', f'--config.run.fast_stem={fast}'
+    rows.append(json.loads(door(plan.main, *PICO, *flags)[1]))
+  sides = [images[2:] for _, images, _ in compiler.lowered]
+  assert sides == [(8, 8, 48), (32, 32, 3)]
+  name = 'model_flops_per_step'
+  assert rows[0][name] == rows[1][name] > 0
 
 
 def test_json_has_stable_names(door, compiler):
@@ -108,7 +119,7 @@ def test_what_does_not_fit_gets_the_largest_batch_that_does(door, compiler):
   assert row['largest_batch_shards'] is None  # They follow the batch.
   # Memory needs no full effort.
   assert [each[2] for each in compiler.lowered] == ['full', 'quick', 'quick']
-  assert compiler.lowered[-1][1] == (8, 28, 32, 32, 3)
+  assert compiler.lowered[-1][1] == (8, 28, 8, 8, 48)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,16 @@ class TestRun:
     ours, theirs = state_of(tmp_path, 6), state_of(workdir, 6)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
+  def test_the_fast_stem_trains_alike(self, door, small, workdir, tmp_path):
+    fast = '--config.run.fast_stem=True'
+    code, _, err = door(train.main, *small, fast, f'--workdir={tmp_path}')
+    assert code == 0, err
+    assert 'peak learning rate 0.1, float32, fast stem\n' in err
+    assert '91,802 parameters, 0.000796 G multiply-adds' in err
+    for ours, theirs in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
+      if 'loss' in ours:
+        assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-5)
+
   @pytest.mark.slow
   def test_resumes_bit_for_bit_with_sam(
     self, door, small, workdir, tmp_path, monkeypatch

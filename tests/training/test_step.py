@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import nfnet_jax
-from nfnet_jax.models import layers
+from nfnet_jax.models import fast_stem, layers
 from nfnet_jax.optim import paths
 from nfnet_jax.training import diagnosis, parallel, state, step
 from tests.training import test_loop
@@ -147,6 +147,32 @@ def test_metrics_and_state_after_ten_steps(ten_steps):
   assert max(jax.tree.leaves(moved)) > 0
 
 
+def make_blocks(index):
+  batch = make_batch(index)
+  return {**batch, 'image': np.asarray(fast_stem.to_blocks(batch['image']))}
+
+
+def make_fast_trainer():
+  return make_trainer(
+    model=nfnet_jax.create('nfnet_pico', num_classes=10, fast_stem=True)
+  )
+
+
+def test_fast_stem_trains_alike(ten_steps):
+  runner = Runner(make_fast_trainer(), 8, make_blocks(0))
+  _, rows = runner.run(runner.fresh_state(), map(make_blocks, range(10)))
+  losses = [[row['loss'] for row in each] for each in (rows, ten_steps[1])]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+  assert all(row['applied'] for row in rows)
+
+
+def test_diagnosis_knows_the_order_of_a_fast_stem():
+  plain = diagnosis._creation_order(make_trainer(), make_batch(0))
+  fast = diagnosis._creation_order(make_fast_trainer(), make_blocks(0))
+  assert fast == plain
+  assert plain[0] == 'NFNet/~/stem_conv0/w'
+
+
 def test_state_is_donated(eight):
   header = eight.step.as_text().splitlines()[0]
   donated = header.count('may-alias') + header.count('must-alias')
@@ -264,6 +290,13 @@ def test_normalisation_has_imagenets_statistics():
   pixel = np.array([[255 * 0.485, 255 * 0.456, 255 * (0.406 + 0.225)]])
   np.testing.assert_allclose(step.normalize(pixel), [[0, 0, 1]], atol=1e-5)
   assert step.normalize(np.zeros((1, 3), np.uint8)).dtype == jnp.float32
+
+
+def test_normalisation_of_blocks():
+  batch, blocks = (make(0)['image'] for make in (make_batch, make_blocks))
+  np.testing.assert_array_equal(
+    step.normalize(blocks), fast_stem.to_blocks(step.normalize(batch))
+  )
 
 
 def sums_of(logits, labels, mask=None):
