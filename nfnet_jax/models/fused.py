@@ -59,7 +59,15 @@ def run_block(
   if block.is_transition:
     pooled = normalizer_free.downsample(out, block.stride)
     shortcut, shift = _convolve(block.conv_shortcut, pooled)
-  for conv in block.convs[:-1]:
+  out = block.convs[0](out)
+  groups = block.convs[1].groups
+  if groups > 1:
+    grouped = (*out.shape[:-1], groups, out.shape[-1] // groups)
+    act = block.activation(lax.optimization_barrier(out.reshape(grouped)))
+    out = act.reshape(out.shape)
+  else:
+    out = block.activation(out)
+  for conv in block.convs[1:-1]:
     out = block.activation(conv(out))
   out, bias = _convolve(block.convs[-1], out)
 
