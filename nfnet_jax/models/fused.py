@@ -59,14 +59,12 @@ def run_block(
   if block.is_transition:
     pooled = normalizer_free.downsample(out, block.stride)
     shortcut, shift = _convolve(block.conv_shortcut, pooled)
-  out = block.convs[0](out)
-  groups = block.convs[1].groups
+  out, bias = _convolve(block.convs[0], out)
+  shape, groups = out.shape, block.convs[1].groups
   if groups > 1:
-    grouped = (*out.shape[:-1], groups, out.shape[-1] // groups)
-    act = block.activation(lax.optimization_barrier(out.reshape(grouped)))
-    out = act.reshape(out.shape)
-  else:
-    out = block.activation(out)
+    out = lax.optimization_barrier(out.reshape(*shape[:-1], groups, -1))
+    bias = bias.reshape(groups, -1)
+  out = block.activation(out + bias).reshape(shape)
   for conv in block.convs[1:-1]:
     out = block.activation(conv(out))
   out, bias = _convolve(block.convs[-1], out)
