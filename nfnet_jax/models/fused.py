@@ -62,7 +62,7 @@ def run_block(
   out, bias = _convolve(block.convs[0], out)
   shape, groups = out.shape, block.convs[1].groups
   if groups > 1:
-    out = lax.optimization_barrier(out.reshape(*shape[:-1], groups, -1))
+    out = out.reshape(*shape[:-1], groups, -1)
     bias = bias.reshape(groups, -1)
   out = block.activation(out + bias).reshape(shape)
   for conv in block.convs[1:-1]:
