@@ -170,7 +170,7 @@ def test_compare_changes_one_thing_at_a_time(door, compiler, tmp_path):
   v3, v2 = '15.48', '7.48'
   assert rows['available'].split()[::2] == [v3, v3, v2, v3, v3]
   # The command line's overrides hold for the other configs too.
-  assert [each[1][2] for each in compiler.lowered[:4]] == [32] * 4
+  assert [each[1][2] for each in compiler.lowered[:4]] == [8] * 4
   assert rows['fits'].split() == ['yes', 'yes', 'yes', 'yes', 'no']
   assert (out_dir / 'plan.png').is_file()
   assert not list(tmp_path.glob('*.png'))
@@ -268,6 +268,7 @@ def shapes(batch):
     ['--config.data.randaugment_layers=0'],
     ['--config.data.mixup=False', '--config.data.cutmix=False'],
     ['--config.data.mixup=False', '--config.data.partners=in_batch'],
+    ['--config.run.fast_stem=True'],
   ],
 )
 def test_shapes_are_those_of_the_stream(door, small_recipe, extra):

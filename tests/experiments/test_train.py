@@ -156,6 +156,7 @@ class TestRun:
     ours, theirs = state_of(tmp_path, 6), state_of(workdir, 6)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
+  @pytest.mark.slow
   def test_the_fast_stem_trains_alike(self, door, small, workdir, tmp_path):
     fast = '--config.run.fast_stem=True'
     code, _, err = door(train.main, *small, fast, f'--workdir={tmp_path}')

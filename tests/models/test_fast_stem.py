@@ -93,7 +93,7 @@ def test_values_and_gradients(variant, height, width):
   )
   found = differences(plain, fast)
   assert len(found) == 14  # The value, 12 parameters and the images.
-  assert max(found.values()) < 3e-6, found
+  assert max(found.values()) < 5e-6, found
 
 
 @pytest.mark.parametrize('variant', ['pico', 'f0'])
