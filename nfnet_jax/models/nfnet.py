@@ -173,6 +173,8 @@ class NFNet(classifier.ImageClassifier):
     self.activation = layers.scaled_activation(activation)
     if fused_blocks and activation == 'gelu':
       self.activation = fused.scaled_gelu
+    if fused_blocks and not timm_forward:
+      conv = functools.partial(conv, standardize=fused.standardize)
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     stem_channels = (*spec.stem, spec.width[0] // 2)
     self.stem_convs = [

@@ -22,7 +22,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from nfnet_jax.models import layers
+from nfnet_jax.models import fused
 from nfnet_jax.optim import agc, paths, recipe
 from nfnet_jax.training import parallel
 from nfnet_jax.training import state as state_lib
@@ -197,7 +197,7 @@ class ShardedTrainer:
       gain = lax.dynamic_slice_in_dim(
         rest[module]['gain'], index * units, units
       )
-      return layers.standardize(w, gain)
+      return fused.standardize(w, gain)
 
     return {
       module: {'w': prepare(module, leaves['w'])}
