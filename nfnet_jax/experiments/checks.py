@@ -70,21 +70,28 @@ def resolve_and_check(
   config = config_lib.resolve(config, spec, platform or jax.default_backend())
   config_lib.check_values(config)
   model_options(config.model)
-  if config.run.fast_stem:
-    _check_fast_stem(config, spec)
+  _check_forms(config, spec)
   return config
 
 
-def _check_fast_stem(
+def _check_forms(
   config: ml_collections.ConfigDict, spec: registry.ModelSpec
 ) -> None:
-  if 'fast_stem' not in spec.options:
+  """Checks that the step can be computed in the forms asked for."""
+  run = config.run
+  for form in config_lib.FORMS:
+    if run[form] and form not in spec.options:
+      raise errors.InputError(
+        f"run.{form} is for NFNets; '{spec.name}' has no such form: leave it "
+        'out.'
+      )
+  if run.shard_update and (setting := config_lib.unshardable(config)):
     raise errors.InputError(
-      f"run.fast_stem is for NFNets; '{spec.name}' has no such stem: leave it "
-      'out.'
+      f'run.shard_update shares out units, which {setting} needs all of: leave '
+      'out either.'
     )
   size, block = config.data.image_size, fast_stem.BLOCK
-  if size % block:
+  if run.fast_stem and size % block:
     below = size // block * block
     near = ' or '.join(str(side) for side in (below, below + block) if side)
     raise errors.InputError(

@@ -303,7 +303,7 @@ def resolve(
     fits = 'fast_stem' in spec.options and not data.image_size % fast_stem.BLOCK
     run.fast_stem = fits and platform != 'cpu'
   if run.fused_blocks is None:
-    run.fused_blocks = 'fused_blocks' in spec.options
+    run.fused_blocks = platform != 'cpu' and 'fused_blocks' in spec.options
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()

@@ -93,9 +93,14 @@ def _origin(experiment: assemble.Experiment) -> list[str]:
 
 def _form(run: ml_collections.ConfigDict) -> str:
   """Says how a step saves memory or time, if it does."""
-  parts = f', in {run.accumulate} parts' if run.accumulate > 1 else ''
-  remat = ', blocks computed again' if run.remat else ''
-  return parts + remat + (', fast stem' if run.fast_stem else '')
+  said = {
+    f'in {run.accumulate} parts': run.accumulate > 1,
+    'blocks computed again': run.remat,
+    'fast stem': run.fast_stem,
+    'fused blocks': run.fused_blocks,
+    'sharded update': run.shard_update and jax.device_count() > 1,
+  }
+  return ''.join(f', {form}' for form, chosen in said.items() if chosen)
 
 
 def _optimizer(optimizer: ml_collections.ConfigDict) -> str:

@@ -11,7 +11,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from nfnet_jax.experiments import cli, errors, several, train
-from nfnet_jax.training import loop, processes, state
+from nfnet_jax.training import loop, processes, sharding, state
 from tests.training import test_loop
 
 TOTAL = 12
@@ -19,6 +19,7 @@ _SECONDS_A_STEP = flags.DEFINE_float('seconds_a_step', 0, 'Slows training.')
 _SECONDS_A_TEST = flags.DEFINE_float('seconds_a_test', 0, 'Slows evaluation.')
 _SECONDS_A_SAVE = flags.DEFINE_float('seconds_a_save', 0, 'Slows saving.')
 _FAIL = flags.DEFINE_string('fail', '', 'PROCESS:STEP that has bad data.')
+_SHARDED = flags.DEFINE_bool('sharded', False, 'Shards the update.')
 _DIFFERS = flags.DEFINE_integer('differs', -1, 'Process with another config.')
 
 
@@ -32,6 +33,14 @@ class Experiment:
 
   def __init__(self):
     self.trainer = test_loop.make_trainer()
+
+  def sharded_trainer(self, devices):
+    if not _SHARDED.value:
+      return None
+    trainer, like = self.trainer, self.abstract_state()
+    sharded = sharding.ShardedTrainer(trainer, like, devices, least=1)
+    assert sharded.split_paths == {'linear/w'}
+    return sharded
 
   def create_state(self):
     assert processes.is_primary(), 'Others are given the state.'

@@ -39,7 +39,8 @@ def test_ten_steps_are_the_same_on_every_layout(arguments, tmp_path):
   rows = {}
   for count in (4, 2, 1):
     workdir = tmp_path / str(count)
-    pod = run(count, *arguments, f'--workdir={workdir}')
+    sharded = f'--config.run.shard_update={count == 2}'
+    pod = run(count, *arguments, sharded, f'--workdir={workdir}')
     rows[count] = pods.rows_of(workdir)
     for index, process in enumerate(pod):
       here = f', {8 // count} of them here' if count > 1 else ''

@@ -26,10 +26,11 @@ def assert_same(rows, others):
     assert row == pytest.approx(other, rel=1e-5, abs=1e-7)
 
 
-def resume(workdir, count=2, devices=4):
+def resume(workdir, *more, count=2, devices=4):
   pod = pods.Pod(
     LINEAR,
     f'--workdir={workdir}',
+    *more,
     count=count,
     devices=devices,
   )
@@ -44,6 +45,24 @@ def test_two_processes_are_one_run_and_say_it_once(whole, tmp_path):
   assert pods.checkpoints_of(workdir) == [3, 6, 9, 12]
   assert 'evaluation at step 12' in first.said
   assert second.lines == []
+
+
+def test_a_plain_update_goes_on_where_a_sharded_one_stopped(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  pod = pods.Pod(
+    LINEAR, SLOWLY, f'--workdir={workdir}', '--sharded', count=2, devices=4
+  )
+  pod[0].wait_for('step 4/')
+  pod[1].send(signal.SIGTERM)
+  assert pod.finish() == [75, 75], pod.said
+  assert len(pods.rows_of(workdir)) < len(whole)
+  resume(workdir, count=4, devices=2)
+  assert_same(pods.rows_of(workdir), whole)
+
+
+def test_a_sharded_update_is_the_same_in_two_processes(whole, tmp_path):
+  resume(tmp_path / 'run', '--sharded')
+  assert_same(pods.rows_of(tmp_path / 'run'), whole)
 
 
 def test_sigterm_to_any_stops_all_at_one_step(whole, tmp_path):

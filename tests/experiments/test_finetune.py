@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -121,7 +122,8 @@ class TestBeginning:
       return state._replace(params=params, ema_params=average), {}
 
     batch = single.split({'image': np.zeros((1, 1), np.float32)})
-    state, _ = single.train_step(step)(single.replicate(state), batch)
+    trainer = types.SimpleNamespace(train_step=step, axes=None)
+    state, _ = single.train_step(trainer)(single.replicate(state), batch)
     for factor, tree in ((2, state.params), (4, state.ema_params)):
       times = lambda x, factor=factor: factor * x
       expected = jax.tree.map(times, before)

@@ -283,11 +283,11 @@ def test_what_is_lowered_is_what_is_run(door, small):
   """The same program for shapes as for arrays that are there."""
   run = experiment(small, door)
   devices = parallel.DataParallel(jax.devices())
-  step = run.trainer.train_step
-  planned = devices.lower(step, run.abstract_state(), run.train_shapes())
-  state = devices.replicate(run.create_state())
+  trainer = run.sharded_trainer(len(jax.devices())) or run.trainer
+  planned = devices.lower(trainer, run.abstract_state(), run.train_shapes())
+  state = devices.distribute(trainer, run.create_state())
   batch = devices.split(next(run.train_batches(0, print)))
-  real = devices.train_step(step).lower(state, batch)
+  real = devices.train_step(trainer).lower(state, batch)
   text = lambda lowered: compiling.without_places(
     lowered.as_text(debug_info=True)
   )

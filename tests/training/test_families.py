@@ -56,7 +56,7 @@ def train(trainer, devices, steps=STEPS):
   train_state = split.replicate(initial)
   # Compiled ahead of time: a state of other dtypes would be an error.
   compiled = (
-    split.train_step(trainer.train_step)
+    split.train_step(trainer)
     .lower(train_state, split.split(make_batch(0)))
     .compile({'xla_backend_optimization_level': 0})
   )

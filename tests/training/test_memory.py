@@ -125,7 +125,7 @@ class TestAccumulation:
   def test_on_several_devices(self, plain):
     trainer = make_trainer(accumulate=2)
     split = parallel.DataParallel(jax.local_devices()[:4])
-    run = split.train_step(trainer.train_step)
+    run = split.train_step(trainer)
     placed = split.replicate(make_state(trainer))
     _, metrics = run(placed, split.split(make_batch()))
     (loss, (top1, _)), grads = plain

@@ -73,9 +73,7 @@ def take_step(trainer, batch, devices=1, size=SIZE):
   split = parallel.DataParallel(jax.local_devices()[:devices])
   initial = split.replicate(make_state(trainer, size))
   placed = split.split(batch)
-  compiled = (
-    split.train_step(trainer.train_step).lower(initial, placed).compile(HURRY)
-  )
+  compiled = split.train_step(trainer).lower(initial, placed).compile(HURRY)
   return jax.device_get(compiled(initial, placed))
 
 

@@ -71,7 +71,7 @@ class Runner:
       )
     )
 
-    step = self.parallel.train_step(trainer.train_step)
+    step = self.parallel.train_step(trainer)
     self.step = step.lower(
       self.fresh_state(), self.parallel.split(batch or make_batch(0))
     ).compile()
