@@ -51,7 +51,7 @@ def test_parts_that_cannot_be(door, tmp_path, model, parts, said):
 @pytest.mark.parametrize(
   ('model', 'size', 'said'),
   [
-    ('nf_resnet_pico', 32, "for NFNets; 'nf_resnet_pico' has no such stem"),
+    ('nf_resnet_pico', 32, "for NFNets; 'nf_resnet_pico' has no such form"),
     ('nfnet_pico', 30, 'multiple of 4, not 30: leave it out, or take 28 or 32'),
   ],
 )
