@@ -151,7 +151,8 @@ class Candidate:
     pod = topology.get_pod(topology_name)
     checks.check_layout(config, len(pod.devices))
     experiment = assemble.Experiment(config, dataset)
-    return cls(experiment, pod, get_workload(name, experiment), given)
+    workload = get_workload(name, experiment, len(pod.devices))
+    return cls(experiment, pod, workload, given)
 
   def plan(self):
     """Compiles the step; where it does not fit, looks for what does."""
@@ -234,12 +235,13 @@ class Candidate:
     return None if same else devices
 
 
-def get_workload(name: str, experiment):
+def get_workload(name: str, experiment, devices: int):
   """Gathers what a plan needs to know of an experiment.
 
   Args:
     name: of its config.
     experiment: an `assemble.Experiment`.
+    devices: how many it runs on.
 
   Raises:
     errors.InputError: if its durations make no sense.
@@ -250,7 +252,8 @@ def get_workload(name: str, experiment):
 
   config = experiment.config
   state, model = experiment.abstract_state(), experiment.plain_model
-  data = config.data
+  data, run = config.data, config.run
+  sharded = experiment.sharded_trainer(devices)
   mixes = data.mixup or data.cutmix
   size = lambda tree: sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
@@ -267,8 +270,30 @@ def get_workload(name: str, experiment):
     macs=_macs(model, state, data.image_size),
     parameter_bytes=size(state.params),
     state_bytes=size(state),
-    parts=config.run.accumulate,
-    remat=config.run.remat,
+    kept_bytes=size(_kept(sharded, state) if sharded else state),
+    parts=run.accumulate,
+    remat=run.remat,
+    fast_stem=run.fast_stem,
+    fused_blocks=run.fused_blocks,
+    shard_update=sharded is not None,
+  )
+
+
+def _kept(sharded, state):
+  """Returns the shapes of what one device keeps of a state."""
+  import jax
+
+  from nfnet_jax.training import parallel
+
+  split = jax.vmap(
+    sharded.split,
+    in_axes=None,
+    axis_size=sharded.devices,
+    axis_name=parallel.AXIS,
+  )
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+    jax.eval_shape(split, state),
   )
 
 

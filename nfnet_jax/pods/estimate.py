@@ -34,8 +34,12 @@ class Workload:
     macs: multiply-adds of the forward pass of an image.
     parameter_bytes: of the parameters.
     state_bytes: of the whole state: parameters, momentum, average, ...
+    kept_bytes: of the state on each device; less if the update is sharded.
     parts: in which a device takes the gradient of its examples.
     remat: whether the backward pass computes the blocks again.
+    fast_stem: whether the stem is computed on blocks of pixels.
+    fused_blocks: whether blocks take fewer passes over their activations.
+    shard_update: whether each device updates its share of the parameters.
   """
 
   config: str
@@ -49,8 +53,12 @@ class Workload:
   macs: int
   parameter_bytes: int
   state_bytes: int
+  kept_bytes: int
   parts: int = 1
   remat: bool = False
+  fast_stem: bool = False
+  fused_blocks: bool = False
+  shard_update: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +126,13 @@ class Plan:
       'batch_per_device': work.batch // devices,
       'accumulate': work.parts,
       'remat': work.remat,
+      'fast_stem': work.fast_stem,
+      'fused_blocks': work.fused_blocks,
+      'shard_update': work.shard_update,
       'total_steps': work.steps,
       'parameter_bytes': work.parameter_bytes,
       'state_bytes': work.state_bytes,
+      'state_bytes_per_device': work.kept_bytes,
       'available_bytes': pod.generation.memory_bytes,
       **(self._cost() if self.compiled else self._lack()),
     }
@@ -143,6 +155,7 @@ class Plan:
     return {
       'fits': True,
       'peak_bytes': compiled.peak_bytes,
+      'argument_bytes': compiled.argument_bytes,
       'temp_bytes': compiled.temp_bytes,
       'compile_s': compiled.seconds,
       'cached': compiled.cached,

@@ -9,9 +9,16 @@ from nfnet_jax.pods import estimate, topology
 
 # What estimates were worth; see experiments/plan_calibration/.
 _CALIBRATION = (
-  'Measured steps of F0 to F3 on TPU v3 took 1.22 to 1.32 times as long'
+  'Measured steps of F0 to F3 on TPU v3 took 1.22 to 1.32 times as long as '
+  'estimated of the plain form'
 )
 _BAR = 24
+# Setting of a form of the step -> what it is called.
+_FORMS = {
+  'fast_stem': 'fast stem',
+  'fused_blocks': 'fused blocks',
+  'shard_update': 'sharded update',
+}
 
 
 def summary(plan: estimate.Plan) -> str:
@@ -22,8 +29,8 @@ def summary(plan: estimate.Plan) -> str:
     f'{work.dtype}',
     f'pod          {plan.pod.name}: {_pod(row)}',
     f'batch        {work.batch:,}: {_batch(row)}',
-    f'state        {size(work.state_bytes)} a {row["device"]}, of it '
-    f'parameters {size(work.parameter_bytes)}',
+    f'form         {_form(row)}',
+    f'state        {_state(row)}',
     f'memory       {_memory(row)}',
   ]
   if not plan.compiled:
@@ -56,12 +63,28 @@ def _batch(row: dict[str, Any]) -> str:
   return f'{row["batch_per_device"]} a {row["device"]}{parts}{again}'
 
 
+def _form(row: dict[str, Any]) -> str:
+  chosen = [name for form, name in _FORMS.items() if row[form]]
+  return ', '.join(chosen) or 'plain'
+
+
+def _state(row: dict[str, Any]) -> str:
+  whole, parameters = size(row['state_bytes']), size(row['parameter_bytes'])
+  if not row['shard_update']:
+    return f'{whole} a {row["device"]}, of it parameters {parameters}'
+  kept = size(row['state_bytes_per_device'])
+  return (
+    f'{whole} in all, of it parameters {parameters}; {kept} a {row["device"]}'
+  )
+
+
 def _memory(row: dict[str, Any]) -> str:
   peak, available = row['peak_bytes'], row['available_bytes']
   if row['fits']:
     return (
       f'{size(peak)} of {size(available)} a {row["device"]}: '
-      f'{size(available - peak)} to spare'
+      f'{size(available - peak)} to spare; arguments '
+      f'{size(row["argument_bytes"])}, temporary {size(row["temp_bytes"])}'
     )
   return (
     f'{size(peak)} needed, {size(available)} there a {row["device"]}: does '
@@ -155,6 +178,10 @@ def flops(number: float) -> str:
   )
 
 
+def _yes(value: bool) -> str:
+  return 'yes' if value else 'no'
+
+
 # Row of the comparison -> how it is read from a plan's numbers.
 _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
   'image px': lambda row: f'{row["image_size"]}',
@@ -162,10 +189,16 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
   'hosts': lambda row: f'{row["hosts"]}',
   'batch a device': lambda row: f'{row["batch_per_device"]}',
   'in parts': lambda row: f'{row["accumulate"]}',
+  'blocks again': lambda row: _yes(row['remat']),
+  'fast stem': lambda row: _yes(row['fast_stem']),
+  'fused blocks': lambda row: _yes(row['fused_blocks']),
+  'sharded update': lambda row: _yes(row['shard_update']),
   'state': lambda row: size(row['state_bytes']),
+  'state a device': lambda row: size(row['state_bytes_per_device']),
+  'arguments': lambda row: size(row['argument_bytes']),
   'peak': lambda row: size(row['peak_bytes']),
   'available': lambda row: size(row['available_bytes']),
-  'fits': lambda row: 'yes' if row['fits'] else 'no',
+  'fits': lambda row: _yes(row['fits']),
   'largest batch': lambda row: f'{row["largest_batch_size"]:,}',
   'work a step': lambda row: flops(row['flops_per_step']),
   'M cycles a step': lambda row: f'{row["step_cycles"] / 1e6:,.1f}',

@@ -129,15 +129,15 @@ def attribute(program: hlo.Program, op: hlo.Op) -> tuple[str, bool]:
   """Says what an operation's cycles are for, and if in the backward pass.
 
   What is fused with a convolution counts as the convolution; any other fusion
-  is what its result is.
+  is what its result is, or, where that has no scope of its own, such as a
+  choice between old and new parameters, what it is made of.
   """
   inner = list(program.inside(op))
   convolutions = [each for each in inner if each.opcode == 'convolution']
-  path = (convolutions[-1] if convolutions else op).op_name
-  path = path or next((i.op_name for i in inner[::-1] if i.op_name), '')
-  scopes = re.findall(r'\w+', path.rpartition('/')[0])
-  kind = next((_KINDS[name] for name in _KINDS if name in scopes), None)
-  place = next(filter(_PLACE.fullmatch, scopes), None)
+  made_of = [*convolutions[-1:], op, *inner[::-1]]
+  paths = [each.op_name for each in made_of if each.op_name]
+  path = next((each for each in paths if any(_scope(each))), (*paths, '')[0])
+  kind, place = _scope(path)
   if convolutions or op.opcode == 'convolution':
     if kind != 'squeeze-excite':
       kind = f'convolutions, {(place or "elsewhere").replace("_", " ")}'
@@ -146,6 +146,13 @@ def attribute(program: hlo.Program, op: hlo.Op) -> tuple[str, bool]:
   elif kind is None:
     kind = 'elementwise and pooling' if place else 'loss and the rest'
   return kind, 'transpose(' in path
+
+
+def _scope(path: str) -> tuple[str | None, str | None]:
+  """Reads what an operation is for, and where in the network, from its path."""
+  scopes = re.findall(r'\w+', path.rpartition('/')[0])
+  kind = next((_KINDS[name] for name in _KINDS if name in scopes), None)
+  return kind, next(filter(_PLACE.fullmatch, scopes), None)
 
 
 def collectives(program: hlo.Program, devices: int) -> list[Collective]:

@@ -78,11 +78,24 @@ def test_counts_what_is_published_in_either_form(door, compiler):
   assert rows[0][name] == rows[1][name] > 0
 
 
+def test_each_device_keeps_its_share_if_the_update_is_sharded(door, compiler):
+  rows = []
+  for shard in True, False:
+    flags = '--json', f'--config.run.shard_update={shard}'
+    rows.append(json.loads(door(plan.main, *PICO, *flags)[1]))
+  assert [row['shard_update'] for row in rows] == [True, False]
+  whole = rows[0]['state_bytes']
+  assert whole == rows[1]['state_bytes'] == rows[1]['state_bytes_per_device']
+  # An eighth of most, and all of what is small.
+  assert whole / 8 < rows[0]['state_bytes_per_device'] < whole / 2
+
+
 def test_json_has_stable_names(door, compiler):
   code, out, _ = door(plan.main, *PICO, '--json', '--quick')
   row = json.loads(out)
   assert (code, row['effort'], compiler.lowered[0][2]) == (0, 'quick', 'quick')
   assert {
+    'argument_bytes',
     'batch_per_device',
     'chip_hours',
     'collective_bytes',
@@ -94,11 +107,15 @@ def test_json_has_stable_names(door, compiler):
     'fits',
     'flops_per_step',
     'hosts',
+    'fast_stem',
+    'fused_blocks',
     'images_per_second',
     'model_flops_utilisation',
     'parameter_bytes',
     'peak_bytes',
+    'shard_update',
     'state_bytes',
+    'state_bytes_per_device',
     'step_cycles',
     'step_ms',
     'total_hours',

@@ -24,6 +24,7 @@ def make(pod='v3:8x8', devices=128, hosts=16, **changes):
     macs=6_980_000_000,
     parameter_bytes=2**28,
     state_bytes=3 * 2**28,
+    kept_bytes=3 * 2**28,
   )
   compiled = compiling.Compiled(
     text=TEXT,
@@ -54,6 +55,7 @@ def test_numbers_by_hand():
   assert row['batch_per_device'] == 32
   assert row['chips'] == 64
   assert row['peak_bytes'] == 13 * 2**30  # 9 + 8 - 7 + 2 + 1
+  assert (row['argument_bytes'], row['temp_bytes']) == (9 * 2**30, 2 * 2**30)
   assert row['available_bytes'] == int(15.48 * 2**30)
   assert row['step_ms'] == pytest.approx(60)  # 56.4 M cycles at 940 MHz
   assert row['images_per_second'] == pytest.approx(4096 / 0.06)
@@ -81,7 +83,10 @@ def test_summary_says_it_all():
   for part in (
     '128 cores of 64 chips TPU v3, 16 hosts',
     '32 a core',
-    '13.00 GiB of 15.48 GiB a core: 2.48 GiB to spare',
+    'form         plain\n',
+    'state        768.0 MiB a core, of it parameters 256.0 MiB\n',
+    '13.00 GiB of 15.48 GiB a core: 2.48 GiB to spare; arguments 9.00 GiB, '
+    'temporary 2.00 GiB\n',
     '60.0 ms estimated (56.40 M cycles at 940 MHz)',
     'utilisation 36.3%',
     'not from the compiler',
@@ -177,3 +182,26 @@ def test_parts_and_blocks_computed_again():
   assert plan.numbers()['flops_per_step'] == 4 * 1.3e12 * 128
   said = 'batch        4,096: 32 a core, in 4 parts, blocks computed again\n'
   assert said in report.summary(plan)
+
+
+def test_what_form_is_planned_and_what_a_device_keeps():
+  plan = make()
+  work = dataclasses.replace(
+    plan.workload, fast_stem=True, shard_update=True, kept_bytes=2**27
+  )
+  fast = dataclasses.replace(plan, workload=work)
+  row = fast.numbers()
+  forms = row['fast_stem'], row['fused_blocks'], row['shard_update']
+  assert forms == (True, False, True)
+  assert row['state_bytes'] == 6 * row['state_bytes_per_device'] == 6 * 2**27
+  text = report.summary(fast)
+  assert 'form         fast stem, sharded update\n' in text
+  said = (
+    'state        768.0 MiB in all, of it parameters 256.0 MiB; 128.0 MiB a'
+  )
+  assert f'{said} core\n' in text
+  lines = report.comparison([plan, fast]).splitlines()
+  rows = {line[:18].strip(): line[18:].split() for line in lines}
+  assert rows['fast stem'] == rows['sharded update'] == ['no', 'yes']
+  assert rows['fused blocks'] == rows['blocks again'] == ['no', 'no']
+  assert rows['state a device'] == ['768.0', 'MiB', '128.0', 'MiB']

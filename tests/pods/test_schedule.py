@@ -127,6 +127,28 @@ def test_a_fusion_without_a_name_takes_that_of_what_it_holds():
   assert schedule.attribute(made, op) == ('elementwise and pooling', False)
 
 
+@pytest.mark.parametrize(
+  ('inner', 'expected'),
+  [
+    ('f/update/mul', 'optimiser and EMA'),
+    ('f/jvp(N)/stage_0/mul', 'elementwise and pooling'),
+    ('f/jvp()/mul', 'loss and the rest'),
+  ],
+)
+def test_a_result_without_a_scope_is_what_it_is_made_of(inner, expected):
+  text = (
+    '%fused (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'
+    f'  %b = f32[8] multiply(%a, %a), metadata={{op_name="{inner}"}}\n'
+    '  ROOT %c = f32[8] select(%a, %b), metadata={op_name="f/select_n"}\n}'
+    '\n\nENTRY %main (x: f32[8]) -> f32[8] {\n'
+    '  ROOT %y = f32[8] fusion(%x), calls=%fused, '
+    'metadata={op_name="f/select_n"}\n}\n'
+  )
+  made = hlo.parse(text)
+  op = made.computations['main'].ops['y']
+  assert schedule.attribute(made, op) == (expected, False)
+
+
 def collective(line, devices=8, shape='f32[100]'):
   made = program(f'%x = {shape} parameter(0)', f'%y = {line}')
   return schedule.collectives(made, devices)
