@@ -24,8 +24,10 @@ class DataParallel:
   """Runs a step on every device with a replicated state and a split batch.
 
   Example:
-    >>> parallel = DataParallel(jax.local_devices())
-    >>> step = parallel.train_step(lambda state, batch, reduce: (state, {}))
+    >>> parallel = DataParallel(jax.local_devices()[:1])
+    >>> batch = parallel.split({'label': np.arange(32)})
+    >>> batch['label'].shape
+    (1, 32)
   """
 
   def __init__(self, devices: Sequence[jax.Device] | None = None):

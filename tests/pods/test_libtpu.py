@@ -52,9 +52,11 @@ def test_plan_of_a_real_step(tmp_path):
   assert 3e5 < row['step_cycles'] < 8e5
   assert row['step_ms'] == pytest.approx(row['step_cycles'] / 940e3)
   assert row['unknown_loops'] == 0
-  # All gradients are summed once; the compiler sums small ones in bfloat16.
-  reduced = row['collective_bytes'] / row['parameter_bytes']
-  assert 0.98 < reduced < 1.01
+  # All gradients are summed once, the compiler sums small ones in bfloat16;
+  # large kernels are gathered in bfloat16, and kept an eighth each.
+  moved = row['collective_bytes'] / row['parameter_bytes']
+  assert 1.3 < moved < 1.5
+  assert row['state_bytes_per_device'] < 0.35 * row['state_bytes']
   cycles = {name: sum(both.values()) for name, both in row['cycles'].items()}
   assert sum(cycles.values()) == row['step_cycles']
   stages = {f'convolutions, stage {index}' for index in range(4)}
