@@ -145,8 +145,9 @@ class ShardedTrainer:
     loss, top1 = reduce((loss, top1))
     model_state = self.trainer.mean(model_state, reduce)
     grads = pull_back(grads, reduce)
-    squares = [optax.tree.norm(part, squared=True) for part in grads]
-    grad_norm = jnp.sqrt(reduce(squares[0]) + squares[1])
+    with jax.named_scope('update'):
+      squares = [optax.tree.norm(part, squared=True) for part in grads]
+      grad_norm = jnp.sqrt(reduce(squares[0]) + squares[1])
     applied = self.trainer.is_good(state.rest, batch, loss, grad_norm)
 
     old = ShardedState(kernels, state.rest)

@@ -334,6 +334,7 @@ def classification_sums(
   }
 
 
+@jax.named_scope('update')
 def keep_unless(applied: jax.Array, state: Tree, new_state: Tree) -> Tree:
   """Returns the new state where the step is applied, else the old one."""
   choose = lambda new, old: jnp.where(applied, new, old)
