@@ -63,6 +63,10 @@ def plan(model: str, topology: str, quick: bool) -> dict:
     f'--config.batch_size={IMAGES * cores}',
     f'--topology={topology}',
     '--json',
+    # The form that was measured.
+    '--config.run.fast_stem=False',
+    '--config.run.fused_blocks=False',
+    '--config.run.shard_update=False',
     *(['--quick'] if quick else []),
   ]
   return json.loads(subprocess.check_output(command, text=True))

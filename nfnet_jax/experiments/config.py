@@ -187,9 +187,14 @@ _CHOICES = {
 _MOST_SHARDS = 128
 
 # How 32 images a core fit the 16 GiB of a TPU v3's: in parts of eight or more,
-# or else by computing blocks again; see experiments/plan_memory/.
-_PARTS = {'nfnet_f4': 2, 'nfnet_f5': 4}
-_REMAT = ('nfnet_f6', 'nfnet_f7')
+# or else by computing blocks again. Whether the update is sharded, over eight
+# cores or more, -> the parts and what computes again; see
+# experiments/plan_memory/.
+_PARTS = {
+  True: {'nfnet_f5': 2, 'nfnet_f6': 4},
+  False: {'nfnet_f4': 2, 'nfnet_f5': 4},
+}
+_REMAT = {True: ('nfnet_f7',), False: ('nfnet_f6', 'nfnet_f7')}
 
 # Settings of `run` that choose a faster form of the network; see `models`.
 FORMS = ('fast_stem', 'fused_blocks')
@@ -290,14 +295,14 @@ def resolve(
   for section, key in ((run, 'data_dir'), (config, 'weights')):
     if section[key]:
       section[key] = _absolute(section[key])
-  if run.remat is None:
-    run.remat = spec.name in _REMAT
-  if run.accumulate is None:
-    # Never more than divides the examples of a device, however many there are.
-    parts = _PARTS.get(spec.name, 1)
-    run.accumulate = math.gcd(parts, config.batch_size // data.shards)
   if run.shard_update is None:
     run.shard_update = platform != 'cpu' and not unshardable(config)
+  if run.remat is None:
+    run.remat = spec.name in _REMAT[run.shard_update]
+  if run.accumulate is None:
+    # Never more than divides the examples of a device, however many there are.
+    parts = _PARTS[run.shard_update].get(spec.name, 1)
+    run.accumulate = math.gcd(parts, config.batch_size // data.shards)
   if run.fast_stem is None:
     # CPUs have no lanes to fill: there it is a little slower, if anything.
     fits = 'fast_stem' in spec.options and not data.image_size % fast_stem.BLOCK

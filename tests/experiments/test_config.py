@@ -50,19 +50,24 @@ def test_derived_after_overrides():
 
 
 @pytest.mark.parametrize(
-  ('model', 'batch_size', 'parts'),
+  ('model', 'batch_size', 'platform', 'parts'),
   [
-    ('nfnet_f3', 4096, 1),
-    ('nfnet_f4', 4096, 2),
-    ('nfnet_f5', 4096, 4),
-    ('nfnet_f5', 24, 2),  # Four shards of six images.
-    ('nfnet_f5', 7, 1),
+    ('nfnet_f3', 4096, 'cpu', 1),
+    ('nfnet_f4', 4096, 'cpu', 2),
+    ('nfnet_f4', 4096, 'tpu', 1),
+    ('nfnet_f5', 4096, 'cpu', 4),
+    ('nfnet_f5', 4096, 'tpu', 2),
+    ('nfnet_f6', 4096, 'tpu', 4),
+    ('nfnet_f5', 24, 'cpu', 2),  # Four shards of six images.
+    ('nfnet_f5', 7, 'cpu', 1),
   ],
 )
-def test_large_models_take_gradients_in_parts(model, batch_size, parts):
+def test_large_models_take_gradients_in_parts(
+  model, batch_size, platform, parts
+):
   config = config_lib.base()
   config.batch_size = batch_size
-  resolved = config_lib.resolve(config, registry.get_spec(model), 'cpu')
+  resolved = config_lib.resolve(config, registry.get_spec(model), platform)
   assert resolved.run.accumulate == parts
   assert batch_size // resolved.data.shards % parts == 0
   assert not resolved.run.remat
@@ -74,6 +79,11 @@ def test_the_largest_compute_blocks_again():
   config = config_lib.base()
   config.run.remat = False
   assert not config_lib.resolve(config, spec, 'cpu').run.remat
+  config = config_lib.base()
+  config.optimizer.sam_rho = 0.05  # Whose update cannot be sharded.
+  assert config_lib.resolve(config, spec, 'tpu').run.remat
+  spec = registry.get_spec('nfnet_f7')
+  assert config_lib.resolve(config_lib.base(), spec, 'tpu').run.remat
 
 
 @pytest.mark.parametrize(
