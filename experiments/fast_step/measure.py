@@ -69,6 +69,7 @@ COLUMNS = (
   'compile_s',
   *PARTS,
 )
+ACROSS = 5  # Panels in a row of the figure.
 MIB, GIB = 2**20, 2**30
 
 
@@ -214,16 +215,21 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
     if row['form'] != 'replicated':
       group = groups.setdefault(tuple(row[name] for name in KEY[:3]), {})
       group[row['form']] = row
+  across = max(min(len(groups), ACROSS), 1)
+  down = max(math.ceil(len(groups) / across), 1)
   figure, axes = plt.subplots(
-    1,
-    max(len(groups), 1),
-    figsize=(3.2 + 2 * len(groups), 4.6),
+    down,
+    across,
+    figsize=(2.2 + 2 * across, 3.8 * down),
     layout='constrained',
     squeeze=False,
   )
-  for axis, (key, group) in zip(axes[0], groups.items()):
+  for axis, (key, group) in zip(axes.flat, groups.items()):
     _draw_panel(axis, *key, group)
-  axes[0, 0].set_ylabel('M cycles a step')
+  for axis in axes.flat[len(groups) :]:
+    axis.axis('off')
+  for axis in axes[:, 0]:
+    axis.set_ylabel('M cycles a step')
   handles, names = axes[0, 0].get_legend_handles_labels()
   figure.legend(
     handles[::-1], names[::-1], loc='outside right upper', fontsize=8
