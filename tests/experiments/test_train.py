@@ -53,20 +53,29 @@ def crash_at(monkeypatch, step, error):
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
+def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('run')
+
+
+@pytest.fixture
+def workdir(door, small, folder):
+  """The work folder of the finished run, whichever tests were selected."""
+  if not (folder / 'metrics.jsonl').exists():
+    code, _, err = door(train.main, *small, f'--workdir={folder}')
+    assert code == 0, err
+  return folder
 
 
 class TestRun:
   """One run of six steps, and what a person finds afterwards."""
 
   def test_trains_and_says_so(
-    self, door, small, workdir, compilations, monkeypatch
+    self, door, small, folder, compilations, monkeypatch
   ):
     run = loop.Loop.run
     guard = jax.transfer_guard('disallow')  # The loop transfers by name only.
     monkeypatch.setattr(loop.Loop, 'run', guard(run))
-    code, out, err = door(train.main, *small, f'--workdir={workdir}')
+    code, out, err = door(train.main, *small, f'--workdir={folder}')
     assert code == 0, err
     assert not out
     for text in (
@@ -83,7 +92,7 @@ class TestRun:
       'evaluation at step 6',
       'raw weights: top-1',
       'EMA weights: top-1',
-      str(workdir / 'curves.png'),
+      str(folder / 'curves.png'),
     ):
       assert text in err
     steps = [name for name in compilations if 'step' in name]
