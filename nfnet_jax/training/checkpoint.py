@@ -32,6 +32,10 @@ class UnreadableError(ValueError):
   """A checkpoint's contents are not what was saved."""
 
 
+class OutageError(OSError):
+  """Checkpoints could not be read, but perhaps can be at another time."""
+
+
 class SaveError(OSError):
   """A checkpoint could not be saved; those before it stand."""
 
@@ -172,6 +176,7 @@ class Checkpoints:
 
     Raises:
       UnreadableError: if there are checkpoints but none can be read.
+      OutageError: if none can be, for an outage of at least one.
     """
     return self._newest(lambda step: self.restore(step, like), self.steps())
 
@@ -189,6 +194,7 @@ class Checkpoints:
 
     Raises:
       UnreadableError: if there is no checkpoint, or none can be read.
+      OutageError: if none can be, for an outage of at least one.
     """
 
     def read(step: int) -> dict[str, Any]:
@@ -211,6 +217,7 @@ class Checkpoints:
 
   def _newest(self, read: Callable[[int], Any], steps: list[int]) -> Any:
     """Reads the newest of the steps that can be read; None of none."""
+    is_outage = False
     for step in reversed(steps):
       try:
         return _patiently(read, step)
@@ -218,13 +225,18 @@ class Checkpoints:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
         self._unreadable.add(step)
-    if steps:
-      raise UnreadableError(
-        f'None of the checkpoints {steps} under {self.directory} can be read '
-        f'(the oldest: {reason}). If the disk is well, start again in a new '
-        'workdir.'
-      )
-    return None
+        is_outage |= files.is_outage(error)
+    if not steps:
+      return None
+    line = (
+      f'None of the checkpoints {steps} under {self.directory} can be read '
+      f'(the oldest: {reason})'
+    )
+    if is_outage:
+      raise OutageError(line)
+    raise UnreadableError(
+      f'{line}. If the disk is well, start again in a new workdir.'
+    )
 
   def restore(self, step: int, like: Any) -> Any:
     """Reads one checkpoint as numpy arrays, and compares its checksums.

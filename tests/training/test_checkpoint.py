@@ -104,6 +104,28 @@ def test_nothing_readable_is_an_error(tmp_path, saved_state):
     checkpoints.restore_latest(like=saved_state)
 
 
+@pytest.mark.parametrize(
+  'outage',
+  [
+    OSError(errno.EIO, 'Input/output error'),
+    ValueError('UNAVAILABLE: Error reading "state" in OCDBT database'),
+  ],
+)
+def test_an_outage_is_not_taken_for_damage(
+  tmp_path, saved_state, monkeypatch, outage
+):
+  def fail(step, like):
+    raise outage if step == 6 else ValueError('damaged')
+
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    for step in (3, 6):
+      checkpoints.save(small_state(step))
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoints, 'restore', fail)
+    with pytest.raises(checkpoint.OutageError, match=r'\[3, 6\] .*damaged'):
+      checkpoints.restore_latest(like=saved_state)
+
+
 def test_one_failed_read_is_tried_again(tmp_path, saved_state, monkeypatch):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     for step in (3, 6):
