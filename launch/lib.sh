@@ -94,7 +94,11 @@ tpus() {
 
 # Runs a line of shell on every worker; fails if it fails on one.
 ssh_all() {
-  tpus "$1" tpu-vm ssh "$TPU_NAME" --worker=all --command="$2"
+  local code=0
+  tpus "$1" tpu-vm ssh "$TPU_NAME" --worker=all --command="$2" || code=$?
+  # Settings are checked here; there tar and uv say 2 to any trouble.
+  [[ $code != 2 ]] || code=1
+  return "$code"
 }
 
 # Prints a field of the TPU or of its request; ABSENT if there is none.

@@ -4,7 +4,7 @@
 #
 #   launch/supervise.sh [--dry_run] --config=f3
 #
-# Exits with 0 once training is done, with 2 at once on bad input, and with 1
+# Exits with 0 once training is done, with 2 at once on bad input or settings, and with 1
 # if training failed twice at the same checkpoint or RETRIES steps failed in a
 # row. Whatever else ends training, it is resumed.
 source "$(dirname "$0")/lib.sh"
@@ -20,16 +20,24 @@ latest_checkpoint() {
     sed -nE 's|.*/([0-9]+)/commit_success\.txt$|\1|p' | sort -n | tail -1
 }
 
-resume() { "$LAUNCH/resume.sh" "${ARGS[@]}"; }
+# Runs another script. Settings that it refuses get no better by waiting.
+script() {
+  local code=0
+  "$LAUNCH/$1.sh" "${@:2}" || code=$?
+  [[ $code != 2 ]] || fail 2 "Bad settings: launch/$1.sh says above which."
+  return "$code"
+}
 
-recreate() { "$LAUNCH/delete.sh" && "$LAUNCH/create.sh" && resume; }
+resume() { script resume "${ARGS[@]}"; }
+
+recreate() { script delete && script create && resume; }
 
 # Workers wait for one that has ended, so they are stopped if that lasts.
 watch_stragglers() {
   : "${mixed_since:=$SECONDS}"
   ((SECONDS - mixed_since >= STRAGGLER_TIMEOUT)) || return 0
   say 'A worker has ended and others have not: stopping them.'
-  "$LAUNCH/stop.sh"
+  script stop
 }
 
 judge_failure() {

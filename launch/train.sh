@@ -8,10 +8,10 @@ need WORKDIR
 
 workers=$(worker_states)
 ! grep ' running$' <<<"$workers" >&2 ||
-  fail 2 "$TPU_NAME trains already: launch/watch.sh shows it," \
+  fail 1 "$TPU_NAME trains already: launch/watch.sh shows it," \
     'launch/stop.sh stops it.'
 ! grep ' bare$' <<<"$workers" >&2 ||
-  fail 2 "$TPU_NAME is not set up: run launch/setup.sh."
+  fail 1 "$TPU_NAME is not set up: run launch/setup.sh."
 
 ARGS+=(--workdir="$WORKDIR" --require_platform=tpu)
 data_dir=${MOUNT_POINT:-$DATA_DIR}

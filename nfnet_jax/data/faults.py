@@ -10,6 +10,20 @@ from nfnet_jax.data import records, sources
 
 Batch = dict[str, np.ndarray]
 
+# Batches without a fault after which a stream is fast again. To make it anew
+# takes as long as to fill its shuffle buffers.
+_CAREFUL_BATCHES = 1000
+# What is wrong with a file itself, or with who reads it.
+_LASTING = (
+  tf.errors.DataLossError,
+  tf.errors.FailedPreconditionError,
+  tf.errors.InvalidArgumentError,
+  tf.errors.NotFoundError,
+  tf.errors.PermissionDeniedError,
+  tf.errors.UnauthenticatedError,
+  tf.errors.UnimplementedError,
+)
+
 
 class BadDataError(ValueError):
   """A record or file cannot be used; the message names it.
@@ -21,6 +35,10 @@ class BadDataError(ValueError):
   def __init__(self, what: str, way_out: str = ''):
     self.what = what
     super().__init__(what + way_out)
+
+
+class ReadError(OSError):
+  """Files could not be read, but perhaps can be at another time."""
 
 
 @dataclasses.dataclass
@@ -66,8 +84,8 @@ class BadRecords:
         )
       self.note(f'Passing over {line} ({len(self.seen)} of {self.allowed}).')
 
-  def find_bad_file(self, error: Exception) -> BadDataError:
-    """Reads all files again to say which of them failed."""
+  def find_bad_file(self, error: Exception) -> BadDataError | ReadError:
+    """Reads all files again to say which of them failed, or that none does."""
     where = f"dataset '{self.source.name}', split '{self.split}'"
     for file in self.slices:
       read = 0
@@ -75,7 +93,8 @@ class BadRecords:
         for _ in self.source.read(file):
           read += 1
       except tf.errors.OpError as reason:
-        return BadDataError(
+        kind = BadDataError if isinstance(reason, _LASTING) else ReadError
+        return kind(
           f'{where}: after record {file.skip + read} of {file.path}: '
           f'{_first_line(reason)}'
         )
@@ -84,7 +103,9 @@ class BadRecords:
           f'{where}: {file.path} ends after {file.skip + read} records; '
           f'there should be {file.skip + file.take}. Copy it again.'
         )
-    return BadDataError(f'{where}: {_first_line(error)}')
+    return ReadError(
+      f'{where}: {_first_line(error)}; read again, all files are well'
+    )
 
   def _describe(self, record_id: int) -> str:
     file = records.locate(self.slices, record_id)
@@ -114,7 +135,8 @@ def guarded(
 
   A failure inside tf.data does not say whose it was. So that good data pays
   nothing, the stream is made anew in its careful form when one happens, from
-  the same batch on; good records come out the same.
+  the same batch on; good records come out the same. It becomes fast again if
+  long no record is found to be bad: then a file was, for a moment.
 
   Args:
     make: `(start, careful) -> batches from the start-th on`, each with `id`
@@ -125,9 +147,10 @@ def guarded(
 
   Raises:
     BadDataError: naming the record or file.
+    ReadError: if a careful stream fails, yet no file is bad.
   """
-  careful = False
-  batches = make(start, careful).as_numpy_iterator()
+  careful = 0  # Batches to come in the careful form.
+  batches = make(start, False).as_numpy_iterator()
   while True:
     try:
       batch = next(batches)
@@ -136,12 +159,16 @@ def guarded(
     except tf.errors.OpError as error:
       if careful:
         raise bad.find_bad_file(error) from error
-      careful = True
-      batches = make(start, careful).as_numpy_iterator()
+      careful = _CAREFUL_BATCHES
+      batches = make(start, True).as_numpy_iterator()
       continue
     bad.check(batch.pop('id'), batch.pop('usable'))
     yield batch
     start += 1
+    if careful and not bad.seen:
+      careful -= 1
+      if not careful:
+        batches = make(start, False).as_numpy_iterator()
 
 
 def carefully(function: Callable, failed):

@@ -1,6 +1,7 @@
 """From a resolved configuration to the objects of a run."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
 
@@ -215,7 +216,7 @@ class Experiment:
       shuffle_buffer=data.shuffle_buffer,
       max_bad_records=self.config.run.max_bad_records,
     )
-    with self._as_input_error():
+    with self._telling_faults():
       yield from pipeline.train_batches(
         spec, first_step, jax.process_index(), jax.process_count(), note
       )
@@ -225,7 +226,7 @@ class Experiment:
     from nfnet_jax.data import pipeline
 
     data, run, devices = self.config.data, self.config.run, jax.device_count()
-    with self._as_input_error():
+    with self._telling_faults():
       yield from pipeline.eval_batches(
         self.source,
         data.eval_split,
@@ -240,10 +241,18 @@ class Experiment:
         note=note,
       )
 
-  def _as_input_error(self):
+  @contextlib.contextmanager
+  def _telling_faults(self):
     from nfnet_jax.data import faults
 
-    return errors.as_input_error(faults.BadDataError)
+    try:
+      yield
+    except faults.BadDataError as error:
+      raise errors.InputError(str(error)) from error
+    except faults.ReadError as error:
+      raise errors.RunError(
+        f'{error}. The same command tries again.'
+      ) from error
 
 
 def _start_from(

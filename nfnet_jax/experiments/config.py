@@ -334,11 +334,12 @@ def save(
   """Writes `WORKDIR/config.json`, and the classes' names to `classes.txt`.
 
   Raises:
-    errors.InputError: if the workdir cannot be written.
+    errors.InputError: if the workdir can never be written.
+    errors.RunError: if it cannot be written now, for want of space perhaps.
   """
   workdir = epath.Path(workdir)
   text = json.dumps(config.to_dict(), indent=2) + '\n'
-  with errors.as_input_error(OSError):
+  with errors.of_storage():
     with files.as_os_error(f'Making {workdir}'):
       workdir.mkdir(parents=True, exist_ok=True)
     files.write_atomically(workdir / _CLASSES, '\n'.join(class_names) + '\n')
@@ -349,10 +350,11 @@ def is_run(workdir: os.PathLike) -> bool:
   """Whether a workdir holds a run, as far as this process sees.
 
   Raises:
-    errors.InputError: if it cannot be read.
+    errors.InputError: if it can never be read.
+    errors.RunError: if it cannot be read now.
   """
   path = epath.Path(workdir) / _FILE
-  with errors.as_input_error(OSError), files.as_os_error(f'Reading {path}'):
+  with errors.of_storage(), files.as_os_error(f'Reading {path}'):
     return path.exists()
 
 
@@ -360,14 +362,15 @@ def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
   """Reads the configuration that a workdir was made with.
 
   Raises:
-    errors.InputError: if there is none, or it cannot be read.
+    errors.InputError: if there is none, or it can never be read.
+    errors.RunError: if it cannot be read now.
   """
   if not is_run(workdir):
     raise errors.InputError(
       f"'{workdir}' holds no run: there is no {_FILE} in it."
     )
   path, config = epath.Path(workdir) / _FILE, base()
-  with errors.as_input_error(OSError), files.as_os_error(f'Reading {path}'):
+  with errors.of_storage(), files.as_os_error(f'Reading {path}'):
     text = path.read_text()
   with errors.as_input_error(KeyError):
     config.update(json.loads(text))

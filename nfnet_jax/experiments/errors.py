@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 import contextlib
 
+from nfnet_jax.training import files
+
 
 class InputError(ValueError):
   """Something the caller gave is wrong; one line that says what to do."""
@@ -21,3 +23,18 @@ def as_input_error(
     yield
   except kind as error:
     raise InputError(str(error)) from error
+
+
+@contextlib.contextmanager
+def of_storage() -> Iterator[None]:
+  """Tells an outage, after which a command may be tried again, from bad input.
+
+  Raises:
+    RunError: for an `OSError` of storage that may pass; see `files.is_outage`.
+    InputError: for any other `OSError`.
+  """
+  try:
+    yield
+  except OSError as error:
+    kind = RunError if files.is_outage(error) else InputError
+    raise kind(str(error)) from error

@@ -129,20 +129,22 @@ def restore_latest(workdir: epath.Path, experiment):
   """Reads the state of a run's latest checkpoint.
 
   Raises:
-    errors.InputError: if there is none, or it cannot be read.
+    errors.InputError: if there is none, or it can never be read.
+    errors.RunError: if it cannot be read now.
   """
   from nfnet_jax.training import buckets, checkpoint, files
 
   directory = workdir / 'checkpoints'
   state = None
   with (
-    errors.as_input_error(OSError),
+    errors.of_storage(),
     files.as_os_error(f'Reading {directory}'),
   ):
     buckets.check(directory, to_write=False)
     is_there = directory.is_dir()
   if is_there:
     with (
+      errors.of_storage(),
       errors.as_input_error(checkpoint.UnreadableError),
       checkpoint.Checkpoints(directory, read_only=True) as checkpoints,
     ):

@@ -86,7 +86,11 @@ def _of_dataset():
   weights = cli.get_weights()
   network = inference.Network(weights, _BATCH)
   features, labels = [], []
-  with errors.as_input_error(), _as_repairable(faults.BadDataError):
+  with (
+    errors.of_storage(),
+    errors.as_input_error(),
+    _as_repairable(faults.BadDataError),
+  ):
     source = sources.load(cli.DATASET.value, cli.DATA_DIR.value)
     examples = source.num_examples(cli.SPLIT.value)
     if not examples:

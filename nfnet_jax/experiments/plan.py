@@ -272,11 +272,22 @@ def get_workload(name: str, experiment, devices: int):
     state_bytes=size(state),
     kept_bytes=size(_kept(sharded, state) if sharded else state),
     parts=run.accumulate,
+    ascent=_ascent(config, devices),
     remat=run.remat,
     fast_stem=run.fast_stem,
     fused_blocks=run.fused_blocks,
     shard_update=sharded is not None,
   )
+
+
+def _ascent(config, devices: int) -> int:
+  """Counts the examples of a device by which SAM climbs."""
+  from nfnet_jax.training import sam
+
+  if not config.optimizer.sam_rho:
+    return 0
+  size = config.batch_size // devices
+  return sam.sub_size(size, config.optimizer.sam_share)
 
 
 def _kept(sharded, state):

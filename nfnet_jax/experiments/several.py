@@ -33,6 +33,10 @@ _REQUIRE_PLATFORM = flags.DEFINE_enum(
   ['tpu', 'gpu', 'cpu'],
   'Refuses to run on devices of another kind.',
 )
+# As JAX calls the platforms of GPUs, and what it says of one for which nothing
+# is installed, or that JAX_PLATFORMS leaves out.
+_MAKES = {'gpu': ('cuda', 'rocm')}
+_UNKNOWN = 'Unknown backend', 'not in the list of known backends'
 FLAGS = (
   'coordinator',
   'num_processes',
@@ -51,8 +55,9 @@ def together() -> Iterator[Callable[[str], None]]:
     silent. What goes wrong in one of them is said by all, and ends all.
 
   Raises:
-    errors.InputError: if they do not fit together, or the devices are not those
-      of `--require_platform`.
+    errors.InputError: if they do not fit together, or there are no devices of
+      `--require_platform`.
+    errors.RunError: if such devices do not start.
   """
   from nfnet_jax.training import processes
 
@@ -88,21 +93,48 @@ def _failing_together() -> Iterator[None]:
     raise
 
 
+def _check_platform(required: str) -> None:
+  """Checks that the devices are of the right kind.
+
+  Raises:
+    errors.RunError: if they do not start: busy ones may at another attempt.
+    errors.InputError: if JAX knows of none.
+  """
+  import jax
+
+  with _telling_busy_from_unknown():
+    platform = jax.default_backend()
+  if platform == required:
+    return
+  # JAX falls back on others in silence; asked by name, it says why.
+  for name in _MAKES.get(required, [required]):
+    with contextlib.suppress(errors.InputError), _telling_busy_from_unknown():
+      jax.devices(name)
+  raise errors.InputError(
+    f'--require_platform={required}, but JAX found only {platform} devices. '
+    f"See that JAX's {required} release is installed and that no other "
+    'process holds the devices.'
+  )
+
+
+@contextlib.contextmanager
+def _telling_busy_from_unknown() -> Iterator[None]:
+  try:
+    yield
+  except RuntimeError as error:
+    is_unknown = any(text in str(error) for text in _UNKNOWN)
+    kind = errors.InputError if is_unknown else errors.RunError
+    raise kind(f'--require_platform: {error}') from error
+
+
 def _check_devices() -> None:
   """Checks that the devices are of the right kind and work together."""
   import jax
 
   from nfnet_jax.training import parallel, processes
 
-  required = _REQUIRE_PLATFORM.value
-  with errors.as_input_error(RuntimeError if required else ()):
-    platform = jax.default_backend()
-  if required not in (None, platform):
-    raise errors.InputError(
-      f'--require_platform={required}, but JAX found only {platform} devices. '
-      f"See that JAX's {required} release is installed and that no other "
-      'process holds the devices.'
-    )
+  if required := _REQUIRE_PLATFORM.value:
+    _check_platform(required)
   if processes.are_several():
     counted, expected = parallel.DataParallel().count(), jax.device_count()
     if counted != expected:

@@ -34,7 +34,7 @@ def main() -> int:
   with several.together() as say:
     kept = programs.keep()
     if processes.is_primary():
-      with errors.as_input_error(OSError):
+      with errors.of_storage():
         buckets.check(workdir, to_write=True)
     config = checks.resolve_to_train(cli.get_config(), workdir)
     checks.check_same_everywhere(config)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 from nfnet_jax.pods import compiling, topology
@@ -36,6 +37,7 @@ class Workload:
     state_bytes: of the whole state: parameters, momentum, average, ...
     kept_bytes: of the state on each device; less if the update is sharded.
     parts: in which a device takes the gradient of its examples.
+    ascent: examples of a device by which SAM climbs; 0 without it.
     remat: whether the backward pass computes the blocks again.
     fast_stem: whether the stem is computed on blocks of pixels.
     fused_blocks: whether blocks take fewer passes over their activations.
@@ -55,6 +57,7 @@ class Workload:
   state_bytes: int
   kept_bytes: int
   parts: int = 1
+  ascent: int = 0
   remat: bool = False
   fast_stem: bool = False
   fused_blocks: bool = False
@@ -151,6 +154,7 @@ class Plan:
 
   def _cost(self) -> dict[str, Any]:
     work, compiled, schedule = self.workload, self.compiled, self.schedule
+    devices = len(self.pod.devices)
     sent = sum(each.sent for each in schedule.collectives)
     return {
       'fits': True,
@@ -159,9 +163,7 @@ class Plan:
       'temp_bytes': compiled.temp_bytes,
       'compile_s': compiled.seconds,
       'cached': compiled.cached,
-      # The compiler counts the loop over parts once; what is outside of it, the
-      # update, is less than a hundredth.
-      'flops_per_step': compiled.flops * work.parts * len(self.pod.devices),
+      'flops_per_step': compiled.flops * self._recount() * devices,
       # Forward pass once, backward pass twice; a multiply-add is two.
       'model_flops_per_step': 6 * work.macs * work.batch,
       'step_cycles': schedule.cycles,
@@ -176,6 +178,20 @@ class Plan:
         for part in schedule.parts
       },
     }
+
+  def _recount(self) -> float:
+    """Returns a step's work over what the compiler counts of it.
+
+    Of a loop over parts it counts one. An example costs as much in SAM's
+    ascent, which has a loop of its own, as in the descent; the update, outside
+    of both, is less than a hundredth.
+    """
+    work = self.workload
+    descent = work.batch // len(self.pod.devices)
+    # As `step.Trainer.gradients` divides them.
+    parts_of_ascent = math.gcd(work.parts, work.ascent)
+    counted = descent / work.parts + work.ascent / parts_of_ascent
+    return (descent + work.ascent) / counted
 
   def _times(self) -> dict[str, float | None]:
     work, kind = self.workload, self.pod.generation

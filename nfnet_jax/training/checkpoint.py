@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import itertools
+import logging as std_logging
 import os
+import pathlib
+import re
 from typing import Any
 import zlib
 
@@ -14,15 +17,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from nfnet_jax.optim import paths
-from nfnet_jax.training import buckets
+from nfnet_jax.training import buckets, files
 from nfnet_jax.training import state as state_lib
 
 _STATE = 'state'
 _CHECKSUMS = 'checksums'
+# As Orbax names what it will rename, and what it writes last in a bucket, where
+# nothing can be renamed.
+_UNFINISHED = re.compile(r'\d+\.orbax-checkpoint-tmp.*')
+_LAST_FILE = 'commit_success.txt'
 
 
 class UnreadableError(ValueError):
   """A checkpoint's contents are not what was saved."""
+
+
+class OutageError(OSError):
+  """Checkpoints could not be read, but perhaps can be at another time."""
 
 
 class SaveError(OSError):
@@ -69,6 +80,7 @@ class Checkpoints:
     if not read_only:
       # Orbax does not make it where it is told of `active_processes`.
       self.directory.mkdir(parents=True, exist_ok=True)
+      self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -82,6 +94,8 @@ class Checkpoints:
       ),
     )
 
+    logging.get_absl_logger().addFilter(self._is_news)
+
   def __enter__(self) -> 'Checkpoints':
     return self
 
@@ -90,8 +104,16 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
-    with self._as_save_error():
-      self._manager.close()
+    try:
+      with self._as_save_error():
+        self._manager.close()
+    finally:
+      logging.get_absl_logger().removeFilter(self._is_news)
+
+  def _is_news(self, record: std_logging.LogRecord) -> bool:
+    """Keeps back tracebacks of Orbax's threads: a `SaveError` follows."""
+    path = pathlib.PurePath(record.pathname)
+    return not (record.exc_info and 'orbax' in path.parts)
 
   def wait(self) -> None:
     """Returns once everything saved so far is on disk.
@@ -154,6 +176,7 @@ class Checkpoints:
 
     Raises:
       UnreadableError: if there are checkpoints but none can be read.
+      OutageError: if none can be, for an outage of at least one.
     """
     return self._newest(lambda step: self.restore(step, like), self.steps())
 
@@ -171,6 +194,7 @@ class Checkpoints:
 
     Raises:
       UnreadableError: if there is no checkpoint, or none can be read.
+      OutageError: if none can be, for an outage of at least one.
     """
 
     def read(step: int) -> dict[str, Any]:
@@ -193,6 +217,7 @@ class Checkpoints:
 
   def _newest(self, read: Callable[[int], Any], steps: list[int]) -> Any:
     """Reads the newest of the steps that can be read; None of none."""
+    is_outage = False
     for step in reversed(steps):
       try:
         return _patiently(read, step)
@@ -200,13 +225,18 @@ class Checkpoints:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
         self._unreadable.add(step)
-    if steps:
-      raise UnreadableError(
-        f'None of the checkpoints {steps} under {self.directory} can be read '
-        f'(the oldest: {reason}). If the disk is well, start again in a new '
-        'workdir.'
-      )
-    return None
+        is_outage |= files.is_outage(error)
+    if not steps:
+      return None
+    line = (
+      f'None of the checkpoints {steps} under {self.directory} can be read '
+      f'(the oldest: {reason})'
+    )
+    if is_outage:
+      raise OutageError(line)
+    raise UnreadableError(
+      f'{line}. If the disk is well, start again in a new workdir.'
+    )
 
   def restore(self, step: int, like: Any) -> Any:
     """Reads one checkpoint as numpy arrays, and compares its checksums.
@@ -235,6 +265,26 @@ class Checkpoints:
       if restored[_CHECKSUMS].get(path) != checksum:
         raise UnreadableError(f"'{path}' differs from what was saved")
     return state
+
+  def _remove_unfinished(self) -> None:
+    """Removes what saves left that were killed: each up to a whole state.
+
+    Readers never look at it. Orbax's own cleaning would in a bucket also take
+    what was set aside.
+    """
+    try:
+      for path in self.directory.iterdir():
+        if self._is_unfinished(path):
+          path.rmtree()
+    except Exception as error:  # Buckets raise many kinds.
+      reason = str(error).partition('\n')[0]
+      logging.warning('An unfinished checkpoint stays: %s', reason)
+
+  def _is_unfinished(self, path: epath.Path) -> bool:
+    if files.is_in_bucket(path):
+      is_step = path.name.isdecimal()
+      return is_step and not (path / _LAST_FILE).exists()
+    return bool(_UNFINISHED.fullmatch(path.name))
 
   def _set_aside_unreadable(self) -> None:
     for step in sorted(self._unreadable):

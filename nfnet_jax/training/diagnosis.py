@@ -25,7 +25,7 @@ _ELSE, _ELSE_WITH_SAM = (
 
 
 class NonFiniteError(ArithmeticError):
-  """A step's loss or gradient was not finite.
+  """A step's loss, gradient or learning rate was not finite.
 
   Attributes:
     step: 0-based index of the step.
@@ -90,6 +90,7 @@ def _tensors(
   mark = ' (SAM descent)' if trainer.sam_rho else ''
   for name, value in _pass(trainer, uphill, batch, order, reduce):
     yield name + mark, value
+  yield 'learning rate', trainer.schedule(state.step)
 
 
 def _pass(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import errno
 import json
 import math
 import os
@@ -9,6 +10,54 @@ import pathlib
 import tempfile
 
 from etils import epath
+
+# What a disk refuses however often it is asked, and names of what TensorFlow's
+# and Google's libraries raise then.
+_LASTING = (
+  FileExistsError,
+  FileNotFoundError,
+  IsADirectoryError,
+  NotADirectoryError,
+  PermissionError,
+)
+_LASTING_NUMBERS = {errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS}
+_LASTING_NAMES = {
+  'DefaultCredentialsError',
+  'Forbidden',
+  'ImportError',
+  'NotFound',
+  'NotFoundError',
+  'PermissionDeniedError',
+  'Unauthorized',
+  'UnauthenticatedError',
+}
+# As TensorStore begins its messages.
+_OUTAGES = (
+  'ABORTED:',
+  'DEADLINE_EXCEEDED:',
+  'RESOURCE_EXHAUSTED:',
+  'UNAVAILABLE:',
+)
+
+
+def is_outage(error: BaseException) -> bool:
+  """Whether it is storage that failed, in a way that may pass.
+
+  A full disk or a bucket that is too busy is an outage; a missing file, bucket,
+  permission or package is not, nor is what was read but makes no sense.
+
+  Example:
+    >>> is_outage(OSError(errno.ENOSPC, 'No space left on device'))
+    True
+    >>> is_outage(FileNotFoundError()) or is_outage(ValueError('no JSON'))
+    False
+  """
+  if not isinstance(error, OSError):
+    return str(error).startswith(_OUTAGES)
+  if isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS:
+    return False
+  names = {kind.__name__ for kind in type(error.__cause__).__mro__}
+  return not names & _LASTING_NAMES
 
 
 def is_in_bucket(path: str | os.PathLike) -> bool:

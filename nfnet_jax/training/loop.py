@@ -107,8 +107,8 @@ class Loop:
 
     Raises:
       interrupt.Interrupted: if asked to stop; the state is saved.
-      diagnosis.NonFiniteError: if loss or gradient ceased to be finite; the
-        last good state is saved.
+      diagnosis.NonFiniteError: if loss, gradient or learning rate ceased to
+        be finite; the last good state is saved.
     """
     step = int(state.step)
     state = self.parallel.distribute(self._updating, state)

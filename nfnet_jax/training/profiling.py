@@ -73,12 +73,23 @@ class Tracer:
     if not self._steps or step != self._steps.start:
       return
     jax.block_until_ready(state)
+    try:
+      self._begin()
+    except Exception as error:  # The profiler raises many kinds.
+      self._note(f'{self._about(self._steps.stop)}: not taken ({error})')
+
+  def _begin(self) -> None:
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # Every call of Python, dear and of no use.
-    self._local = tempfile.mkdtemp()
-    jax.profiler.start_trace(
-      self._local, create_perfetto_trace=True, profiler_options=options
-    )
+    local = tempfile.mkdtemp()
+    try:
+      jax.profiler.start_trace(
+        local, create_perfetto_trace=True, profiler_options=options
+      )
+    except BaseException:
+      shutil.rmtree(local, ignore_errors=True)
+      raise
+    self._local = local
 
   def annotate(self, step: int) -> contextlib.AbstractContextManager:
     """Marks a step in the trace, if one is being taken."""
@@ -97,7 +108,7 @@ class Tracer:
     local, self._local = self._local, None
     if local is None:
       return
-    about = f'profile of steps {self._steps.start} to {self._reached}'
+    about = self._about(self._reached)
     try:
       jax.profiler.stop_trace()
       self._copy(pathlib.Path(local))
@@ -106,6 +117,9 @@ class Tracer:
       self._note(f'{about}: not written ({error})')
     finally:
       shutil.rmtree(local, ignore_errors=True)
+
+  def _about(self, stop: int) -> str:
+    return f'profile of steps {self._steps.start} to {stop}'
 
   def _copy(self, local: pathlib.Path) -> None:
     self._folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def sub_batch(
 
   Args:
     batch: arrays `[n, ...]` of examples, and scalars, which stay.
-    share: in (0, 1]; rounded to whole examples, at least one.
+    share: in (0, 1]; see `sub_size`.
 
   Example:
     >>> sub_batch({'label': np.arange(10)}, 0.2)
@@ -31,12 +31,17 @@ def sub_batch(
   """
   # Spread, because MixUp and CutMix have half of a shard's examples each.
   size = len(batch['label'])
-  count = max(1, round(share * size))
+  count = sub_size(size, share)
   chosen = np.arange(count) * size // count
   return {
     name: value[chosen] if jnp.ndim(value) else value
     for name, value in batch.items()
   }
+
+
+def sub_size(size: int, share: float) -> int:
+  """Rounds a share of some examples to whole ones, at least one."""
+  return max(1, round(share * size))
 
 
 def ascend(params: Tree, grads: Tree, rho: float) -> Tree:

@@ -121,10 +121,10 @@ class Trainer:
 
     Returns:
       The new state, and metrics of the global batch; with SAM, loss, top-1 and
-      gradient are those at the weights uphill. Where loss or gradient is not
-      finite, or the batch is of another step than the state, the state is
-      returned as it was and `applied` is 0: after a bad step all later ones
-      leave the state alone too, until the host looks.
+      gradient are those at the weights uphill. Where loss, gradient or learning
+      rate is not finite, or the batch is of another step than the state, the
+      state is returned as it was and `applied` is 0: after a bad step all later
+      ones leave the state alone too, until the host looks.
     """
     uphill = self.uphill(state, batch)
     (loss, (top1, model_state)), grads = self.gradients(uphill, batch)
@@ -167,8 +167,8 @@ class Trainer:
     grad_norm: jax.Array,
   ) -> jax.Array:
     """Whether a step may be applied: finite, and of a batch made for it."""
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    return finite & (batch['step'] == state.step)
+    needed = jnp.stack([loss, grad_norm, self.schedule(state.step)])
+    return jnp.isfinite(needed).all() & (batch['step'] == state.step)
 
   def metrics(
     self,

@@ -205,3 +205,69 @@ def test_file_that_vanishes_is_named(tmp_path):
   path.unlink()
   with pytest.raises(faults.BadDataError, match=path.name):
     take(spec(source))
+
+
+class Busy:
+  """A stream of nine batches from a bucket that is busy now and then."""
+
+  def __init__(self, *moments):
+    self.moments = list(moments)  # Batches before which a read fails once.
+    self.made = []
+
+  def __call__(self, start, careful):
+    self.made.append((start, careful))
+    return self
+
+  def as_numpy_iterator(self):
+    for number in range(self.made[-1][0], 9):
+      if number in self.moments:
+        self.moments.remove(number)
+        raise tf.errors.UnavailableError(None, None, 'the bucket is busy')
+      yield {
+        'id': np.array([number]),
+        'usable': np.array([True]),
+        'number': number,
+      }
+
+
+def judge(source):
+  (slices,) = source.shards('train', 1)
+  return faults.BadRecords(source, 'train', slices, 0, print)
+
+
+def test_a_stream_is_fast_again_after_enough_good_batches(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(faults, '_CAREFUL_BATCHES', 2)
+  source, _ = store(tmp_path)
+  busy = Busy(3, 6)
+  numbers = [row['number'] for row in faults.guarded(busy, 0, judge(source))]
+  assert numbers == list(range(9))
+  assert busy.made == [
+    (0, False),
+    (3, True),
+    (5, False),
+    (6, True),
+    (8, False),
+  ]
+
+
+def test_files_that_read_well_again_are_not_blamed(tmp_path):
+  source, _ = store(tmp_path)
+  said = 'the bucket is busy; read again, all files are well'
+  with pytest.raises(faults.ReadError, match=said):
+    list(faults.guarded(Busy(3, 3), 0, judge(source)))
+
+
+def test_files_that_cannot_be_read_now_are_not_called_bad(
+  tmp_path, monkeypatch
+):
+  source, path = store(tmp_path)
+  monkeypatch.setattr(
+    type(source),
+    'read',
+    lambda self, file: Busy(0)(0, True).as_numpy_iterator(),
+  )
+  said = f'after record 0 of .*{path.name}: the bucket is busy'
+  with pytest.raises(faults.ReadError, match=said):
+    list(faults.guarded(Busy(3, 3), 0, judge(source)))

@@ -6,6 +6,8 @@ import signal
 import sys
 
 from etils import epath
+from google.api_core import exceptions
+from google.cloud import storage
 import jax
 import numpy as np
 import pytest
@@ -217,6 +219,28 @@ def test_refuses_what_cannot_hold_a_run(
   monkeypatch.setitem(sys.modules, 'google.cloud', None)
   assert_refused('gs://runs/new', "pip install -c constraints.txt '.[gcs]'")
   assert bucket == held
+
+
+def test_a_bucket_that_is_too_busy_may_be_tried_again(
+  door, recipe, buckets, monkeypatch
+):
+  def busy(*_):
+    raise exceptions.ServiceUnavailable('try again')
+
+  def assert_failed(text):
+    code, _, err = door(train.main, *recipe, '--workdir=gs://runs/busy')
+    assert code == 1, err
+    assert 'Traceback' not in err
+    (line,) = (n for n in err.splitlines() if n.startswith('nfnet_jax: '))
+    assert text in line
+
+  with monkeypatch.context() as patch:
+    patch.setattr(storage.Bucket, 'test_iam_permissions', busy)
+    assert_failed("Opening the bucket 'runs' failed (503 try again)")
+  buckets.fault = lambda method, name: (
+    503 if name == 'busy/config.json' else None
+  )
+  assert_failed('Reading gs://runs/busy/config.json failed (')
 
 
 @pytest.mark.parametrize(

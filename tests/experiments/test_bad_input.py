@@ -1,6 +1,8 @@
 """Bad input: one line on stderr, exit code 2, before anything is compiled."""
 
+import errno
 import json
+import os
 
 import jax
 import pytest
@@ -309,6 +311,67 @@ def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
   assert door(enter, '--require_platform=gpu') == (0, '', '')
   line = complaint(door(enter, '--require_platform=cpu'))
   assert '--require_platform=cpu, but JAX found only gpu devices' in line
+
+
+NOT_NOW = "Backend 'tpu' failed to initialize: UNAVAILABLE: it is in use."
+NEVER = 'Unknown backend tpu'
+
+
+@pytest.mark.parametrize(
+  ('found', 'asked', 'code', 'said'),
+  [
+    # In silence, in place of a TPU that is installed; and where it must be one.
+    ('cpu', NOT_NOW, 1, NOT_NOW),
+    (NOT_NOW, None, 1, NOT_NOW),
+    ('cpu', NEVER, 2, 'JAX found only cpu devices'),
+    (NEVER, None, 2, NEVER),
+  ],
+)
+def test_devices_that_are_busy_may_be_free_at_another_attempt(
+  door, monkeypatch, found, asked, code, said
+):
+  def enter():
+    with several.together():
+      pass
+
+  def answer(text, *_):
+    if text != 'cpu':
+      raise RuntimeError(text)
+    return text
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: answer(found))
+  monkeypatch.setattr(jax, 'devices', lambda name: answer(asked, name))
+  ended, out, err = door(enter, '--require_platform=tpu')
+  assert (ended, out) == (code, '')
+  assert said in err
+  assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'),
+  [
+    (errno.ENOSPC, 1),
+    (errno.EDQUOT, 1),
+    (errno.EFBIG, 1),
+    (errno.EIO, 1),
+    (errno.EROFS, 2),
+    (errno.EACCES, 2),
+  ],
+)
+def test_a_disk_that_is_full_at_the_start_may_be_emptied(
+  door, tmp_path, monkeypatch, number, code
+):
+  from nfnet_jax.experiments import config
+
+  def fail(path, text):
+    raise OSError(number, os.strerror(number), path)
+
+  monkeypatch.setattr(config.files, 'write_atomically', fail)
+  main = lambda: config.save(config.base(), tmp_path, ['a'])
+  ended, _, err = door(main)
+  assert ended == code
+  assert os.strerror(number) in err
+  assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_each_device_keeps_its_share_if_the_update_is_sharded(door, compiler):
   assert whole / 8 < rows[0]['state_bytes_per_device'] < whole / 2
 
 
+def test_work_of_sams_ascent_is_counted_by_its_own_parts(door, compiler):
+  flags = '--json', '--config.run.accumulate=4', '--config.optimizer.sam_rho=.1'
+  _, out, _ = door(plan.main, *PICO, *flags)
+  # The compiler saw a part of 2 of 8 images a core, and of SAM's 2 one.
+  expected = 8 * 1e12 * (8 + 2) / (2 + 1)
+  assert json.loads(out)['flops_per_step'] == pytest.approx(expected)
+
+
 def test_json_has_stable_names(door, compiler):
   code, out, _ = door(plan.main, *PICO, '--json', '--quick')
   row = json.loads(out)

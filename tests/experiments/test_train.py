@@ -202,6 +202,35 @@ class TestRun:
     assert code == 2
     assert 'optimizer.sam_rho: 0.05 there, 0.0 here' in err
 
+  def test_files_that_cannot_be_read_now_cost_no_step(
+    self, door, small, tmp_path, monkeypatch
+  ):
+    from nfnet_jax.data import faults, pipeline
+
+    stream = pipeline.train_batches
+
+    def failing(*arguments):
+      for batch in stream(*arguments):
+        if batch['step'] == 5:
+          raise faults.ReadError('the bucket is busy; all files are well')
+        yield batch
+
+    arguments = *small, f'--workdir={tmp_path}'
+    with monkeypatch.context() as patch:
+      patch.setattr(pipeline, 'train_batches', failing)
+      code, _, err = door(train.main, *arguments)
+    assert code == 1
+    assert err.splitlines()[-1] == (
+      'nfnet_jax: the bucket is busy; all files are well. The same command '
+      'tries again.'
+    )
+    # Batches are fetched ahead of the step that is to take them.
+    assert (tmp_path / 'checkpoints' / '3').is_dir()
+    saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+    code, _, err = door(train.main, *arguments)
+    assert code == 0, err
+    assert f'Resuming after step {saved}.' in err
+
   def test_finished_run_is_only_evaluated(self, door, small, workdir):
     before = rows_of(workdir)
     code, out, err = door(train.main, *small, f'--workdir={workdir}', '--json')

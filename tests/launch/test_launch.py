@@ -173,7 +173,7 @@ def test_setup_fails_where_one_worker_fails(cloud, before):
   uv.write_text('#!/bin/bash\n[ $FAKE_WORKER = w-0 ] || [ $1 != pip ]\n')
   _, err = cloud('setup', code=1)
   assert 'Every worker is set up' not in err
-  _, err = cloud('train', code=2)
+  _, err = cloud('train', code=1)
   assert 'pod is not set up: run launch/setup.sh.' in err
 
 
@@ -205,12 +205,12 @@ def test_train_refuses_to_start_twice(cloud):
   cloud.ready()
   cloud('train')
   cloud.forget()
-  _, err = cloud('train', code=2)
+  _, err = cloud('train', code=1)
   assert 'w-0 running\n' in err
   assert 'w-1 running\n' in err
   assert 'pod trains already' in err
   assert len(cloud.calls) == 1
-  _, err = cloud('setup', code=2)
+  _, err = cloud('setup', code=1)
   assert 'w-0 trains: launch/stop.sh stops it.' in err
   assert [len(cloud.runs(worker)) for worker in ('w-0', 'w-1')] == [1, 1]
 
@@ -222,7 +222,7 @@ def test_a_worker_refuses_to_start_twice(cloud):
   answer = {'out': 'w-0 idle\nw-1 idle'}
   cloud('train')
   cloud.plan(tpu_vm__ssh=[answer])
-  _, err = cloud('train', code=2)
+  _, err = cloud('train', code=1)
   assert 'w-1 trains already.' in err
   assert len(cloud.runs()) == 1
 
@@ -231,7 +231,7 @@ def test_train_says_what_is_missing(cloud):
   _, err = cloud('train', code=255)
   assert 'the TPU is not ready' in err
   cloud('create')
-  _, err = cloud('train', code=2)
+  _, err = cloud('train', code=1)
   assert 'pod is not set up: run launch/setup.sh.' in err
   cloud.plan(tpu_vm__ssh=[{'out': 'Welcome to your worker'}])
   _, err = cloud('train', code=1)

@@ -74,6 +74,31 @@ def test_it_leaves_bad_input_alone(cloud):
   assert len(cloud.runs()) == 1
 
 
+@pytest.mark.parametrize(
+  ('here', 'said'),
+  [
+    ({'MOUNT_POINT': '/mnt/data'}, 'Set DATA_DIR,'),
+    (
+      {'MOUNT_POINT': '/mnt/data', 'DATA_DIR': 'gs://bucket'},
+      "DATA_DIR='gs://bucket' names no folder.",
+    ),
+  ],
+)
+def test_it_leaves_bad_settings_alone(cloud, here, said):
+  err = supervise(cloud, code=2, **here)
+  assert err.count(said) == 1
+  assert err.endswith('Bad settings: launch/resume.sh says above which.\n')
+  assert 'attempt' not in err
+
+
+def test_a_workers_trouble_is_no_bad_setting(cloud):
+  """As of `tar` and `uv`, which end with 2 where the network fails."""
+  cloud.plan(tpu_vm__ssh=[{'err': 'Failed to fetch', 'code': 2}])
+  err = supervise(cloud)
+  assert 'That failed (1 of 5)' in err
+  assert 'Training is done.' in err
+
+
 def test_it_resumes_a_failure_only_if_a_checkpoint_was_reached_since(cloud):
   cloud.program(
     {'code': 1, 'reach': 1000},

@@ -184,6 +184,24 @@ def test_parts_and_blocks_computed_again():
   assert said in report.summary(plan)
 
 
+@pytest.mark.parametrize(
+  ('parts', 'ascent', 'counted'),
+  [
+    # Of 32 images a core, and as many again as SAM climbs by.
+    (1, 6, 32 + 6),
+    (4, 8, 32 / 4 + 8 / 4),
+    (4, 6, 32 / 4 + 6 / 2),
+    (4, 7, 32 / 4 + 7),
+  ],
+)
+def test_sams_ascent_has_parts_of_its_own(parts, ascent, counted):
+  plan = make()
+  work = dataclasses.replace(plan.workload, parts=parts, ascent=ascent)
+  plan = dataclasses.replace(plan, workload=work)
+  expected = (32 + ascent) / counted * 1.3e12 * 128
+  assert plan.numbers()['flops_per_step'] == pytest.approx(expected)
+
+
 def test_what_form_is_planned_and_what_a_device_keeps():
   plan = make()
   work = dataclasses.replace(

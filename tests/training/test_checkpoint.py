@@ -1,7 +1,16 @@
-import pathlib
+"""Checkpoints: whole or not there, damaged ones told, little said."""
 
+import contextlib
+import errno
+import pathlib
+import signal
+import subprocess
+import sys
+
+from etils import epath
 import jax
 import numpy as np
+from orbax.checkpoint.path import atomicity
 import pytest
 
 import nfnet_jax
@@ -95,6 +104,28 @@ def test_nothing_readable_is_an_error(tmp_path, saved_state):
     checkpoints.restore_latest(like=saved_state)
 
 
+@pytest.mark.parametrize(
+  'outage',
+  [
+    OSError(errno.EIO, 'Input/output error'),
+    ValueError('UNAVAILABLE: Error reading "state" in OCDBT database'),
+  ],
+)
+def test_an_outage_is_not_taken_for_damage(
+  tmp_path, saved_state, monkeypatch, outage
+):
+  def fail(step, like):
+    raise outage if step == 6 else ValueError('damaged')
+
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    for step in (3, 6):
+      checkpoints.save(small_state(step))
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoints, 'restore', fail)
+    with pytest.raises(checkpoint.OutageError, match=r'\[3, 6\] .*damaged'):
+      checkpoints.restore_latest(like=saved_state)
+
+
 def test_one_failed_read_is_tried_again(tmp_path, saved_state, monkeypatch):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     for step in (3, 6):
@@ -134,11 +165,84 @@ def test_reading_only_changes_nothing(tmp_path, saved_state):
   assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_half_written_checkpoint_is_not_seen(tmp_path, saved_state):
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(at(saved_state, 3))
-  unfinished = tmp_path / '6.orbax-checkpoint-tmp'
-  unfinished.mkdir()
-  (unfinished / 'state').write_text('half')
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    assert checkpoints.steps() == [3]
+KILLED = """
+import os, signal, sys
+from nfnet_jax.training import checkpoint
+from tests.training import test_checkpoint
+
+checkpoints = checkpoint.Checkpoints(sys.argv[1])
+last = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+test_checkpoint.hold_up(last)
+checkpoints.save(test_checkpoint.small_state(6))
+checkpoints.wait()
+"""
+
+
+def small_state(step, size=3):
+  values = np.random.default_rng(step).standard_normal(size)
+  return state.TrainState(np.int32(step), {'w': values}, {}, {}, {}, {})
+
+
+def hold_up(function):
+  """Puts something in the place of what completes a checkpoint."""
+  for kind in 'AtomicRename', 'CommitFile':
+    getattr(atomicity, f'{kind}TemporaryPath').finalize = function
+
+
+@pytest.fixture(params=['disk', 'bucket'])
+def place(request, tmp_path):
+  if request.param == 'disk':
+    return epath.Path(tmp_path)
+  request.getfixturevalue('buckets').objects.setdefault('checkpoints', {})
+  return epath.Path('gs://checkpoints/run')
+
+
+def test_what_a_killed_save_left_is_not_seen_and_goes(place, saved_state):
+  with checkpoint.Checkpoints(place) as checkpoints:
+    for step in 3, 4:
+      checkpoints.save(small_state(step))
+  (place / '4').rename(place / '4.unreadable')
+  (place / '4.unreadable' / 'commit_success.txt').unlink(missing_ok=True)
+  whole = {path.name for path in place.iterdir()}
+  killed = subprocess.run([sys.executable, '-c', KILLED, place], check=False)
+  assert killed.returncode == -signal.SIGKILL
+  left = {path.name for path in place.iterdir()}
+  assert len(left - whole) == 1
+  with checkpoint.Checkpoints(place, read_only=True) as reader:
+    assert reader.steps() == [3]
+    assert {path.name for path in place.iterdir()} == left
+    with checkpoint.Checkpoints(place) as checkpoints:
+      assert checkpoints.steps() == [3]
+      assert {path.name for path in place.iterdir()} == whole
+      assert reader.restore_latest(small_state(0)).step == 3
+
+
+def test_nothing_goes_while_a_bucket_does_not_answer(buckets, caplog):
+  buckets.objects.setdefault('checkpoints', {})
+  place = epath.Path('gs://checkpoints/other')
+  with checkpoint.Checkpoints(place) as checkpoints:
+    checkpoints.save(small_state(3))
+  held = dict(buckets.objects['checkpoints'])
+  last = 'other/3/commit_success.txt'
+  buckets.fault = lambda method, name: 403 if name == last else None
+  with contextlib.suppress(Exception), checkpoint.Checkpoints(place):
+    pass
+  assert 'An unfinished checkpoint stays: ' in caplog.text
+  assert buckets.objects['checkpoints'] == held
+
+
+def test_no_space_left_is_told_once(tmp_path, caplog):
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with pytest.MonkeyPatch.context() as patch:
+    for kind in 'AtomicRename', 'CommitFile':
+      path = getattr(atomicity, f'{kind}TemporaryPath')
+      patch.setattr(path, 'finalize', full)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(small_state(3))
+    with pytest.raises(checkpoint.SaveError, match='No space left on device'):
+      checkpoints.wait()
+    with contextlib.suppress(checkpoint.SaveError):
+      checkpoints.close()
+  assert caplog.text == ''

@@ -50,7 +50,9 @@ def make_trainer(learning_rate=0.1):
   return step.Trainer(
     model=registry.Model(net.init, *net.apply, spec=None),
     optimizer=nfnet_jax.nfnet_sgd(learning_rate),
-    schedule=lambda _: learning_rate,
+    schedule=(
+      learning_rate if callable(learning_rate) else lambda _: learning_rate
+    ),
     num_classes=CLASSES,
     global_batch=BATCH,
   )
@@ -298,6 +300,18 @@ def test_explosion_names_the_first_tensor(tmp_path, scale, first):
   assert error.value.step == 0
   assert error.value.tensors[0] == first
   assert run.saved() == [0]
+
+
+def test_a_learning_rate_that_is_not_finite_is_not_applied(tmp_path):
+  schedule = lambda step: jnp.where(step < 7, 0.1, jnp.nan)
+  run = Run(tmp_path, trainer=make_trainer(schedule))
+  with pytest.raises(diagnosis.NonFiniteError, match="in 'learning rate'") as e:
+    run.go()
+  assert (e.value.step, e.value.tensors) == (7, ['learning rate'])
+  assert run.saved()[-1] == 7
+  with checkpoint.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    good = checkpoints.restore_fields(['params'], 7)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good))
 
 
 def test_the_next_batches_are_placed_before_they_are_needed(

@@ -127,3 +127,18 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
   (line,) = traced(tmp_path, range(3, 6))
   assert line.startswith('profile of steps 3 to 6: not written (')
   assert test_loop.Run(tmp_path).saved()[-1] == 12
+
+
+def test_a_trace_that_cannot_begin_does_not_end_the_run(tmp_path, monkeypatch):
+  def refuse(folder, **options):
+    folders.append(folder)
+    raise RuntimeError('another profile is active')
+
+  folders = []
+  monkeypatch.setattr(jax.profiler, 'start_trace', refuse)
+  (line,) = traced(tmp_path, range(3, 6))
+  assert (
+    line == 'profile of steps 3 to 6: not taken (another profile is active)'
+  )
+  assert not os.path.exists(*folders)
+  assert test_loop.Run(tmp_path).saved()[-1] == 12
