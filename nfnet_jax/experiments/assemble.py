@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from nfnet_jax.experiments import checks, errors
+from nfnet_jax.experiments import checks, derive, errors
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.models import fast_stem, registry
 from nfnet_jax.optim import recipe
@@ -86,7 +86,7 @@ class Experiment:
   def model(self) -> registry.Model:
     """The network in the form that runs."""
     run = self.config.run
-    forms = {form: True for form in config_lib.FORMS if run[form]}
+    forms = {form: True for form in derive.FORMS if run[form]}
     return self._create_model(**forms) if forms else self.plain_model
 
   @functools.cached_property

@@ -64,12 +64,11 @@ def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
 
 def _config_of(workdir: epath.Path):
   """Returns the configuration to evaluate with, once it is that of the run."""
-  from nfnet_jax.experiments import checks
-  from nfnet_jax.experiments import config as config_lib
+  from nfnet_jax.experiments import checks, workdirs
 
-  config_lib.load(workdir)  # Or complains.
+  workdirs.load(workdir)  # Or complains.
   config = checks.resolve_and_check(cli.get_config(), begun=True)
-  config_lib.check_same(config, workdir)
+  workdirs.check_same(config, workdir)
   return config
 
 

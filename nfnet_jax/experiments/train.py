@@ -26,8 +26,7 @@ Say = Callable[[str], None]
 
 
 def main() -> int:
-  from nfnet_jax.experiments import assemble, checks, describe
-  from nfnet_jax.experiments import config as config_lib
+  from nfnet_jax.experiments import assemble, checks, describe, workdirs
   from nfnet_jax.training import buckets, processes, programs
 
   workdir, traced = cli.get_workdir(), tracing.get_steps()
@@ -40,13 +39,13 @@ def main() -> int:
     checks.check_same_everywhere(config)
     checks.check_layout(config)
     if processes.is_primary():
-      config_lib.check_same(config, workdir)
+      workdirs.check_same(config, workdir)
       tracing.check_begun(traced, workdir)
     experiment = assemble.Experiment.open(config)
     tracing.check_total(traced, experiment.cadence.total)
     if processes.is_primary():
       say(describe.summary(experiment, kept))
-      config_lib.save(config, workdir, experiment.source.class_names)
+      workdirs.save(config, workdir, experiment.source.class_names)
     else:
       cli.say(describe.devices())
     return run(experiment, workdir, say, traced)

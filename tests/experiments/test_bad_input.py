@@ -252,12 +252,12 @@ def test_evaluate_without_a_run(door, tmp_path):
 
 
 def test_evaluate_before_the_first_checkpoint(door, data_dir, tmp_path):
-  from nfnet_jax.experiments import checks, config
+  from nfnet_jax.experiments import checks, workdirs
   from nfnet_jax.experiments.configs import digits
 
   settings = digits.get_config()
   settings.run.data_dir = data_dir
-  config.save(checks.resolve_and_check(settings), tmp_path, [])
+  workdirs.save(checks.resolve_and_check(settings), tmp_path, [])
   result = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no checkpoint yet' in complaint(result)
 

@@ -3,7 +3,14 @@
 import ml_collections
 import pytest
 
-from nfnet_jax.experiments import assemble, checks, cli, config, describe
+from nfnet_jax.experiments import (
+  assemble,
+  checks,
+  cli,
+  config,
+  derive,
+  describe,
+)
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import f0
 from nfnet_jax.models import nfnet, registry
@@ -125,7 +132,7 @@ def test_a_model_without_published_magnitude_has_no_randaugment():
 def test_accelerators_compute_in_bfloat16(platform, dtype):
   spec = registry.get_spec('nfnet_f0')
   for experiment in (f0, digits_config):
-    resolved = config.resolve(experiment.get_config(), spec, platform)
+    resolved = derive.resolve(experiment.get_config(), spec, platform)
     assert resolved.compute_dtype == dtype
 
 
