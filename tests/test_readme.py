@@ -15,12 +15,12 @@ import pytest
 import nfnet_jax
 from nfnet_jax.experiments import (
   checks,
-  cli,
   convert,
   evaluate,
   export,
   features,
   models,
+  naming,
   predict,
   prepare,
   show_batch,
@@ -53,7 +53,7 @@ def test_example_config_is_a_config(door, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(code)
   seen = []
-  result = door(lambda: seen.append(cli.get_config()), f'--config={path}')
+  result = door(lambda: seen.append(naming.get_config()), f'--config={path}')
   assert result[0] == 0, result
   config = checks.resolve_and_check(seen[0])
   assert config.dataset == 'cifar10'

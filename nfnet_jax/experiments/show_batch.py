@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli
+from nfnet_jax.experiments import cli, naming, shared
 
 for _name in ('config', 'list_configs', 'out'):
   flags.declare_key_flag(_name)
@@ -27,7 +27,7 @@ _SHUFFLED = 1024
 def main() -> None:
   from nfnet_jax.experiments import assemble, checks
 
-  config = cli.get_config()
+  config = naming.get_config()
   # A batch of what is shown, in one part with both kinds of mixing.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
@@ -38,7 +38,7 @@ def main() -> None:
   train = next(experiment.train_batches(0, cli.say))
   evaluation = next(experiment.eval_batches(cli.say))
   kept = evaluation['mask'] > 0
-  out = cli.get_out()
+  out = shared.get_out()
   for name, images, titles in (
     ('train', train['image'], _titles(train, names)),
     (

@@ -9,7 +9,7 @@ import os
 from absl import flags
 from etils import epath
 
-from nfnet_jax.experiments import cli, errors, several, tracing
+from nfnet_jax.experiments import cli, errors, naming, several, shared, tracing
 
 for _name in (
   'config',
@@ -29,13 +29,13 @@ def main() -> int:
   from nfnet_jax.experiments import assemble, checks, describe, workdirs
   from nfnet_jax.training import buckets, processes, programs
 
-  workdir, traced = cli.get_workdir(), tracing.get_steps()
+  workdir, traced = shared.get_workdir(), tracing.get_steps()
   with several.together() as say:
     kept = programs.keep()
     if processes.is_primary():
       with errors.as_input_error(OSError):
         buckets.check(workdir, to_write=True)
-    config = checks.resolve_to_train(cli.get_config(), workdir)
+    config = checks.resolve_to_train(naming.get_config(), workdir)
     checks.check_same_everywhere(config)
     checks.check_layout(config)
     if processes.is_primary():
@@ -80,7 +80,7 @@ def run(
       'checkpoint that is there.'
     ) from error
   if processes.is_primary():
-    if cli.JSON.value:
+    if shared.JSON.value:
       step = finished.cadence.total
       results = finished.writer.evaluations[step]
       more = ending.numbers(finished)

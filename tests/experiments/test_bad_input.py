@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from nfnet_jax.experiments import cli, evaluate, several, train
+from nfnet_jax.experiments import evaluate, naming, several, train
 
 
 @pytest.fixture(autouse=True)
@@ -279,7 +279,7 @@ def test_a_config_may_take_an_argument(tmp_path, door):
     '  return config\n'
   )
   seen = []
-  main = lambda: seen.append(cli.get_config().batch_size)
+  main = lambda: seen.append(naming.get_config().batch_size)
   assert door(main, f'--config={path}:24')[0] == 0
   assert door(main, '--config', f'{path}:40')[0] == 0
   assert seen == [24, 40]

@@ -8,10 +8,10 @@ import pytest
 
 from nfnet_jax.experiments import (
   checks,
-  cli,
   errors,
   evaluate,
   models,
+  naming,
   signal_propagation,
   train,
 )
@@ -232,6 +232,6 @@ def test_signal_propagation_of_nothing(door, flags, said, tmp_path):
 
 
 def test_configs_are_listed():
-  table = cli.config_table()
+  table = naming.config_table()
   for name in ('resnet', 'nf_regnet', 'efficientnet', 'ladder', 'f7_plus'):
     assert f'\n{name} ' in f'\n{table}'

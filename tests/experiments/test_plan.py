@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.data import known
-from nfnet_jax.experiments import assemble, checks, cli, plan
+from nfnet_jax.experiments import assemble, checks, cli, naming, plan
 from nfnet_jax.pods import compiling, problems, topology
 from nfnet_jax.training import parallel
 
@@ -269,7 +269,7 @@ def test_unknown_datasets_by_their_numbers(door, compiler):
 
 def experiment(flags, door):
   seen = []
-  result = door(lambda: seen.append(cli.get_config()), *flags)
+  result = door(lambda: seen.append(naming.get_config()), *flags)
   assert result[0] == 0, result
   return assemble.Experiment.open(checks.resolve_and_check(seen[0]))
 
