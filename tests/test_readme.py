@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 
+from absl import flags
 from PIL import Image
 import pytest
 
@@ -29,6 +30,8 @@ from nfnet_jax.experiments import (
 )
 from tests import trained_weights
 from tests.launch import conftest
+
+flags.declare_key_flag('config')  # Of the door that is made here.
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 

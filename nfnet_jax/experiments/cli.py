@@ -19,6 +19,16 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 
+# Flag -> the settings that say the same to doors that take a configuration.
+_SETTINGS = {
+  'weights': ('weights',),
+  'timm_forward': ('model.timm_forward',),
+  'size': ('data.image_size', 'data.eval_size'),
+  'dataset': ('dataset',),
+  'split': ('data.train_split', 'data.eval_split'),
+  'data_dir': ('run.data_dir',),
+}
+
 
 def run(
   main: Callable[..., int | None],
@@ -41,10 +51,11 @@ def run(
   argv = list(sys.argv if argv is None else argv)
 
   def guarded(unparsed: Sequence[str]):
-    if naming.LIST.value:
-      print(naming.config_table())
-      return 0
     try:
+      _check_flags(main.__module__)
+      if naming.LIST.value:
+        print(naming.config_table())
+        return 0
       arguments = unparsed[1:]
       if takes and not arguments and not takes.startswith('['):
         raise errors.InputError(f'Say which: {takes} is missing.')
@@ -69,6 +80,34 @@ def run(
     sys.exit(_complain(error))
   sys.argv = argv  # config_flags looks for overrides there.
   app.run(guarded, argv=argv, flags_parser=_parse)
+
+
+def _check_flags(module: str) -> None:
+  """Checks that a door takes the flags that it was given.
+
+  What other doors take is known here too: where it is defined, and to absl.
+  """
+  known = flags.FLAGS
+  key = known.get_key_flags_for_module(sys.modules[module])
+  taken = {flag.name for flag in key}
+  for name in known:
+    root = name.partition('.')[0]
+    of_doors = 'nfnet_jax' in known.find_module_defining_flag(root, '')
+    if known[name].present and of_doors and root not in taken:
+      is_script = module == '__main__'
+      door = pathlib.Path(sys.argv[0]).stem if is_script else module
+      raise errors.InputError(
+        f'{door.rpartition(".")[2]} takes no --{root}'
+        f'{_way_out(known[name], taken)}'
+      )
+
+
+def _way_out(flag: flags.Flag, taken: set[str]) -> str:
+  settings = _SETTINGS.get(flag.name, ()) if 'config' in taken else ()
+  if settings:
+    instead = [f'--config.{name}={flag.value}' for name in settings]
+    return f': use {" or ".join(instead)}.'
+  return f'; it takes {", ".join(f"--{name}" for name in sorted(taken))}.'
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

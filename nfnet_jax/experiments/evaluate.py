@@ -17,18 +17,20 @@ from etils import epath
 
 from nfnet_jax.experiments import cli, errors, naming, several, shared
 
-for _name in ('config', 'workdir', 'weights', 'json', *several.FLAGS):
+for _name in (
+  'config',
+  'list_configs',
+  'workdir',
+  'weights',
+  'json',
+  *several.FLAGS,
+):
   flags.declare_key_flag(_name)
 
 
 def main() -> None:
   from nfnet_jax.training import evaluation, processes
 
-  if shared.SIZE.value:
-    raise errors.InputError(
-      'The size of images is a setting here: use '
-      f'--config.data.eval_size={shared.SIZE.value} in place of --size.'
-    )
   with several.together():
     if shared.WEIGHTS.value:
       about, results = {}, _evaluate_weights()

@@ -14,6 +14,9 @@ from nfnet_jax.experiments import cli, errors, several, shared, train
 from nfnet_jax.training import loop, processes, sharding, state
 from tests.training import test_loop
 
+for _name in ('workdir', *several.FLAGS):
+  flags.declare_key_flag(_name)
+
 TOTAL = 12
 _SECONDS_A_STEP = flags.DEFINE_float('seconds_a_step', 0, 'Slows training.')
 _SECONDS_A_TEST = flags.DEFINE_float('seconds_a_test', 0, 'Slows evaluation.')

@@ -1,11 +1,25 @@
 """Bad input: one line on stderr, exit code 2, before anything is compiled."""
 
 import json
+import subprocess
+import sys
 
+from absl import flags as flags_lib
 import jax
 import pytest
 
-from nfnet_jax.experiments import evaluate, naming, several, train
+from nfnet_jax.experiments import (
+  convert,
+  evaluate,
+  models,
+  naming,
+  several,
+  train,
+)
+
+# Of the doors that are made here.
+for _name in ('config', 'json', *several.FLAGS):
+  flags_lib.declare_key_flag(_name)
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +81,55 @@ def test_a_fast_stem_that_cannot_be(door, tmp_path, model, size, said):
   assert said in complaint(result)
 
 
-def test_evaluate_takes_no_size(door):
-  said = complaint(door(evaluate.main, '--weights=a.npz', '--size=64'))
-  assert 'use --config.data.eval_size=64 in place of --size.' in said
+@pytest.mark.parametrize(
+  ('door_module', 'arguments', 'said'),
+  [
+    (
+      train,
+      ['--config=f0', '--workdir=w', '--weights=F0_haiku.npz'],
+      'train takes no --weights: use --config.weights=F0_haiku.npz.',
+    ),
+    (
+      train,
+      ['--config=f0', '--workdir=w', '--data_dir=sets'],
+      'train takes no --data_dir: use --config.run.data_dir=sets.',
+    ),
+    (
+      evaluate,
+      ['--workdir=w', '--timm_forward'],
+      'evaluate takes no --timm_forward: use --config.model.timm_forward=True.',
+    ),
+    (
+      evaluate,
+      ['--weights=a.npz', '--size=64'],
+      'evaluate takes no --size: use --config.data.image_size=64 or '
+      '--config.data.eval_size=64.',
+    ),
+    (models, ['--size=7'], 'models takes no --size; it takes --json.'),
+    (models, ['--list_configs'], 'models takes no --list_configs; it takes'),
+    (
+      convert,
+      ['--config=digits', '--config.batch_size=8', '--to=a.npz'],
+      'convert takes no --config; it takes --layout, --to, --weights.',
+    ),
+  ],
+)
+def test_flags_of_other_doors_are_refused(door, door_module, arguments, said):
+  assert said in complaint(door(door_module.main, *arguments))
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments', 'said'),
+  [
+    ('models', ['nfnet_pico', '--workdir=/none'], 'models takes no --workdir;'),
+    ('train', ['--profile=1:2', '--to=a'], 'it takes --config, --coordinator,'),
+  ],
+)
+def test_doors_of_their_own_refuse_them_too(name, arguments, said):
+  """As processes, where a door is `__main__`."""
+  command = [sys.executable, '-m', f'nfnet_jax.experiments.{name}', *arguments]
+  run = subprocess.run(command, capture_output=True, text=True)
+  assert said in complaint((run.returncode, run.stdout, run.stderr))
 
 
 def test_evaluate_takes_overrides_of_the_run(door, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from absl import flags as flags_lib
 import jax
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from nfnet_jax.data import known
 from nfnet_jax.experiments import assemble, checks, cli, naming, plan
 from nfnet_jax.pods import compiling, problems, topology
 from nfnet_jax.training import parallel
+
+flags_lib.declare_key_flag('config')  # Of the door that is made here.
 
 TEXT = (
   pathlib.Path(__file__).parents[1] / 'pods' / 'fixtures' / 'step.hlo'
