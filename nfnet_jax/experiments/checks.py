@@ -67,6 +67,7 @@ def resolve_and_check(
     )
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
+  config_lib.check_ranges(config)
   config = derive.resolve(config, spec, platform or jax.default_backend())
   config_lib.check_values(config)
   model_options(config.model)

@@ -191,17 +191,26 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def check_values(config: ml_collections.ConfigDict) -> None:
-  """Checks each setting by itself.
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+  """Checks the numbers that are given, before others are derived from them.
 
   Raises:
-    errors.InputError: naming the setting and what it may be.
+    errors.InputError: naming the setting and its range.
   """
   values = flat(config)
   for name, (least, limit) in _RANGES.items():
     value = values[name]
     if value is not None and not least <= value < limit:
       raise errors.InputError(f'{name} {value} is not in [{least}, {limit}).')
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Checks what else a resolved configuration may hold.
+
+  Raises:
+    errors.InputError: naming the setting and what it may be.
+  """
+  values = flat(config)
   if not 0 < config.optimizer.sam_share <= 1:
     raise errors.InputError(
       f'optimizer.sam_share {config.optimizer.sam_share} is not in (0, 1].'

@@ -173,6 +173,10 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
       'batch_size 0 is not in [1, inf)',
     ),
     (
+      ['--config=digits', '--config.data.shards=0'],
+      'data.shards 0 is not in [1, inf)',
+    ),
+    (
       ['--config=digits', '--config.data.shards=12'],
       'data.shards 12 is not a positive multiple of the number of devices 8',
     ),
