@@ -138,9 +138,13 @@ class Experiment:
     optimizer, steps = self.config.optimizer, self.units.steps
     peak, warmup = optimizer.learning_rate, steps(optimizer.warmup)
     if optimizer.decay_every:
-      return recipe.warmup_stairs(
-        peak, warmup, optimizer.decay_factor, steps(optimizer.decay_every)
-      )
+      every = steps(optimizer.decay_every)
+      if every < 1:
+        raise errors.InputError(
+          f"optimizer.decay_every '{optimizer.decay_every}' is less than one "
+          f'step of {self.config.batch_size} examples.'
+        )
+      return recipe.warmup_stairs(peak, warmup, optimizer.decay_factor, every)
     return recipe.warmup_cosine(
       peak, warmup, self.cadence.total, optimizer.final_learning_rate
     )

@@ -212,6 +212,13 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
       ['--config=digits', '--config.train_for=10 examples'],
       "train_for '10 examples' is less than one step of 64 examples",
     ),
+    *(
+      (
+        ['--config=digits', f'--config.optimizer.decay_every={duration}'],
+        f"decay_every '{duration}' is less than one step of 64 examples",
+      )
+      for duration in ('0 steps', '0 epochs', '10 examples')
+    ),
     (
       ['--config=digits', '--config.optimizer.warmup=soon'],
       "'soon' is not a duration",
