@@ -21,7 +21,6 @@ import contextlib
 import json
 import pathlib
 import shutil
-import tempfile
 
 from absl import flags
 
@@ -58,7 +57,6 @@ def _get_empty_out() -> pathlib.Path:
   known = {f'{name}.tmp' for name in names}
   with errors.as_input_error(OSError):
     held = {path.name for path in out.iterdir()}
-    tempfile.TemporaryFile(dir=out).close()
   if 'model.json' in held:
     known |= names
   if others := held - known:

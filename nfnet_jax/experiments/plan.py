@@ -49,6 +49,7 @@ def main() -> None:
     raise errors.InputError('Say on which pod: --topology=v3:8x8.')
   with errors.as_input_error(problems.PlanError):
     candidates = _candidates()
+    out = shared.get_out() if shared.OUT.present else None
     plans = [candidate.plan() for candidate in candidates]
   if shared.JSON.value:
     rows = [plan.numbers() for plan in plans]
@@ -57,8 +58,8 @@ def main() -> None:
     print(report.comparison(plans))
   else:
     print(report.summary(plans[0]))
-  if shared.OUT.present:
-    path = shared.get_out() / 'plan.png'
+  if out:
+    path = out / 'plan.png'
     report.draw(plans, path)
     cli.say(str(path))
 

@@ -6,6 +6,7 @@ Each door declares those that it takes, with `flags.declare_key_flag`.
 import dataclasses
 import pathlib
 import re
+import tempfile
 
 from absl import flags
 
@@ -37,14 +38,15 @@ SIZE = flags.DEFINE_integer(
 
 
 def get_out() -> pathlib.Path:
-  """Returns the folder of `--out`, which is made.
+  """Returns the folder of `--out`, which is made and can be written to.
 
   Raises:
-    errors.InputError: if it cannot be made.
+    errors.InputError: if that cannot be.
   """
   out = pathlib.Path(OUT.value)
   try:
     out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()
   except OSError as error:
     raise errors.InputError(
       f"--out='{out}': {error.strerror}. Name a folder, or where one can be "

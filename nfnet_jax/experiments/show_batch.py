@@ -33,12 +33,12 @@ def main() -> None:
   config.data.shards = 1
   config.run.fast_stem = False  # Whole images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
-  experiment = assemble.Experiment.open(checks.resolve_and_check(config))
+  config, out = checks.resolve_and_check(config), shared.get_out()
+  experiment = assemble.Experiment.open(config)
   names = experiment.source.class_names
   train = next(experiment.train_batches(0, cli.say))
   evaluation = next(experiment.eval_batches(cli.say))
   kept = evaluation['mask'] > 0
-  out = shared.get_out()
   for name, images, titles in (
     ('train', train['image'], _titles(train, names)),
     (

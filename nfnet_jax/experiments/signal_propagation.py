@@ -30,10 +30,10 @@ COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
 
 def main() -> None:
+  out = shared.get_out()
   name, model, params, state = _network()
   size = shared.SIZE.value or model.spec.test_size
   rows = measure(model, params, state, _images(size))
-  out = shared.get_out()
   table, picture = out / f'{name}.csv', out / f'{name}.png'
   with table.open('w', newline='') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')

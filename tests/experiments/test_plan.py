@@ -226,6 +226,7 @@ def test_no_picture_unless_asked_for(door, compiler, tmp_path, monkeypatch):
       [*PICO, '--config.data.train_split=train[:10%]'],
       "examples 'train[:10%]' of 'imagenet2012' has is not known",
     ),
+    ([*PICO, '--out=/dev/null/plans'], "--out='/dev/null/plans': Not a dir"),
     ([*PICO, '--compare=f9'], "Unknown config 'f9'"),
     ([*PICO, '--compare=v3:2'], "'v3:2' is not a topology"),
     ([*PICO, '--compare=nf_regnet:b9'], "'b9' is no variant"),
