@@ -115,17 +115,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return flags.FLAGS(list(argv))
   except (flags.Error, errors.InputError) as error:
     sys.exit(_complain(error))
-  except Exception as error:  # A config file may raise anything.
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    if _is_of_flags(place.filename):
-      sys.exit(_complain(error))
-    said = f'{type(error).__name__}: {error}'
-    where = f'{place.filename}:{place.lineno}'
-    sys.exit(_complain(errors.InputError(f'{where}: {said}')))
+  except Exception as error:
+    if not _is_of_flags(error):
+      error = naming.raised_by_file(error)
+    elif isinstance(error, AttributeError) and error.name == 'get_config':
+      error = naming.without_get_config(error.obj.__file__)
+    sys.exit(_complain(error))
 
 
-def _is_of_flags(filename: str) -> bool:
-  return bool({'absl', 'ml_collections'} & set(pathlib.Path(filename).parts))
+def _is_of_flags(error: Exception) -> bool:
+  place = traceback.extract_tb(error.__traceback__)[-1]
+  parts = pathlib.Path(place.filename).parts
+  return bool({'absl', 'ml_collections'} & set(parts))
 
 
 def _complain(error: Exception) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import difflib
 import pathlib
 import runpy
+import traceback
 
 from absl import flags
 import ml_collections
@@ -53,13 +54,31 @@ def load_config(name: str) -> ml_collections.ConfigDict:
     errors.InputError: if there is none, or it takes no such argument or key.
   """
   path, _, argument = _expand(name).partition(':')
-  with errors.as_input_error((TypeError, ValueError)):
-    get = runpy.run_path(path)['get_config']
+  try:
+    get = runpy.run_path(path).get('get_config')
+    if get is None:
+      raise without_get_config(path)
     config = get(argument) if argument else get()
+  except (TypeError, ValueError) as error:
+    raise errors.InputError(str(error)) from error
+  except Exception as error:
+    raise raised_by_file(error) from error
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
   with errors.as_input_error(KeyError):
     config.update_from_flattened_dict(overrides)
   return config
+
+
+def without_get_config(path: str) -> errors.InputError:
+  """Says what a config file lacks."""
+  return errors.InputError(f"'{path}' defines no get_config().")
+
+
+def raised_by_file(error: Exception) -> errors.InputError:
+  """Says what a config file raised, which may be anything, and where."""
+  place = traceback.extract_tb(error.__traceback__)[-1]
+  said = f'{type(error).__name__}: {error}'
+  return errors.InputError(f'{place.filename}:{place.lineno}: {said}')
 
 
 def config_names() -> list[str]:

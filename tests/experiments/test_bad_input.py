@@ -13,6 +13,7 @@ from nfnet_jax.experiments import (
   evaluate,
   models,
   naming,
+  plan,
   several,
   train,
 )
@@ -302,6 +303,18 @@ def test_a_config_file_that_is_wrong(door, tmp_path, body, message):
   path.write_text(f'{imports}\ndef get_config():\n  {body}\n')
   result = door(train.main, f'--config={path}', f'--workdir={tmp_path}/run')
   assert message in complaint(result)
+
+
+def test_a_config_file_without_a_config(door, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('config = None\n')
+  said = f"nfnet_jax: '{path}' defines no get_config()."
+  result = door(train.main, f'--config={path}', f'--workdir={tmp_path}/run')
+  assert complaint(result) == said
+  plans = '--config=f0', '--topology=v3:2x2', f'--compare={path}'
+  assert complaint(door(plan.main, *plans)) == said
+  path.write_text('def get_config():\n  return 1 / 0\n')
+  assert f'{path}:2: ZeroDiv' in complaint(door(plan.main, *plans))
 
 
 @pytest.mark.parametrize('name', ['{tmp}/file/run', 's3://bucket/run'])
