@@ -43,6 +43,7 @@ def _model_of_weights(
 def resolve_and_check(
   config: ml_collections.ConfigDict,
   platform: str | None = None,
+  devices: int | None = None,
   *,
   begun: bool = False,
 ) -> ml_collections.ConfigDict:
@@ -51,6 +52,7 @@ def resolve_and_check(
   Args:
     config: with overrides applied.
     platform: what it shall run on, as JAX calls it; by default what is here.
+    devices: how many; by default all that are here.
     begun: whether it is that of a run, which needs the weights that it began
       with no more.
 
@@ -68,7 +70,12 @@ def resolve_and_check(
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
   config_lib.check_ranges(config)
-  config = derive.resolve(config, spec, platform or jax.default_backend())
+  config = derive.resolve(
+    config,
+    spec,
+    platform or jax.default_backend(),
+    devices or jax.device_count(),
+  )
   config_lib.check_values(config)
   model_options(config.model)
   _check_forms(config, spec)

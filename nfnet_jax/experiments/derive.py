@@ -12,9 +12,10 @@ from nfnet_jax.models import fast_stem, registry
 _MOST_SHARDS = 128
 
 # How 32 images a core fit the 16 GiB of a TPU v3's: in parts of eight or more,
-# or else by computing blocks again. Whether the update is sharded, over eight
+# or else by computing blocks again. Whether the update is sharded, over so many
 # cores or more, -> the parts and what computes again; see
 # experiments/plan_memory/.
+_SHARING = 8
 _PARTS = {
   True: {'nfnet_f5': 2, 'nfnet_f6': 4},
   False: {'nfnet_f4': 2, 'nfnet_f5': 4},
@@ -26,7 +27,10 @@ FORMS = ('fast_stem', 'fused_blocks')
 
 
 def resolve(
-  config: ml_collections.ConfigDict, spec: registry.ModelSpec, platform: str
+  config: ml_collections.ConfigDict,
+  spec: registry.ModelSpec,
+  platform: str,
+  devices: int,
 ) -> ml_collections.ConfigDict:
   """Fills in what depends on other values, and locks the result.
 
@@ -34,7 +38,9 @@ def resolve(
     config: with overrides applied.
     spec: the model's native sizes, crop and RandAugment magnitude.
     platform: 'cpu', 'tpu' or another of JAX's, on which 'auto' dtypes and the
-      form of the stem depend.
+      forms of the step depend.
+    devices: how many of all processes train, on which it depends what of a step
+      must be saved.
   """
   config = config.copy_and_resolve_references()
   optimizer, data, run = config.optimizer, config.data, config.run
@@ -61,11 +67,12 @@ def resolve(
       section[key] = config_lib.absolute(section[key])
   if run.shard_update is None:
     run.shard_update = platform != 'cpu' and not unshardable(config)
+  spared = run.shard_update and devices >= _SHARING
   if run.remat is None:
-    run.remat = spec.name in _REMAT[run.shard_update]
+    run.remat = spec.name in _REMAT[spared]
   if run.accumulate is None:
     # Never more than divides the examples of a device, however many there are.
-    parts = _PARTS[run.shard_update].get(spec.name, 1)
+    parts = _PARTS[spared].get(spec.name, 1)
     run.accumulate = math.gcd(parts, config.batch_size // data.shards)
   if run.fast_stem is None:
     # CPUs have no lanes to fill: there it is a little slower, if anything.

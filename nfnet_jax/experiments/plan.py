@@ -146,14 +146,13 @@ class Candidate:
     from nfnet_jax.experiments import assemble, checks
     from nfnet_jax.pods import topology
 
-    topology.parse(topology_name)
-    dataset = get_dataset(config)
-    given, config = config, checks.resolve_and_check(config, platform='tpu')
-    pod = topology.get_pod(topology_name)
-    checks.check_layout(config, len(pod.devices))
-    experiment = assemble.Experiment(config, dataset)
-    workload = get_workload(name, experiment, len(pod.devices))
-    return cls(experiment, pod, workload, given)
+    dataset, pod = get_dataset(config), topology.get_pod(topology_name)
+    devices = len(pod.devices)
+    resolved = checks.resolve_and_check(config, 'tpu', devices)
+    checks.check_layout(resolved, devices)
+    experiment = assemble.Experiment(resolved, dataset)
+    workload = get_workload(name, experiment, devices)
+    return cls(experiment, pod, workload, config)
 
   def plan(self):
     """Compiles the step; where it does not fit, looks for what does."""
@@ -228,7 +227,7 @@ class Candidate:
     config = self.given.copy_and_resolve_references()
     config.batch_size = batch * devices
     try:
-      resolved = checks.resolve_and_check(config, platform='tpu')
+      resolved = checks.resolve_and_check(config, 'tpu', devices)
       checks.check_layout(resolved, devices)
     except errors.InputError:
       return devices

@@ -6,7 +6,7 @@ from nfnet_jax.models import registry
 
 
 def resolve(config):
-  return derive.resolve(config, registry.get_spec('nfnet_f1'), 'cpu')
+  return derive.resolve(config, registry.get_spec('nfnet_f1'), 'cpu', 8)
 
 
 def test_derived_after_overrides():
@@ -39,7 +39,7 @@ def test_large_models_take_gradients_in_parts(
 ):
   config = config_lib.base()
   config.batch_size = batch_size
-  resolved = derive.resolve(config, registry.get_spec(model), platform)
+  resolved = derive.resolve(config, registry.get_spec(model), platform, 8)
   assert resolved.run.accumulate == parts
   assert batch_size // resolved.data.shards % parts == 0
   assert not resolved.run.remat
@@ -47,15 +47,30 @@ def test_large_models_take_gradients_in_parts(
 
 def test_the_largest_compute_blocks_again():
   spec = registry.get_spec('nfnet_f6')
-  assert derive.resolve(config_lib.base(), spec, 'cpu').run.remat
+  assert derive.resolve(config_lib.base(), spec, 'cpu', 8).run.remat
   config = config_lib.base()
   config.run.remat = False
-  assert not derive.resolve(config, spec, 'cpu').run.remat
+  assert not derive.resolve(config, spec, 'cpu', 8).run.remat
   config = config_lib.base()
   config.optimizer.sam_rho = 0.05  # Whose update cannot be sharded.
-  assert derive.resolve(config, spec, 'tpu').run.remat
+  assert derive.resolve(config, spec, 'tpu', 8).run.remat
   spec = registry.get_spec('nfnet_f7')
-  assert derive.resolve(config_lib.base(), spec, 'tpu').run.remat
+  assert derive.resolve(config_lib.base(), spec, 'tpu', 8).run.remat
+
+
+@pytest.mark.parametrize(
+  ('devices', 'parts', 'again'),
+  [(1, [2, 4, 1], True), (4, [2, 4, 1], True), (8, [1, 2, 4], False)],
+)
+def test_few_devices_have_little_to_share(devices, parts, again):
+  """The update spares memory where eight or more devices share it."""
+  resolved = [
+    derive.resolve(config_lib.base(), registry.get_spec(model), 'tpu', devices)
+    for model in ('nfnet_f4', 'nfnet_f5', 'nfnet_f6')
+  ]
+  assert [config.run.accumulate for config in resolved] == parts
+  assert resolved[2].run.remat is again
+  assert all(config.run.shard_update for config in resolved)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +87,9 @@ def test_the_largest_compute_blocks_again():
 def test_the_stem_is_fast_where_it_can_be(model, size, platform, fast):
   config, spec = config_lib.base(), registry.get_spec(model)
   config.data.image_size = size
-  assert derive.resolve(config, spec, platform).run.fast_stem is fast
+  assert derive.resolve(config, spec, platform, 8).run.fast_stem is fast
   config.run.fast_stem = not fast
-  assert derive.resolve(config, spec, platform).run.fast_stem is not fast
+  assert derive.resolve(config, spec, platform, 8).run.fast_stem is not fast
 
 
 def test_given_values_hold():

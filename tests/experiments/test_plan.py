@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.data import known
-from nfnet_jax.experiments import assemble, checks, cli, naming, plan
+from nfnet_jax.experiments import assemble, checks, cli, derive, naming, plan
 from nfnet_jax.pods import compiling, problems, topology
 from nfnet_jax.training import parallel
 
@@ -91,6 +91,17 @@ def test_each_device_keeps_its_share_if_the_update_is_sharded(door, compiler):
   assert whole == rows[1]['state_bytes'] == rows[1]['state_bytes_per_device']
   # An eighth of most, and all of what is small.
   assert whole / 8 < rows[0]['state_bytes_per_device'] < whole / 2
+
+
+def test_choices_are_those_for_the_devices_of_the_pod(
+  door, compiler, monkeypatch
+):
+  monkeypatch.setitem(derive._PARTS[False], 'nfnet_pico', 2)
+  parts = lambda: json.loads(door(plan.main, *PICO, '--json')[1])['accumulate']
+  assert parts() == 1
+  pod = topology.Pod('v3:2x1', topology.parse('v3:2x1'), jax.devices()[:4], 1)
+  monkeypatch.setattr(topology, 'get_pod', lambda name: pod)
+  assert parts() == 2
 
 
 def test_json_has_stable_names(door, compiler):

@@ -132,8 +132,15 @@ def test_a_model_without_published_magnitude_has_no_randaugment():
 def test_accelerators_compute_in_bfloat16(platform, dtype):
   spec = registry.get_spec('nfnet_f0')
   for experiment in (f0, digits_config):
-    resolved = derive.resolve(experiment.get_config(), spec, platform)
+    resolved = derive.resolve(experiment.get_config(), spec, platform, 8)
     assert resolved.compute_dtype == dtype
+
+
+def test_large_models_are_resolved_for_the_devices_that_are_here():
+  parts = lambda *where: (
+    checks.resolve_and_check(load('f4'), 'tpu', *where).run.accumulate
+  )
+  assert (parts(), parts(1)) == (1, 2)
 
 
 @pytest.mark.parametrize(
