@@ -1,9 +1,10 @@
 """What a configuration holds, and what is checked of it by itself.
 
 A run's configuration is a locked `ConfigDict`. Everything under `run` is
-operational (cadences, places, layout) and may change when a run is resumed; all
-other keys make the experiment, and a run refuses to resume with others. What
-depends on other values is derived in `derive`; runs keep theirs: `workdirs`.
+operational (cadences, places, and of a step its forms, parts and remat) and may
+change when a run is resumed; all other keys make the experiment, and a run
+refuses to resume with others. `derive` fills in what depends on other values;
+`workdirs` keeps the result with a run.
 """
 
 import dataclasses
