@@ -248,6 +248,7 @@ def get_workload(name: str, experiment, devices: int):
   """
   import jax
 
+  from nfnet_jax.models import complexity
   from nfnet_jax.pods import estimate
 
   config = experiment.config
@@ -267,7 +268,9 @@ def get_workload(name: str, experiment, devices: int):
     steps=experiment.cadence.total,
     examples=experiment.source.examples,
     decoded=2 if mixes and data.partners == 'fresh' else 1,
-    macs=_macs(model, state, data.image_size),
+    macs=complexity.count_image_macs(
+      model, state.params, state.model_state, data.image_size
+    ),
     parameter_bytes=size(state.params),
     state_bytes=size(state),
     kept_bytes=size(_kept(sharded, state) if sharded else state),
@@ -294,23 +297,6 @@ def _kept(sharded, state):
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
     jax.eval_shape(split, state),
-  )
-
-
-def _macs(model, state, image_size: int) -> int:
-  import jax
-  import jax.numpy as jnp
-
-  from nfnet_jax.models import complexity
-
-  shape = (1, image_size, image_size, 3)
-  return complexity.count_macs(
-    lambda params, state, images: model.apply(
-      params, state, None, images, False
-    )[0],
-    state.params,
-    state.model_state,
-    jax.ShapeDtypeStruct(shape, jnp.float32),
   )
 
 

@@ -108,16 +108,11 @@ def _check_plot(path: pathlib.Path) -> pathlib.Path:
 
 
 def _draw(path: pathlib.Path, shown: list) -> None:
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  from nfnet_jax.training import files
+  from nfnet_jax.training import pictures
 
   columns = min(3, len(shown))
   rows = -(-len(shown) // columns)
-  figure, axes = plt.subplots(
+  figure, axes = pictures.subplots(
     rows,
     2 * columns,
     figsize=(6.4 * columns, 2.4 * rows),
@@ -140,9 +135,7 @@ def _draw(path: pathlib.Path, shown: list) -> None:
     bars.set_yticks(range(len(top)), names, **style)
     bars.set_xlim(0, 1)
     bars.invert_yaxis()
-  with files.atomically(path) as temporary:
-    figure.savefig(temporary, dpi=100, format='png')
-  plt.close(figure)
+  pictures.save(figure, path, dpi=100)
 
 
 if __name__ == '__main__':

@@ -66,14 +66,11 @@ def _titles(batch, names: Sequence[str]) -> list[str]:
 
 
 def _draw(path: pathlib.Path, images, titles: Sequence[str]) -> None:
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
+  from nfnet_jax.training import pictures
 
   columns = min(8, len(images))
   rows = math.ceil(len(images) / columns)
-  figure, axes = plt.subplots(
+  figure, axes = pictures.subplots(
     rows, columns, figsize=(2.2 * columns, 2.4 * rows), squeeze=False
   )
   for axis in axes.flat:
@@ -82,8 +79,7 @@ def _draw(path: pathlib.Path, images, titles: Sequence[str]) -> None:
     axis.imshow(image.clip(0, 255).astype('uint8'))
     axis.set_title(title.replace(' + ', '\n'), fontsize=7)
   figure.tight_layout()
-  figure.savefig(path, dpi=100)
-  plt.close(figure)
+  pictures.save(figure, path, dpi=100)
 
 
 if __name__ == '__main__':

@@ -30,12 +30,14 @@ COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
 
 def main() -> None:
+  from nfnet_jax.training import files
+
   out = shared.get_out()
   name, model, params, state = _network()
   size = shared.SIZE.value or model.spec.test_size
   rows = measure(model, params, state, _images(size))
   table, picture = out / f'{name}.csv', out / f'{name}.png'
-  with table.open('w', newline='') as file:
+  with files.atomically(table) as temporary, temporary.open('w') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
@@ -123,13 +125,12 @@ def _images(size: int):
 
 
 def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
+  from nfnet_jax.training import pictures
 
   blocks = [row['block'] for row in rows]
-  figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout='constrained')
+  figure, axes = pictures.subplots(
+    1, 3, figsize=(12, 3.5), layout='constrained'
+  )
   for axis, column, title in zip(
     axes,
     ('sq_mean', 'var', 'residual_var'),
@@ -146,8 +147,7 @@ def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
     expected = [row['expected_var'] for row in rows]
     axes[1].plot(blocks, expected, 'k--', lw=1, label='expected')
   axes[1].legend()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  pictures.save(figure, path, dpi=120)
 
 
 if __name__ == '__main__':

@@ -231,6 +231,14 @@ def test_signal_propagation_of_nothing(door, flags, said, tmp_path):
   assert said in err
 
 
+def test_a_table_is_whole_or_not_there(door, monkeypatch, tmp_path):
+  rows = [{'block': 0}, {'no_column': 1}]
+  monkeypatch.setattr(signal_propagation, 'measure', lambda *network: rows)
+  with pytest.raises(ValueError, match='no_column'):
+    door(signal_propagation.main, '--model=nfnet_pico', f'--out={tmp_path}')
+  assert not list(tmp_path.iterdir())
+
+
 def test_signal_propagation_to_nowhere(door, monkeypatch):
   monkeypatch.delattr(signal_propagation, 'measure')  # The work.
   flags = '--model=nfnet_pico', '--out=/proc'
