@@ -85,7 +85,10 @@ def run(
 def _check_flags(module: str) -> None:
   """Checks that a door takes the flags that it was given.
 
-  What other doors take is known here too: where it is defined, and to absl.
+  absl parses whatever an imported module defines, if nobody reads it.
+
+  Raises:
+    errors.InputError: with the first that it does not take, and the way out.
   """
   known = flags.FLAGS
   key = known.get_key_flags_for_module(sys.modules[module])

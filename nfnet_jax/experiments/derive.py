@@ -12,9 +12,8 @@ from nfnet_jax.models import fast_stem, registry
 _MOST_SHARDS = 128
 
 # How 32 images a core fit the 16 GiB of a TPU v3's: in parts of eight or more,
-# or else by computing blocks again. Whether the update is sharded, over so many
-# cores or more, -> the parts and what computes again; see
-# experiments/plan_memory/.
+# or else by computing blocks again. Whether so many devices or more share the
+# update -> the parts and what computes again; see experiments/plan_memory/.
 _SHARING = 8
 _PARTS = {
   True: {'nfnet_f5': 2, 'nfnet_f6': 4},
