@@ -171,7 +171,9 @@ def small(data_dir):
 
 
 def _forget_flags():
-  """Undoes an earlier door's parsing, and the overrides it defined."""
+  """Undoes an earlier door's parsing, and what it defined."""
+  # A config file is loaded over the one before it, whose names would remain.
+  sys.modules.pop('config_config', None)
   known = flags.FLAGS
   for name in list(known):
     if name.startswith('config.'):

@@ -86,6 +86,15 @@ def test_only_one_file_knows_pmap():
   assert knowing == ['training/parallel.py']
 
 
+def test_only_one_file_sets_matplotlib_up():
+  knowing = [
+    str(path.relative_to(PACKAGE))
+    for path in PACKAGE.rglob('*.py')
+    if any(name.startswith('matplotlib') for name in imports_of(path))
+  ]
+  assert knowing == ['training/pictures.py']
+
+
 def test_import_is_quick_and_leaves_tensorflow_alone():
   program = (
     'import sys, time; start = time.process_time(); import nfnet_jax; '

@@ -9,26 +9,31 @@ import shlex
 import subprocess
 import sys
 
+from absl import flags
 from PIL import Image
 import pytest
 
 import nfnet_jax
 from nfnet_jax.experiments import (
   checks,
-  cli,
   convert,
   evaluate,
   export,
   features,
   models,
+  naming,
   predict,
   prepare,
   show_batch,
   signal_propagation,
   train,
 )
+from nfnet_jax.pods import report
 from tests import trained_weights
 from tests.launch import conftest
+from tests.pods import test_report
+
+flags.declare_key_flag('config')  # Of the door that is made here.
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 
@@ -53,7 +58,7 @@ def test_example_config_is_a_config(door, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(code)
   seen = []
-  result = door(lambda: seen.append(cli.get_config()), f'--config={path}')
+  result = door(lambda: seen.append(naming.get_config()), f'--config={path}')
   assert result[0] == 0, result
   config = checks.resolve_and_check(seen[0])
   assert config.dataset == 'cifar10'
@@ -186,6 +191,17 @@ def test_plan_command_runs(tmp_path):
   assert run.returncode == 0, run.stderr
   assert '128 cores of 64 chips TPU v3, 16 hosts' in run.stdout
   assert 'convolutions, stage 3' in run.stdout
+
+
+def test_plan_is_shown_as_it_is_printed():
+  sample = re.search(r'```\n(plan .*?)```', README.read_text(), re.DOTALL)[1]
+  said = {}
+  for text in (sample, report.summary(test_report.make())):
+    lines = text.partition('\n\n')[0].splitlines()
+    said[text] = dict(line.split(maxsplit=1) for line in lines)
+  shown, printed = said.values()
+  assert list(shown) == list(printed)
+  assert shown['estimate'] == printed['estimate']
 
 
 def test_cloud_commands_run(tmp_path):

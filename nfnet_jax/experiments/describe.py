@@ -4,7 +4,6 @@ import contextlib
 
 import haiku
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -12,6 +11,7 @@ import nfnet_jax
 from nfnet_jax.experiments import assemble, checks, errors
 from nfnet_jax.models import complexity
 from nfnet_jax.optim import groups
+from nfnet_jax.training import forms
 
 _REPORTED = (nfnet_jax, jax, haiku, optax)
 
@@ -29,13 +29,7 @@ def summary(
   state = experiment.abstract_state()
   params = state.params
   size = config.data.eval_size
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  macs = complexity.count_macs(
-    lambda p, s, i: model.apply(p, s, None, i, False)[0],
-    params,
-    state.model_state,
-    images,
-  )
+  macs = complexity.count_image_macs(model, params, state.model_state, size)
   total = experiment.cadence.total
   epochs = total * config.batch_size / experiment.units.examples
   warmup = experiment.units.steps(config.optimizer.warmup)
@@ -93,14 +87,10 @@ def _origin(experiment: assemble.Experiment) -> list[str]:
 
 def _form(run: ml_collections.ConfigDict) -> str:
   """Says how a step saves memory or time, if it does."""
-  said = {
-    f'in {run.accumulate} parts': run.accumulate > 1,
-    'blocks computed again': run.remat,
-    'fast stem': run.fast_stem,
-    'fused blocks': run.fused_blocks,
-    'sharded update': run.shard_update and jax.device_count() > 1,
-  }
-  return ''.join(f', {form}' for form, chosen in said.items() if chosen)
+  shards = run.shard_update and jax.device_count() > 1
+  settings = {**run, 'shard_update': shards}
+  said = forms.savings(settings) + forms.names(settings)
+  return ''.join(f', {each}' for each in said)
 
 
 def _optimizer(optimizer: ml_collections.ConfigDict) -> str:

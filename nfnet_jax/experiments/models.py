@@ -13,7 +13,7 @@ import json
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 flags.declare_key_flag('json')
 
@@ -25,7 +25,7 @@ def main(pattern: str = '*') -> None:
   if not names:
     known = ', '.join(registry.list_models())
     raise errors.InputError(f"No model matches '{pattern}'; known: {known}.")
-  if cli.JSON.value:
+  if shared.JSON.value:
     print(json.dumps({row['name']: row for row in _rows(names)}))
     return
   print(
@@ -60,19 +60,16 @@ def _row(name: str) -> dict:
 
   model = registry.create(name)
   spec = model.spec
-  image = jax.ShapeDtypeStruct(
-    (1, spec.test_size, spec.test_size, 3), jnp.float32
-  )
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   params, state = jax.eval_shape(
     lambda key, images: model.init(key, images, False),
     jax.random.key(0),
-    image,
+    images,  # Of any size: parameters do not depend on it.
   )
-  logits = lambda p, s, images: model.apply(p, s, None, images, False)[0]
   return {
     'name': name,
     'parameters': complexity.count_parameters(params),
-    'macs': complexity.count_macs(logits, params, state, image),
+    'macs': complexity.count_image_macs(model, params, state, spec.test_size),
     'train_size': spec.train_size,
     'test_size': spec.test_size,
     'reported_top1': spec.reported_top1,

@@ -18,7 +18,7 @@ import re
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, naming, shared
 
 for _name in ('config', 'list_configs', 'json', 'out'):
   flags.declare_key_flag(_name)
@@ -49,23 +49,24 @@ def main() -> None:
     raise errors.InputError('Say on which pod: --topology=v3:8x8.')
   with errors.as_input_error(problems.PlanError):
     candidates = _candidates()
+    out = shared.get_out() if shared.OUT.present else None
     plans = [candidate.plan() for candidate in candidates]
-  if cli.JSON.value:
+  if shared.JSON.value:
     rows = [plan.numbers() for plan in plans]
     print(json.dumps({'plans': rows} if _COMPARE.value else rows[0]))
   elif _COMPARE.value:
     print(report.comparison(plans))
   else:
     print(report.summary(plans[0]))
-  if cli.OUT.present:
-    path = cli.get_out() / 'plan.png'
+  if out:
+    path = out / 'plan.png'
     report.draw(plans, path)
     cli.say(str(path))
 
 
 def _candidates() -> list['Candidate']:
   """Reads what is to be planned, and checks all of it before any compiling."""
-  base = cli.get_config_name(), cli.get_config(), _TOPOLOGY.value
+  base = naming.get_config_name(), naming.get_config(), _TOPOLOGY.value
   variants = [base]
   for item in _COMPARE.value:
     name, config, topology = base
@@ -75,7 +76,7 @@ def _candidates() -> list['Candidate']:
     elif re.fullmatch(r'v\d\w*:[\dx]+', item):
       topology = item
     else:
-      name, config = item, cli.load_config(item)
+      name, config = item, naming.load_config(item)
     variants.append((name, config, topology))
   return [Candidate.of(*variant) for variant in variants]
 
@@ -145,14 +146,13 @@ class Candidate:
     from nfnet_jax.experiments import assemble, checks
     from nfnet_jax.pods import topology
 
-    topology.parse(topology_name)
-    dataset = get_dataset(config)
-    given, config = config, checks.resolve_and_check(config, platform='tpu')
-    pod = topology.get_pod(topology_name)
-    checks.check_layout(config, len(pod.devices))
-    experiment = assemble.Experiment(config, dataset)
-    workload = get_workload(name, experiment, len(pod.devices))
-    return cls(experiment, pod, workload, given)
+    dataset, pod = get_dataset(config), topology.get_pod(topology_name)
+    devices = len(pod.devices)
+    resolved = checks.resolve_and_check(config, 'tpu', devices)
+    checks.check_layout(resolved, devices)
+    experiment = assemble.Experiment(resolved, dataset)
+    workload = get_workload(name, experiment, devices)
+    return cls(experiment, pod, workload, config)
 
   def plan(self):
     """Compiles the step; where it does not fit, looks for what does."""
@@ -227,7 +227,7 @@ class Candidate:
     config = self.given.copy_and_resolve_references()
     config.batch_size = batch * devices
     try:
-      resolved = checks.resolve_and_check(config, platform='tpu')
+      resolved = checks.resolve_and_check(config, 'tpu', devices)
       checks.check_layout(resolved, devices)
     except errors.InputError:
       return devices
@@ -248,6 +248,7 @@ def get_workload(name: str, experiment, devices: int):
   """
   import jax
 
+  from nfnet_jax.models import complexity
   from nfnet_jax.pods import estimate
 
   config = experiment.config
@@ -267,7 +268,9 @@ def get_workload(name: str, experiment, devices: int):
     steps=experiment.cadence.total,
     examples=experiment.source.examples,
     decoded=2 if mixes and data.partners == 'fresh' else 1,
-    macs=_macs(model, state, data.image_size),
+    macs=complexity.count_image_macs(
+      model, state.params, state.model_state, data.image_size
+    ),
     parameter_bytes=size(state.params),
     state_bytes=size(state),
     kept_bytes=size(_kept(sharded, state) if sharded else state),
@@ -305,23 +308,6 @@ def _kept(sharded, state):
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
     jax.eval_shape(split, state),
-  )
-
-
-def _macs(model, state, image_size: int) -> int:
-  import jax
-  import jax.numpy as jnp
-
-  from nfnet_jax.models import complexity
-
-  shape = (1, image_size, image_size, 3)
-  return complexity.count_macs(
-    lambda params, state, images: model.apply(
-      params, state, None, images, False
-    )[0],
-    state.params,
-    state.model_state,
-    jax.ShapeDtypeStruct(shape, jnp.float32),
   )
 
 

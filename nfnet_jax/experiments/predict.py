@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 for _name in ('weights', 'size', 'timm_forward', 'json'):
   flags.declare_key_flag(_name)
@@ -36,7 +36,7 @@ def main(*arguments: str) -> int:
   with errors.as_input_error():
     paths = files.find_images(arguments)
   plot = _PLOT.value and _check_plot(pathlib.Path(_PLOT.value))
-  weights = cli.get_weights()
+  weights = shared.get_weights()
   rows, shown, unreadable = [], [], []
   for prepared, top in _predict(weights, paths):
     if prepared.fault:
@@ -45,9 +45,9 @@ def main(*arguments: str) -> int:
     rows.append({'path': prepared.path, 'top5': top})
     if len(shown) < _PLOTTED:
       shown.append((prepared, top))
-    if not cli.JSON.value:
+    if not shared.JSON.value:
       print(_table(rows[-1]), flush=True)
-  if cli.JSON.value:
+  if shared.JSON.value:
     print(
       json.dumps(
         {'model': weights.model, 'images': rows, 'unreadable': unreadable}
@@ -108,16 +108,11 @@ def _check_plot(path: pathlib.Path) -> pathlib.Path:
 
 
 def _draw(path: pathlib.Path, shown: list) -> None:
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  from nfnet_jax.training import files
+  from nfnet_jax.training import pictures
 
   columns = min(3, len(shown))
   rows = -(-len(shown) // columns)
-  figure, axes = plt.subplots(
+  figure, axes = pictures.subplots(
     rows,
     2 * columns,
     figsize=(6.4 * columns, 2.4 * rows),
@@ -140,9 +135,7 @@ def _draw(path: pathlib.Path, shown: list) -> None:
     bars.set_yticks(range(len(top)), names, **style)
     bars.set_xlim(0, 1)
     bars.invert_yaxis()
-  with files.atomically(path) as temporary:
-    figure.savefig(temporary, dpi=100, format='png')
-  plt.close(figure)
+  pictures.save(figure, path, dpi=100)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 for _name in ('weights', 'size', 'out', 'dataset', 'split', 'data_dir'):
   flags.declare_key_flag(_name)
@@ -30,12 +30,14 @@ COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
 
 def main() -> None:
+  from nfnet_jax.training import files
+
+  out = shared.get_out()
   name, model, params, state = _network()
-  size = cli.SIZE.value or model.spec.test_size
+  size = shared.SIZE.value or model.spec.test_size
   rows = measure(model, params, state, _images(size))
-  out = cli.get_out()
   table, picture = out / f'{name}.csv', out / f'{name}.png'
-  with table.open('w', newline='') as file:
+  with files.atomically(table) as temporary, temporary.open('w') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
@@ -47,8 +49,8 @@ def _network():
   """Returns name, model, parameters and state: trained, or fresh ones."""
   from nfnet_jax.models import registry
 
-  if cli.WEIGHTS.value:
-    weights = cli.get_weights().with_options(stochdepth_rate=0.0)
+  if shared.WEIGHTS.value:
+    weights = shared.get_weights().with_options(stochdepth_rate=0.0)
     return weights.model, weights.create(), weights.params, weights.model_state
   if not _MODEL.value:
     raise errors.InputError('Say which: --model=NAME or --weights=PATH.')
@@ -109,27 +111,26 @@ def measure(model, params, state, images) -> list[dict[str, float]]:
 def _images(size: int):
   import jax
 
-  if not cli.DATASET.value:
+  if not shared.DATASET.value:
     return jax.random.normal(jax.random.key(2), (_BATCH.value, size, size, 3))
   from nfnet_jax.data import pipeline, sources
   from nfnet_jax.training import step
 
   with errors.as_input_error():
-    source = sources.load(cli.DATASET.value, cli.DATA_DIR.value)
+    source = sources.load(shared.DATASET.value, shared.DATA_DIR.value)
     batches = pipeline.eval_batches(
-      source, cli.SPLIT.value, batch_size=_BATCH.value, image_size=size
+      source, shared.SPLIT.value, batch_size=_BATCH.value, image_size=size
     )
     return step.normalize(next(batches)['image'])
 
 
 def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
+  from nfnet_jax.training import pictures
 
   blocks = [row['block'] for row in rows]
-  figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout='constrained')
+  figure, axes = pictures.subplots(
+    1, 3, figsize=(12, 3.5), layout='constrained'
+  )
   for axis, column, title in zip(
     axes,
     ('sq_mean', 'var', 'residual_var'),
@@ -146,8 +147,7 @@ def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
     expected = [row['expected_var'] for row in rows]
     axes[1].plot(blocks, expected, 'k--', lw=1, label='expected')
   axes[1].legend()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  pictures.save(figure, path, dpi=120)
 
 
 if __name__ == '__main__':

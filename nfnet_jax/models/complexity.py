@@ -5,6 +5,7 @@ import math
 
 import jax
 from jax.extend import core
+import jax.numpy as jnp
 
 
 def count_parameters(params) -> int:
@@ -25,11 +26,24 @@ def count_macs(function: Callable, *args) -> int:
     weight standardisation do not count. Loop bodies count once.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> count_macs(jnp.dot, jnp.zeros((2, 3)), jnp.zeros((3, 4)))
     24
   """
   return _jaxpr_macs(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def count_image_macs(model, params, state, size: int) -> int:
+  """Counts the multiply-adds of one image of `size` pixels in evaluation.
+
+  Args:
+    model: a `registry.Model`.
+    params: its parameters, or their shapes.
+    state: its state, or the shapes of that.
+    size: pixels a side.
+  """
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  logits = lambda p, s, i: model.apply(p, s, None, i, False)[0]
+  return count_macs(logits, params, state, images)
 
 
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:

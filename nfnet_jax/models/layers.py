@@ -6,7 +6,7 @@ Recognition Without Normalization" (arXiv 2102.06171) and the code its authors
 released. Images and activations are NHWC, kernels HWIO.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 
 import haiku as hk
@@ -284,7 +284,7 @@ def signal_statistics(x: jax.Array) -> dict[str, jax.Array]:
 
   Source: the signal propagation plots of arXiv 2101.08692, section 3.
   """
-  axes: Sequence[int] = tuple(range(x.ndim - 1))
+  axes = tuple(range(x.ndim - 1))
   x = x.astype(jnp.float32)
   return {
     'sq_mean': jnp.mean(jnp.square(jnp.mean(x, axes))),

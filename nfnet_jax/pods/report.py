@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 import os
-import pathlib
 from typing import Any
 
 from nfnet_jax.pods import estimate, topology
+from nfnet_jax.training import forms, pictures
 
 # What estimates were worth; see experiments/plan_calibration/.
 _CALIBRATION = (
@@ -13,12 +13,6 @@ _CALIBRATION = (
   'estimated of the plain form'
 )
 _BAR = 24
-# Setting of a form of the step -> what it is called.
-_FORMS = {
-  'fast_stem': 'fast stem',
-  'fused_blocks': 'fused blocks',
-  'shard_update': 'sharded update',
-}
 
 
 def summary(plan: estimate.Plan) -> str:
@@ -29,7 +23,7 @@ def summary(plan: estimate.Plan) -> str:
     f'{work.dtype}',
     f'pod          {plan.pod.name}: {_pod(row)}',
     f'batch        {work.batch:,}: {_batch(row)}',
-    f'form         {_form(row)}',
+    f'form         {", ".join(forms.names(row)) or "plain"}',
     f'state        {_state(row)}',
     f'memory       {_memory(row)}',
   ]
@@ -58,14 +52,8 @@ def _pod(row: dict[str, Any]) -> str:
 
 
 def _batch(row: dict[str, Any]) -> str:
-  parts = f', in {row["accumulate"]} parts' if row['accumulate'] > 1 else ''
-  again = ', blocks computed again' if row['remat'] else ''
-  return f'{row["batch_per_device"]} a {row["device"]}{parts}{again}'
-
-
-def _form(row: dict[str, Any]) -> str:
-  chosen = [name for form, name in _FORMS.items() if row[form]]
-  return ', '.join(chosen) or 'plain'
+  each = f'{row["batch_per_device"]} a {row["device"]}'
+  return ', '.join([each, *forms.savings(row)])
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -190,9 +178,10 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
   'batch a device': lambda row: f'{row["batch_per_device"]}',
   'in parts': lambda row: f'{row["accumulate"]}',
   'blocks again': lambda row: _yes(row['remat']),
-  'fast stem': lambda row: _yes(row['fast_stem']),
-  'fused blocks': lambda row: _yes(row['fused_blocks']),
-  'sharded update': lambda row: _yes(row['shard_update']),
+  **{
+    name: lambda row, form=form: _yes(row[form])
+    for form, name in forms.NAMES.items()
+  },
   'state': lambda row: size(row['state_bytes']),
   'state a device': lambda row: size(row['state_bytes_per_device']),
   'arguments': lambda row: size(row['argument_bytes']),
@@ -237,16 +226,11 @@ def _cell(read: Callable, row: dict[str, Any]) -> str:
 
 def draw(plans: Sequence[estimate.Plan], path: str | os.PathLike) -> None:
   """Writes a bar chart of where the cycles go, plans side by side."""
-  import matplotlib
-
-  matplotlib.use('agg')
-  from matplotlib import pyplot as plt
-
   plans = [plan for plan in plans if plan.schedule]
   names = list(
     dict.fromkeys(p.name for plan in plans for p in plan.schedule.parts)
   )
-  figure, axis = plt.subplots(
+  figure, axis = pictures.subplots(
     figsize=(9, 1 + 0.3 * len(names) * max(1, len(plans) / 2)),
     layout='constrained',
   )
@@ -267,8 +251,4 @@ def draw(plans: Sequence[estimate.Plan], path: str | os.PathLike) -> None:
   axis.grid(axis='x', alpha=0.3)
   if plans:
     axis.legend()
-  path = pathlib.Path(path)
-  temporary = path.with_name('tmp.' + path.name)
-  figure.savefig(temporary, dpi=110)
-  plt.close(figure)
-  temporary.replace(path)
+  pictures.save(figure, path)

@@ -4,7 +4,7 @@ import os
 
 from etils import epath
 
-from nfnet_jax.training import files, metrics
+from nfnet_jax.training import metrics, pictures
 
 _PANELS = (
   ('loss', {'loss': 'training', 'eval/loss': 'raw', 'eval_ema/loss': 'EMA'}),
@@ -19,14 +19,9 @@ def plot(workdir: str | os.PathLike) -> epath.Path:
 
   Training metrics are averaged over 20 steps.
   """
-  import matplotlib
-
-  matplotlib.use('agg')
-  from matplotlib import pyplot
-
   workdir = epath.Path(workdir)
   rows = metrics.read_metrics(workdir / 'metrics.jsonl')
-  figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.5), sharex=True)
+  figure, axes = pictures.subplots(2, 2, figsize=(10, 6.5), sharex=True)
   for axis, (title, names) in zip(axes.flat, _PANELS):
     for name, label in (names or _clipping_names(rows)).items():
       points = [
@@ -50,9 +45,7 @@ def plot(workdir: str | os.PathLike) -> epath.Path:
     axis.set_xlabel('step')
   figure.tight_layout()
   picture = workdir / 'curves.png'
-  with files.atomically(picture) as temporary:
-    figure.savefig(temporary, dpi=110, format='png')
-  pyplot.close(figure)
+  pictures.save(figure, picture)
   return picture
 
 

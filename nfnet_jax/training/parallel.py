@@ -1,8 +1,8 @@
 """Data parallelism: the only file that knows `jax.pmap`.
 
-`jax.pmap` is in maintenance mode. In the form used here (replicated state in,
-reduced state out) it is `jit(shard_map)` under another name, so leaving it
-touches this file alone.
+`jax.pmap` is in maintenance mode. In the form used here (a split batch, results
+reduced, a state that differs between devices where a trainer says so) it is
+`jit(shard_map)` under another name, so leaving it touches this file alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ _SCALARS = ('step',)
 
 
 class DataParallel:
-  """Runs a step on every device with a replicated state and a split batch.
+  """Runs a step on every device with a split batch and the trainer's state.
 
   Example:
     >>> parallel = DataParallel(jax.local_devices()[:1])

@@ -3,14 +3,17 @@
 import json
 import pathlib
 
+from absl import flags as flags_lib
 import jax
 import numpy as np
 import pytest
 
 from nfnet_jax.data import known
-from nfnet_jax.experiments import assemble, checks, cli, plan
+from nfnet_jax.experiments import assemble, checks, cli, derive, naming, plan
 from nfnet_jax.pods import compiling, problems, topology
 from nfnet_jax.training import parallel
+
+flags_lib.declare_key_flag('config')  # Of the door that is made here.
 
 TEXT = (
   pathlib.Path(__file__).parents[1] / 'pods' / 'fixtures' / 'step.hlo'
@@ -96,6 +99,17 @@ def test_work_of_sams_ascent_is_counted_by_its_own_parts(door, compiler):
   # The compiler saw a part of 2 of 8 images a core, and of SAM's 2 one.
   expected = 8 * 1e12 * (8 + 2) / (2 + 1)
   assert json.loads(out)['flops_per_step'] == pytest.approx(expected)
+
+
+def test_choices_are_those_for_the_devices_of_the_pod(
+  door, compiler, monkeypatch
+):
+  monkeypatch.setitem(derive._PARTS[False], 'nfnet_pico', 2)
+  parts = lambda: json.loads(door(plan.main, *PICO, '--json')[1])['accumulate']
+  assert parts() == 1
+  pod = topology.Pod('v3:2x1', topology.parse('v3:2x1'), jax.devices()[:4], 1)
+  monkeypatch.setattr(topology, 'get_pod', lambda name: pod)
+  assert parts() == 2
 
 
 def test_json_has_stable_names(door, compiler):
@@ -231,6 +245,7 @@ def test_no_picture_unless_asked_for(door, compiler, tmp_path, monkeypatch):
       [*PICO, '--config.data.train_split=train[:10%]'],
       "examples 'train[:10%]' of 'imagenet2012' has is not known",
     ),
+    ([*PICO, '--out=/dev/null/plans'], "--out='/dev/null/plans': Not a dir"),
     ([*PICO, '--compare=f9'], "Unknown config 'f9'"),
     ([*PICO, '--compare=v3:2'], "'v3:2' is not a topology"),
     ([*PICO, '--compare=nf_regnet:b9'], "'b9' is no variant"),
@@ -277,7 +292,7 @@ def test_unknown_datasets_by_their_numbers(door, compiler):
 
 def experiment(flags, door):
   seen = []
-  result = door(lambda: seen.append(cli.get_config()), *flags)
+  result = door(lambda: seen.append(naming.get_config()), *flags)
   assert result[0] == 0, result
   return assemble.Experiment.open(checks.resolve_and_check(seen[0]))
 
