@@ -20,6 +20,7 @@ from nfnet_jax.models import (
   layers,
   normalizer_free,
 )
+from nfnet_jax.models import fast_convs as fast_convs_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,7 @@ class NFNet(classifier.ImageClassifier):
     timm_forward: bool = False,
     fused_blocks: bool = False,
     fast_stem: bool = False,
+    fast_convs: bool = False,
     name: str = 'NFNet',
   ):
     """Builds the modules.
@@ -157,6 +159,8 @@ class NFNet(classifier.ImageClassifier):
       fast_stem: whether to compute the stem as TPUs do it quickly (see
         `models.fast_stem`), from images or from blocks of them, where the
         images' sides allow it.
+      fast_convs: whether to compute convolutions as CPUs do it quickly (see
+        `models.fast_convs`).
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
@@ -170,6 +174,8 @@ class NFNet(classifier.ImageClassifier):
     if timm_forward:
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)
       activation = {'gelu': 'gelu_erf'}.get(activation, activation)
+    if fast_convs:
+      conv = functools.partial(conv, convolve=fast_convs_lib.convolve)
     self.activation = layers.scaled_activation(activation)
     if fused_blocks and activation == 'gelu':
       self.activation = fused.scaled_gelu
