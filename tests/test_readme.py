@@ -9,18 +9,19 @@ import shlex
 import subprocess
 import sys
 
+from absl import flags
 from PIL import Image
 import pytest
 
 import nfnet_jax
 from nfnet_jax.experiments import (
   checks,
-  cli,
   convert,
   evaluate,
   export,
   features,
   models,
+  naming,
   predict,
   prepare,
   show_batch,
@@ -29,6 +30,8 @@ from nfnet_jax.experiments import (
 )
 from tests import trained_weights
 from tests.launch import conftest
+
+flags.declare_key_flag('config')  # Of the door that is made here.
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 
@@ -53,7 +56,7 @@ def test_example_config_is_a_config(door, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(code)
   seen = []
-  result = door(lambda: seen.append(cli.get_config()), f'--config={path}')
+  result = door(lambda: seen.append(naming.get_config()), f'--config={path}')
   assert result[0] == 0, result
   config = checks.resolve_and_check(seen[0])
   assert config.dataset == 'cifar10'

@@ -79,8 +79,7 @@ def write_photos(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
   """Writes a run of the digits whose average is these weights."""
-  from nfnet_jax.experiments import checks
-  from nfnet_jax.experiments import config as config_lib
+  from nfnet_jax.experiments import checks, workdirs
   from nfnet_jax.experiments.configs import digits
   from nfnet_jax.training import checkpoint, state
 
@@ -90,7 +89,7 @@ def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
   config.data.eval_crop = weights.crop
   config.data.eval_margin = weights.margin
   config = checks.resolve_and_check(config)
-  config_lib.save(config, workdir, weights.class_names)
+  workdirs.save(config, workdir, weights.class_names)
   raw = jax.tree.map(np.zeros_like, weights.params)
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     checkpoints.save(

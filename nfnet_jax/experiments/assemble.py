@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from nfnet_jax.experiments import checks, errors
+from nfnet_jax.experiments import checks, derive, errors
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.models import fast_stem, registry
 from nfnet_jax.optim import recipe
@@ -86,7 +86,7 @@ class Experiment:
   def model(self) -> registry.Model:
     """The network in the form that runs."""
     run = self.config.run
-    forms = {form: True for form in config_lib.FORMS if run[form]}
+    forms = {form: True for form in derive.FORMS if run[form]}
     return self._create_model(**forms) if forms else self.plain_model
 
   @functools.cached_property
@@ -138,9 +138,13 @@ class Experiment:
     optimizer, steps = self.config.optimizer, self.units.steps
     peak, warmup = optimizer.learning_rate, steps(optimizer.warmup)
     if optimizer.decay_every:
-      return recipe.warmup_stairs(
-        peak, warmup, optimizer.decay_factor, steps(optimizer.decay_every)
-      )
+      every = steps(optimizer.decay_every)
+      if every < 1:
+        raise errors.InputError(
+          f"optimizer.decay_every '{optimizer.decay_every}' is less than one "
+          f'step of {self.config.batch_size} examples.'
+        )
+      return recipe.warmup_stairs(peak, warmup, optimizer.decay_factor, every)
     return recipe.warmup_cosine(
       peak, warmup, self.cadence.total, optimizer.final_learning_rate
     )

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 
 from nfnet_jax.experiments import config as config_lib
-from nfnet_jax.experiments import errors
+from nfnet_jax.experiments import derive, errors, workdirs
 from nfnet_jax.models import fast_stem, layers, registry
 from nfnet_jax.training import parallel, processes
 from nfnet_jax.weights import load
@@ -36,7 +36,7 @@ def resolve_to_train(
 def _model_of_weights(
   config: ml_collections.ConfigDict, workdir: os.PathLike
 ) -> dict[str, object]:
-  begun = config_lib.load_begun(workdir, config.weights)
+  begun = workdirs.load_begun(workdir, config.weights)
   return (begun or adopt(config, read_weights(config.weights))).model.to_dict()
 
 
@@ -67,7 +67,8 @@ def resolve_and_check(
     )
   with errors.as_input_error():
     spec = registry.get_spec(config.model.name)
-  config = config_lib.resolve(config, spec, platform or jax.default_backend())
+  config_lib.check_ranges(config)
+  config = derive.resolve(config, spec, platform or jax.default_backend())
   config_lib.check_values(config)
   model_options(config.model)
   _check_forms(config, spec)
@@ -79,13 +80,13 @@ def _check_forms(
 ) -> None:
   """Checks that the step can be computed in the forms asked for."""
   run = config.run
-  for form in config_lib.FORMS:
+  for form in derive.FORMS:
     if run[form] and form not in spec.options:
       raise errors.InputError(
         f"run.{form} is for NFNets; '{spec.name}' has no such form: leave it "
         'out.'
       )
-  if run.shard_update and (setting := config_lib.unshardable(config)):
+  if run.shard_update and (setting := derive.unshardable(config)):
     raise errors.InputError(
       f'run.shard_update shares out units, which {setting} needs all of: leave '
       'out either.'

@@ -1,65 +1,33 @@
-"""What every door shares: flags, configs by name, exit codes.
+"""What every door shares: how it starts, what it says, exit codes.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and saved.
 """
 
-import ast
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import dataclasses
-import difflib
 import pathlib
-import re
-import runpy
 import sys
 import threading
 import time
 import traceback
 
 from absl import app, flags, logging
-import ml_collections
-from ml_collections import config_flags
 
-from nfnet_jax.experiments import errors
+from nfnet_jax.experiments import errors, naming
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 
-_CONFIGS = pathlib.Path(__file__).parent / 'configs'
-
-# Flags that several doors share; each declares the ones it takes, for --help.
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'Experiment: a name (see --list_configs), or the path of a Python file; '
-  'NAME:ARG passes ARG to its get_config. Override values with '
-  '--config.KEY=VALUE.',
-)
-_LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run, a local one or gs://BUCKET/FOLDER.'
-)
-JSON = flags.DEFINE_bool('json', False, 'Prints one JSON object.')
-OUT = flags.DEFINE_string('out', '.', 'Folder for tables and pictures.')
-DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, "Folder of datasets; TFDS's own by default."
-)
-TO = flags.DEFINE_string('to', None, 'File to write.')
-DATASET = flags.DEFINE_string('dataset', None, 'Images of a dataset.')
-SPLIT = flags.DEFINE_string('split', 'train', 'Split of the dataset.')
-WEIGHTS = flags.DEFINE_string(
-  'weights',
-  None,
-  "Trained network: a published file, timm's or this project's .npz or "
-  '.safetensors, or the folder of a run.',
-)
-TIMM_FORWARD = flags.DEFINE_bool(
-  'timm_forward', False, "Computes as timm's dm_nfnet_* do."
-)
-SIZE = flags.DEFINE_integer(
-  'size', None, "Pixels a side; by default the network's own.", lower_bound=1
-)
+# Flag -> the settings that say the same to doors that take a configuration.
+_SETTINGS = {
+  'weights': ('weights',),
+  'timm_forward': ('model.timm_forward',),
+  'size': ('data.image_size', 'data.eval_size'),
+  'dataset': ('dataset',),
+  'split': ('data.train_split', 'data.eval_split'),
+  'data_dir': ('run.data_dir',),
+}
 
 
 def run(
@@ -83,10 +51,11 @@ def run(
   argv = list(sys.argv if argv is None else argv)
 
   def guarded(unparsed: Sequence[str]):
-    if _LIST.value:
-      print(config_table())
-      return 0
     try:
+      _check_flags(main.__module__)
+      if naming.LIST.value:
+        print(naming.config_table())
+        return 0
       arguments = unparsed[1:]
       if takes and not arguments and not takes.startswith('['):
         raise errors.InputError(f'Say which: {takes} is missing.')
@@ -104,237 +73,41 @@ def run(
       return EXIT_FAILED
 
   try:
-    argv = with_config_path(argv)
+    argv = naming.with_config_path(argv)
     if on_a_run:
-      argv = _with_saved_config(argv)
+      argv = naming.with_saved_config(argv)
   except errors.InputError as error:
     sys.exit(_complain(error))
   sys.argv = argv  # config_flags looks for overrides there.
   app.run(guarded, argv=argv, flags_parser=_parse)
 
 
-def say(text: str) -> None:
-  """Tells a person something; standard output is for results."""
-  print(text, file=sys.stderr, flush=True)
+def _check_flags(module: str) -> None:
+  """Checks that a door takes the flags that it was given.
 
-
-def get_config() -> ml_collections.ConfigDict:
-  """Returns the configuration of `--config`, with its overrides.
-
-  Raises:
-    errors.InputError: if none was given.
+  What other doors take is known here too: where it is defined, and to absl.
   """
-  if _CONFIG.value is None:
-    raise errors.InputError(
-      f'Give an experiment: --config=NAME. Known: {", ".join(config_names())}.'
-    )
-  return _CONFIG.value
+  known = flags.FLAGS
+  key = known.get_key_flags_for_module(sys.modules[module])
+  taken = {flag.name for flag in key}
+  for name in known:
+    root = name.partition('.')[0]
+    of_doors = 'nfnet_jax' in known.find_module_defining_flag(root, '')
+    if known[name].present and of_doors and root not in taken:
+      is_script = module == '__main__'
+      door = pathlib.Path(sys.argv[0]).stem if is_script else module
+      raise errors.InputError(
+        f'{door.rpartition(".")[2]} takes no --{root}'
+        f'{_way_out(known[name], taken)}'
+      )
 
 
-def get_config_name() -> str:
-  """Returns `--config` as a person would write it, without its folder."""
-  path, _, argument = flags.FLAGS['config'].config_filename.partition(':')
-  return pathlib.Path(path).stem + (argument and f':{argument}')
-
-
-def load_config(name: str) -> ml_collections.ConfigDict:
-  """Returns another configuration, with the overrides of the command line.
-
-  Args:
-    name: what `--config` takes.
-
-  Raises:
-    errors.InputError: if there is none, or it takes no such argument or key.
-  """
-  path, _, argument = _expand(name).partition(':')
-  with errors.as_input_error((TypeError, ValueError)):
-    get = runpy.run_path(path)['get_config']
-    config = get(argument) if argument else get()
-  overrides = config_flags.get_override_values(flags.FLAGS['config'])
-  with errors.as_input_error(KeyError):
-    config.update_from_flattened_dict(overrides)
-  return config
-
-
-@contextlib.contextmanager
-def working(text: str) -> Iterator[None]:
-  """Shows that something long is under way, and for how long it has been.
-
-  On a terminal the line counts seconds, elsewhere one comes every minute.
-  """
-  import tqdm
-
-  done, start = threading.Event(), time.monotonic()
-  bar = tqdm.tqdm(
-    bar_format='{desc} {elapsed}',
-    desc=text,
-    leave=False,
-    disable=not sys.stderr.isatty(),
-  )
-
-  def tick():
-    while not done.wait(60 if bar.disable else 1):
-      if bar.disable:
-        say(f'{text} {(time.monotonic() - start) / 60:.0f} min')
-      else:
-        bar.refresh()
-
-  if bar.disable:
-    say(text)
-  thread = threading.Thread(target=tick, daemon=True)
-  thread.start()
-  try:
-    yield
-  finally:
-    done.set()
-    thread.join()
-    bar.close()
-
-
-def get_out() -> pathlib.Path:
-  """Returns the folder of `--out`, which is made.
-
-  Raises:
-    errors.InputError: if it cannot be made.
-  """
-  out = pathlib.Path(OUT.value)
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise errors.InputError(
-      f"--out='{out}': {error.strerror}. Name a folder, or where one can be "
-      'made.'
-    ) from error
-  return out
-
-
-def get_to() -> str:
-  """Returns the file of `--to`.
-
-  Raises:
-    errors.InputError: if none was given, or its folder is not there.
-  """
-  if not TO.value:
-    raise errors.InputError('Say where to write: --to=FILE.')
-  if '://' not in TO.value and not pathlib.Path(TO.value).parent.is_dir():
-    raise errors.InputError(f"--to='{TO.value}': there is no such folder.")
-  return TO.value
-
-
-def get_weights():
-  """Reads the `weights.load.Weights` of `--weights`, as `--size` changes them.
-
-  Raises:
-    errors.InputError: if there are none, or they cannot be used.
-  """
-  from nfnet_jax.weights import load
-
-  if not WEIGHTS.value:
-    raise errors.InputError('Name a trained network: --weights=PATH.')
-  with errors.as_input_error():
-    weights = load.load_weights(WEIGHTS.value)
-    if TIMM_FORWARD.value:
-      weights = weights.with_options(timm_forward=True)
-    return dataclasses.replace(weights, size=SIZE.value or weights.size)
-
-
-def get_workdir():
-  """Returns the absolute `epath.Path` of `--workdir`.
-
-  Raises:
-    errors.InputError: if none was given, or it is no place for a run.
-  """
-  if not _WORKDIR.value:
-    raise errors.InputError('Say where the run lives: --workdir=DIR.')
-  return to_workdir(_WORKDIR.value)
-
-
-def to_workdir(name: str):
-  """Returns the absolute `epath.Path` of a local folder or one in a bucket.
-
-  Raises:
-    errors.InputError: if it is in something else.
-  """
-  from etils import epath
-
-  if '://' not in name:
-    return epath.Path(pathlib.Path(name).resolve())
-  if not re.match('gs://[^/]', name):
-    raise errors.InputError(
-      f"--workdir='{name}' is neither a local folder nor gs://BUCKET/FOLDER."
-    )
-  return epath.Path(name)
-
-
-def config_names() -> list[str]:
-  """Lists the experiments that come with the package."""
-  return sorted(
-    path.stem for path in _CONFIGS.glob('*.py') if path.stem != '__init__'
-  )
-
-
-def config_table() -> str:
-  """Formats each known config with the first line of its docstring."""
-  lines = []
-  for name in config_names():
-    docstring = ast.get_docstring(ast.parse(config_path(name).read_text()))
-    lines.append(f'{name:<16}{docstring.splitlines()[0]}')
-  return '\n'.join(lines)
-
-
-def config_path(name: str) -> pathlib.Path:
-  """Returns the file of a config given by name or by path.
-
-  Raises:
-    errors.InputError: if there is none; the message lists the known.
-  """
-  path = pathlib.Path(name)
-  if path.suffix == '.py':
-    if not path.is_file():
-      raise errors.InputError(f"There is no config file '{name}'.")
-    return path
-  if name not in config_names():
-    near = difflib.get_close_matches(name, config_names(), n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
-    raise errors.InputError(
-      f"Unknown config '{name}'.{hint} Known: {', '.join(config_names())}."
-    )
-  return _CONFIGS / f'{name}.py'
-
-
-def with_config_path(argv: Sequence[str]) -> list[str]:
-  """Replaces the name in `--config=NAME[:ARG]` by the path of its file."""
-  argv = list(argv)
-  for index, word in enumerate(argv):
-    if word in ('--config', '-config') and index + 1 < len(argv):
-      argv[index + 1] = _expand(argv[index + 1])
-    elif word.startswith(('--config=', '-config=')):
-      flag, name = word.split('=', 1)
-      argv[index] = f'{flag}={_expand(name)}'
-  return argv
-
-
-def _with_saved_config(argv: list[str]) -> list[str]:
-  """Puts the run's own configuration first, unless one is given."""
-  workdir = _flag_value(argv, 'workdir')
-  if _flag_value(argv, 'config') or not workdir:
-    return argv
-  to_workdir(workdir)  # For what a config raises is quoted with its place.
-  path = pathlib.Path(__file__).parent / 'saved.py'
-  return [argv[0], f'--config={path}:{workdir}', *argv[1:]]
-
-
-def _flag_value(argv: list[str], name: str) -> str | None:
-  for word, following in zip(argv, [*argv[1:], None]):
-    flag, equals, value = word.partition('=')
-    if flag in (f'--{name}', f'-{name}'):
-      return value if equals else following
-  return None
-
-
-def _expand(name: str) -> str:
-  name, colon, argument = name.partition(':')
-  return f'{config_path(name)}{colon}{argument}'
+def _way_out(flag: flags.Flag, taken: set[str]) -> str:
+  settings = _SETTINGS.get(flag.name, ()) if 'config' in taken else ()
+  if settings:
+    instead = [f'--config.{name}={flag.value}' for name in settings]
+    return f': use {" or ".join(instead)}.'
+  return f'; it takes {", ".join(f"--{name}" for name in sorted(taken))}.'
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -371,3 +144,43 @@ def one_line(error: BaseException) -> str:
   if isinstance(error, (AttributeError, KeyError)):
     line = f'The config has no such key: {line}'
   return line
+
+
+def say(text: str) -> None:
+  """Tells a person something; standard output is for results."""
+  print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+  """Shows that something long is under way, and for how long it has been.
+
+  On a terminal the line counts seconds, elsewhere one comes every minute.
+  """
+  import tqdm
+
+  done, start = threading.Event(), time.monotonic()
+  bar = tqdm.tqdm(
+    bar_format='{desc} {elapsed}',
+    desc=text,
+    leave=False,
+    disable=not sys.stderr.isatty(),
+  )
+
+  def tick():
+    while not done.wait(60 if bar.disable else 1):
+      if bar.disable:
+        say(f'{text} {(time.monotonic() - start) / 60:.0f} min')
+      else:
+        bar.refresh()
+
+  if bar.disable:
+    say(text)
+  thread = threading.Thread(target=tick, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+    bar.close()

@@ -12,7 +12,7 @@ names and layouts of timm, for
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 for _name in ('weights', 'to'):
   flags.declare_key_flag(_name)
@@ -25,8 +25,8 @@ def main() -> None:
   from nfnet_jax.models import complexity
   from nfnet_jax.weights import save
 
-  to = cli.get_to()
-  weights = cli.get_weights()
+  to = shared.get_to()
+  weights = shared.get_weights()
   with errors.as_input_error((ValueError, OSError)):
     save.save_weights(to, weights, _LAYOUT.value)
   count = complexity.count_parameters(weights.params)

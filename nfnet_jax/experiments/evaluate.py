@@ -15,29 +15,31 @@ with the prefix `ema_`, of a run's averaged ones.
 from absl import flags
 from etils import epath
 
-from nfnet_jax.experiments import cli, errors, several
+from nfnet_jax.experiments import cli, errors, naming, several, shared
 
-for _name in ('config', 'workdir', 'weights', 'json', *several.FLAGS):
+for _name in (
+  'config',
+  'list_configs',
+  'workdir',
+  'weights',
+  'json',
+  *several.FLAGS,
+):
   flags.declare_key_flag(_name)
 
 
 def main() -> None:
   from nfnet_jax.training import evaluation, processes
 
-  if cli.SIZE.value:
-    raise errors.InputError(
-      'The size of images is a setting here: use '
-      f'--config.data.eval_size={cli.SIZE.value} in place of --size.'
-    )
   with several.together():
-    if cli.WEIGHTS.value:
+    if shared.WEIGHTS.value:
       about, results = {}, _evaluate_weights()
     else:
-      step, results = _evaluate_run(cli.get_workdir())
+      step, results = _evaluate_run(shared.get_workdir())
       about = {'step': step}
     if not processes.is_primary():
       return
-    if cli.JSON.value:
+    if shared.JSON.value:
       print(evaluation.to_json(results, **about))
       return
     for name, value in about.items():
@@ -64,12 +66,11 @@ def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
 
 def _config_of(workdir: epath.Path):
   """Returns the configuration to evaluate with, once it is that of the run."""
-  from nfnet_jax.experiments import checks
-  from nfnet_jax.experiments import config as config_lib
+  from nfnet_jax.experiments import checks, workdirs
 
-  config_lib.load(workdir)  # Or complains.
-  config = checks.resolve_and_check(cli.get_config(), begun=True)
-  config_lib.check_same(config, workdir)
+  workdirs.load(workdir)  # Or complains.
+  config = checks.resolve_and_check(naming.get_config(), begun=True)
+  workdirs.check_same(config, workdir)
   return config
 
 
@@ -77,8 +78,8 @@ def _evaluate_weights() -> dict[str, float]:
   from nfnet_jax.experiments import assemble, checks
   from nfnet_jax.training import evaluation
 
-  weights = cli.get_weights()
-  config = cli.get_config()
+  weights = shared.get_weights()
+  config = naming.get_config()
   with config.unlocked():
     config.weights = None
   config = checks.resolve_and_check(checks.adopt(config, weights))
@@ -86,7 +87,7 @@ def _evaluate_weights() -> dict[str, float]:
   experiment = assemble.Experiment.open(config, to_train=False)
   if weights.num_classes != experiment.source.num_classes:
     raise errors.InputError(
-      f"'{cli.WEIGHTS.value}' tells {weights.num_classes} classes apart, "
+      f"'{shared.WEIGHTS.value}' tells {weights.num_classes} classes apart, "
       f"'{config.dataset}' has {experiment.source.num_classes}; fine-tune it "
       'with --config=finetune.'
     )

@@ -21,11 +21,10 @@ import contextlib
 import json
 import pathlib
 import shutil
-import tempfile
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 for _name in ('weights', 'timm_forward', 'size', 'out', 'json'):
   flags.declare_key_flag(_name)
@@ -44,7 +43,7 @@ def main() -> None:
 
     with errors.as_input_error():
       saved_model.check()
-  weights = cli.get_weights()
+  weights = shared.get_weights()
   out = _get_empty_out()
   folded, difference = _fold(weights)
   facts = _write(out, weights, folded)
@@ -53,12 +52,11 @@ def main() -> None:
 
 def _get_empty_out() -> pathlib.Path:
   """Returns the folder of `--out`, if it holds an earlier export at most."""
-  out = cli.get_out()
+  out = shared.get_out()
   names = {*_FILES, *(['saved_model'] if _SAVED_MODEL.value else [])}
   known = {f'{name}.tmp' for name in names}
   with errors.as_input_error(OSError):
     held = {path.name for path in out.iterdir()}
-    tempfile.TemporaryFile(dir=out).close()
   if 'model.json' in held:
     known |= names
   if others := held - known:
@@ -156,7 +154,7 @@ def _report(out: pathlib.Path, facts: dict, folded, difference: float) -> None:
     'difference': difference,
     'files': {path.name: _bytes(path) for path in sorted(out.iterdir())},
   }
-  if cli.JSON.value:
+  if shared.JSON.value:
     print(json.dumps(report))
     return
   print(

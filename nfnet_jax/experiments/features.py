@@ -15,7 +15,7 @@ import contextlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 for _name in (
   'weights',
@@ -36,9 +36,9 @@ def main(*arguments: str) -> int:
 
   from nfnet_jax.training import files
 
-  if bool(arguments) == bool(cli.DATASET.value):
+  if bool(arguments) == bool(shared.DATASET.value):
     raise errors.InputError('Name images, or a --dataset; not both.')
-  to = cli.get_to()
+  to = shared.get_to()
   if not to.endswith('.npz'):
     raise errors.InputError(f"--to='{to}' must end in .npz.")
   arrays, faults = _of_files(arguments) if arguments else (_of_dataset(), [])
@@ -62,7 +62,7 @@ def _of_files(arguments: Sequence[str]):
 
   with errors.as_input_error():
     paths = files.find_images(arguments)
-  weights = cli.get_weights()
+  weights = shared.get_weights()
   network = inference.Network(weights, min(_BATCH, len(paths)))
   prepared = files.prepare(paths, weights.size, weights.crop, weights.margin)
   features, kept, faults = [], [], []
@@ -83,17 +83,17 @@ def _of_dataset():
   from nfnet_jax.data import faults, pipeline, sources
   from nfnet_jax.experiments import inference
 
-  weights = cli.get_weights()
+  weights = shared.get_weights()
   network = inference.Network(weights, _BATCH)
   features, labels = [], []
   with errors.as_input_error(), _as_repairable(faults.BadDataError):
-    source = sources.load(cli.DATASET.value, cli.DATA_DIR.value)
-    examples = source.num_examples(cli.SPLIT.value)
+    source = sources.load(shared.DATASET.value, shared.DATA_DIR.value)
+    examples = source.num_examples(shared.SPLIT.value)
     if not examples:
-      raise errors.InputError(f"--split='{cli.SPLIT.value}' has 0 examples.")
+      raise errors.InputError(f"--split='{shared.SPLIT.value}' has 0 examples.")
     batches = pipeline.eval_batches(
       source,
-      cli.SPLIT.value,
+      shared.SPLIT.value,
       batch_size=_BATCH,
       image_size=weights.size,
       crop=weights.crop,

@@ -13,7 +13,7 @@ import json
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 flags.declare_key_flag('json')
 
@@ -25,7 +25,7 @@ def main(pattern: str = '*') -> None:
   if not names:
     known = ', '.join(registry.list_models())
     raise errors.InputError(f"No model matches '{pattern}'; known: {known}.")
-  if cli.JSON.value:
+  if shared.JSON.value:
     print(json.dumps({row['name']: row for row in _rows(names)}))
     return
   print(

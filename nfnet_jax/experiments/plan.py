@@ -18,7 +18,7 @@ import re
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, naming, shared
 
 for _name in ('config', 'list_configs', 'json', 'out'):
   flags.declare_key_flag(_name)
@@ -49,23 +49,24 @@ def main() -> None:
     raise errors.InputError('Say on which pod: --topology=v3:8x8.')
   with errors.as_input_error(problems.PlanError):
     candidates = _candidates()
+    out = shared.get_out() if shared.OUT.present else None
     plans = [candidate.plan() for candidate in candidates]
-  if cli.JSON.value:
+  if shared.JSON.value:
     rows = [plan.numbers() for plan in plans]
     print(json.dumps({'plans': rows} if _COMPARE.value else rows[0]))
   elif _COMPARE.value:
     print(report.comparison(plans))
   else:
     print(report.summary(plans[0]))
-  if cli.OUT.present:
-    path = cli.get_out() / 'plan.png'
+  if out:
+    path = out / 'plan.png'
     report.draw(plans, path)
     cli.say(str(path))
 
 
 def _candidates() -> list['Candidate']:
   """Reads what is to be planned, and checks all of it before any compiling."""
-  base = cli.get_config_name(), cli.get_config(), _TOPOLOGY.value
+  base = naming.get_config_name(), naming.get_config(), _TOPOLOGY.value
   variants = [base]
   for item in _COMPARE.value:
     name, config, topology = base
@@ -75,7 +76,7 @@ def _candidates() -> list['Candidate']:
     elif re.fullmatch(r'v\d\w*:[\dx]+', item):
       topology = item
     else:
-      name, config = item, cli.load_config(item)
+      name, config = item, naming.load_config(item)
     variants.append((name, config, topology))
   return [Candidate.of(*variant) for variant in variants]
 

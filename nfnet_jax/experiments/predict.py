@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 for _name in ('weights', 'size', 'timm_forward', 'json'):
   flags.declare_key_flag(_name)
@@ -36,7 +36,7 @@ def main(*arguments: str) -> int:
   with errors.as_input_error():
     paths = files.find_images(arguments)
   plot = _PLOT.value and _check_plot(pathlib.Path(_PLOT.value))
-  weights = cli.get_weights()
+  weights = shared.get_weights()
   rows, shown, unreadable = [], [], []
   for prepared, top in _predict(weights, paths):
     if prepared.fault:
@@ -45,9 +45,9 @@ def main(*arguments: str) -> int:
     rows.append({'path': prepared.path, 'top5': top})
     if len(shown) < _PLOTTED:
       shown.append((prepared, top))
-    if not cli.JSON.value:
+    if not shared.JSON.value:
       print(_table(rows[-1]), flush=True)
-  if cli.JSON.value:
+  if shared.JSON.value:
     print(
       json.dumps(
         {'model': weights.model, 'images': rows, 'unreadable': unreadable}

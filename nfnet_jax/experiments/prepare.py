@@ -9,7 +9,7 @@ downloaded by it.
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 flags.declare_key_flag('data_dir')
 _MANUAL_DIR = flags.DEFINE_string(
@@ -26,7 +26,7 @@ def main(name: str) -> None:
   with errors.as_input_error():
     source = prepare.prepare(
       name,
-      data_dir=cli.DATA_DIR.value,
+      data_dir=shared.DATA_DIR.value,
       manual_dir=_MANUAL_DIR.value,
       partial=_PARTIAL.value,
     )

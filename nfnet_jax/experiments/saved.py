@@ -7,6 +7,7 @@ single settings can be overridden.
 import ml_collections
 
 from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.experiments import workdirs
 
 
 def get_config(*workdir: str) -> ml_collections.ConfigDict:
@@ -19,7 +20,7 @@ def get_config(*workdir: str) -> ml_collections.ConfigDict:
     The configuration; that of `config_lib.base` if there is none to be seen.
   """
   workdir = ':'.join(workdir)
-  if not config_lib.is_run(workdir):
+  if not workdirs.is_run(workdir):
     # Of several processes the first may be the one that sees it, and tells.
     return config_lib.base()
-  return config_lib.load(workdir)
+  return workdirs.load(workdir)

@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli
+from nfnet_jax.experiments import cli, naming, shared
 
 for _name in ('config', 'list_configs', 'out'):
   flags.declare_key_flag(_name)
@@ -27,18 +27,18 @@ _SHUFFLED = 1024
 def main() -> None:
   from nfnet_jax.experiments import assemble, checks
 
-  config = cli.get_config()
+  config = naming.get_config()
   # A batch of what is shown, in one part with both kinds of mixing.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
   config.run.fast_stem = False  # Whole images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
-  experiment = assemble.Experiment.open(checks.resolve_and_check(config))
+  config, out = checks.resolve_and_check(config), shared.get_out()
+  experiment = assemble.Experiment.open(config)
   names = experiment.source.class_names
   train = next(experiment.train_batches(0, cli.say))
   evaluation = next(experiment.eval_batches(cli.say))
   kept = evaluation['mask'] > 0
-  out = cli.get_out()
   for name, images, titles in (
     ('train', train['image'], _titles(train, names)),
     (

@@ -19,7 +19,7 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors
+from nfnet_jax.experiments import cli, errors, shared
 
 for _name in ('weights', 'size', 'out', 'dataset', 'split', 'data_dir'):
   flags.declare_key_flag(_name)
@@ -30,10 +30,10 @@ COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
 
 def main() -> None:
+  out = shared.get_out()
   name, model, params, state = _network()
-  size = cli.SIZE.value or model.spec.test_size
+  size = shared.SIZE.value or model.spec.test_size
   rows = measure(model, params, state, _images(size))
-  out = cli.get_out()
   table, picture = out / f'{name}.csv', out / f'{name}.png'
   with table.open('w', newline='') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
@@ -47,8 +47,8 @@ def _network():
   """Returns name, model, parameters and state: trained, or fresh ones."""
   from nfnet_jax.models import registry
 
-  if cli.WEIGHTS.value:
-    weights = cli.get_weights().with_options(stochdepth_rate=0.0)
+  if shared.WEIGHTS.value:
+    weights = shared.get_weights().with_options(stochdepth_rate=0.0)
     return weights.model, weights.create(), weights.params, weights.model_state
   if not _MODEL.value:
     raise errors.InputError('Say which: --model=NAME or --weights=PATH.')
@@ -109,15 +109,15 @@ def measure(model, params, state, images) -> list[dict[str, float]]:
 def _images(size: int):
   import jax
 
-  if not cli.DATASET.value:
+  if not shared.DATASET.value:
     return jax.random.normal(jax.random.key(2), (_BATCH.value, size, size, 3))
   from nfnet_jax.data import pipeline, sources
   from nfnet_jax.training import step
 
   with errors.as_input_error():
-    source = sources.load(cli.DATASET.value, cli.DATA_DIR.value)
+    source = sources.load(shared.DATASET.value, shared.DATA_DIR.value)
     batches = pipeline.eval_batches(
-      source, cli.SPLIT.value, batch_size=_BATCH.value, image_size=size
+      source, shared.SPLIT.value, batch_size=_BATCH.value, image_size=size
     )
     return step.normalize(next(batches)['image'])
 

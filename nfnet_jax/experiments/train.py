@@ -9,7 +9,7 @@ import os
 from absl import flags
 from etils import epath
 
-from nfnet_jax.experiments import cli, errors, several, tracing
+from nfnet_jax.experiments import cli, errors, naming, several, shared, tracing
 
 for _name in (
   'config',
@@ -26,27 +26,26 @@ Say = Callable[[str], None]
 
 
 def main() -> int:
-  from nfnet_jax.experiments import assemble, checks, describe
-  from nfnet_jax.experiments import config as config_lib
+  from nfnet_jax.experiments import assemble, checks, describe, workdirs
   from nfnet_jax.training import buckets, processes, programs
 
-  workdir, traced = cli.get_workdir(), tracing.get_steps()
+  workdir, traced = shared.get_workdir(), tracing.get_steps()
   with several.together() as say:
     kept = programs.keep()
     if processes.is_primary():
       with errors.as_input_error(OSError):
         buckets.check(workdir, to_write=True)
-    config = checks.resolve_to_train(cli.get_config(), workdir)
+    config = checks.resolve_to_train(naming.get_config(), workdir)
     checks.check_same_everywhere(config)
     checks.check_layout(config)
     if processes.is_primary():
-      config_lib.check_same(config, workdir)
+      workdirs.check_same(config, workdir)
       tracing.check_begun(traced, workdir)
     experiment = assemble.Experiment.open(config)
     tracing.check_total(traced, experiment.cadence.total)
     if processes.is_primary():
       say(describe.summary(experiment, kept))
-      config_lib.save(config, workdir, experiment.source.class_names)
+      workdirs.save(config, workdir, experiment.source.class_names)
     else:
       cli.say(describe.devices())
     return run(experiment, workdir, say, traced)
@@ -81,7 +80,7 @@ def run(
       'checkpoint that is there.'
     ) from error
   if processes.is_primary():
-    if cli.JSON.value:
+    if shared.JSON.value:
       step = finished.cadence.total
       results = finished.writer.evaluations[step]
       more = ending.numbers(finished)

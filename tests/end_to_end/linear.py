@@ -10,9 +10,12 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 
-from nfnet_jax.experiments import cli, errors, several, train
+from nfnet_jax.experiments import cli, errors, several, shared, train
 from nfnet_jax.training import loop, processes, sharding, state
 from tests.training import test_loop
+
+for _name in ('workdir', *several.FLAGS):
+  flags.declare_key_flag(_name)
 
 TOTAL = 12
 _SECONDS_A_STEP = flags.DEFINE_float('seconds_a_step', 0, 'Slows training.')
@@ -97,7 +100,7 @@ def main():
     differs = _DIFFERS.value == jax.process_index()
     with errors.as_input_error():
       processes.agree({'seed': str(int(differs))})
-    return train.run(Experiment(), cli.get_workdir(), say)
+    return train.run(Experiment(), shared.get_workdir(), say)
 
 
 if __name__ == '__main__':

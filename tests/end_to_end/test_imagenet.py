@@ -6,7 +6,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from nfnet_jax.experiments import config, evaluate, train
+from nfnet_jax.experiments import evaluate, train, workdirs
 from nfnet_jax.training import metrics
 from tests import imagenet
 
@@ -25,7 +25,7 @@ def test_two_epochs_of_the_recipe(door, small_recipe, tmp_path):
   steps = [row for row in rows(tmp_path) if 'loss' in row]
   assert [row['step'] for row in steps] == list(range(1, 13))
   assert all(np.isfinite(row['loss']) for row in steps)
-  saved = config.load(tmp_path)
+  saved = workdirs.load(tmp_path)
   assert saved.data.randaugment_magnitude == 5
   code, out, _ = door(
     evaluate.main, f'--workdir={tmp_path}', '--json', on_a_run=True

@@ -1,11 +1,25 @@
 """Bad input: one line on stderr, exit code 2, before anything is compiled."""
 
 import json
+import subprocess
+import sys
 
+from absl import flags as flags_lib
 import jax
 import pytest
 
-from nfnet_jax.experiments import cli, evaluate, several, train
+from nfnet_jax.experiments import (
+  convert,
+  evaluate,
+  models,
+  naming,
+  several,
+  train,
+)
+
+# Of the doors that are made here.
+for _name in ('config', 'json', *several.FLAGS):
+  flags_lib.declare_key_flag(_name)
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +81,55 @@ def test_a_fast_stem_that_cannot_be(door, tmp_path, model, size, said):
   assert said in complaint(result)
 
 
-def test_evaluate_takes_no_size(door):
-  said = complaint(door(evaluate.main, '--weights=a.npz', '--size=64'))
-  assert 'use --config.data.eval_size=64 in place of --size.' in said
+@pytest.mark.parametrize(
+  ('door_module', 'arguments', 'said'),
+  [
+    (
+      train,
+      ['--config=f0', '--workdir=w', '--weights=F0_haiku.npz'],
+      'train takes no --weights: use --config.weights=F0_haiku.npz.',
+    ),
+    (
+      train,
+      ['--config=f0', '--workdir=w', '--data_dir=sets'],
+      'train takes no --data_dir: use --config.run.data_dir=sets.',
+    ),
+    (
+      evaluate,
+      ['--workdir=w', '--timm_forward'],
+      'evaluate takes no --timm_forward: use --config.model.timm_forward=True.',
+    ),
+    (
+      evaluate,
+      ['--weights=a.npz', '--size=64'],
+      'evaluate takes no --size: use --config.data.image_size=64 or '
+      '--config.data.eval_size=64.',
+    ),
+    (models, ['--size=7'], 'models takes no --size; it takes --json.'),
+    (models, ['--list_configs'], 'models takes no --list_configs; it takes'),
+    (
+      convert,
+      ['--config=digits', '--config.batch_size=8', '--to=a.npz'],
+      'convert takes no --config; it takes --layout, --to, --weights.',
+    ),
+  ],
+)
+def test_flags_of_other_doors_are_refused(door, door_module, arguments, said):
+  assert said in complaint(door(door_module.main, *arguments))
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments', 'said'),
+  [
+    ('models', ['nfnet_pico', '--workdir=/none'], 'models takes no --workdir;'),
+    ('train', ['--profile=1:2', '--to=a'], 'it takes --config, --coordinator,'),
+  ],
+)
+def test_doors_of_their_own_refuse_them_too(name, arguments, said):
+  """As processes, where a door is `__main__`."""
+  command = [sys.executable, '-m', f'nfnet_jax.experiments.{name}', *arguments]
+  run = subprocess.run(command, capture_output=True, text=True)
+  assert said in complaint((run.returncode, run.stdout, run.stderr))
 
 
 def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
@@ -113,6 +173,10 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
       'batch_size 0 is not in [1, inf)',
     ),
     (
+      ['--config=digits', '--config.data.shards=0'],
+      'data.shards 0 is not in [1, inf)',
+    ),
+    (
       ['--config=digits', '--config.data.shards=12'],
       'data.shards 12 is not a positive multiple of the number of devices 8',
     ),
@@ -147,6 +211,13 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
     (
       ['--config=digits', '--config.train_for=10 examples'],
       "train_for '10 examples' is less than one step of 64 examples",
+    ),
+    *(
+      (
+        ['--config=digits', f'--config.optimizer.decay_every={duration}'],
+        f"decay_every '{duration}' is less than one step of 64 examples",
+      )
+      for duration in ('0 steps', '0 epochs', '10 examples')
     ),
     (
       ['--config=digits', '--config.optimizer.warmup=soon'],
@@ -252,12 +323,12 @@ def test_evaluate_without_a_run(door, tmp_path):
 
 
 def test_evaluate_before_the_first_checkpoint(door, data_dir, tmp_path):
-  from nfnet_jax.experiments import checks, config
+  from nfnet_jax.experiments import checks, workdirs
   from nfnet_jax.experiments.configs import digits
 
   settings = digits.get_config()
   settings.run.data_dir = data_dir
-  config.save(checks.resolve_and_check(settings), tmp_path, [])
+  workdirs.save(checks.resolve_and_check(settings), tmp_path, [])
   result = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no checkpoint yet' in complaint(result)
 
@@ -279,7 +350,7 @@ def test_a_config_may_take_an_argument(tmp_path, door):
     '  return config\n'
   )
   seen = []
-  main = lambda: seen.append(cli.get_config().batch_size)
+  main = lambda: seen.append(naming.get_config().batch_size)
   assert door(main, f'--config={path}:24')[0] == 0
   assert door(main, '--config', f'{path}:40')[0] == 0
   assert seen == [24, 40]

@@ -1,6 +1,7 @@
 """The door that exports weights."""
 
 import json
+import tempfile
 
 import jax
 import numpy as np
@@ -171,7 +172,7 @@ def test_a_folder_that_cannot_be_written(door, tmp_path, weights, monkeypatch):
   def refuse(dir):
     raise PermissionError(13, 'Permission denied', str(dir))
 
-  monkeypatch.setattr(export.tempfile, 'TemporaryFile', refuse)
+  monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
   code, _, err = door(export.main, weights, f'--out={tmp_path}/out')
   assert code == 2
-  assert f"Permission denied: '{tmp_path}/out'" in err
+  assert f"--out='{tmp_path}/out': Permission denied." in err

@@ -8,10 +8,10 @@ import pytest
 
 from nfnet_jax.experiments import (
   checks,
-  cli,
   errors,
   evaluate,
   models,
+  naming,
   signal_propagation,
   train,
 )
@@ -231,7 +231,15 @@ def test_signal_propagation_of_nothing(door, flags, said, tmp_path):
   assert said in err
 
 
+def test_signal_propagation_to_nowhere(door, monkeypatch):
+  monkeypatch.delattr(signal_propagation, 'measure')  # The work.
+  flags = '--model=nfnet_pico', '--out=/proc'
+  code, out, err = door(signal_propagation.main, *flags)
+  assert (code, out) == (2, '')
+  assert err.startswith("nfnet_jax: --out='/proc': ")
+
+
 def test_configs_are_listed():
-  table = cli.config_table()
+  table = naming.config_table()
   for name in ('resnet', 'nf_regnet', 'efficientnet', 'ladder', 'f7_plus'):
     assert f'\n{name} ' in f'\n{table}'

@@ -3,14 +3,17 @@
 import json
 import pathlib
 
+from absl import flags as flags_lib
 import jax
 import numpy as np
 import pytest
 
 from nfnet_jax.data import known
-from nfnet_jax.experiments import assemble, checks, cli, plan
+from nfnet_jax.experiments import assemble, checks, cli, naming, plan
 from nfnet_jax.pods import compiling, problems, topology
 from nfnet_jax.training import parallel
+
+flags_lib.declare_key_flag('config')  # Of the door that is made here.
 
 TEXT = (
   pathlib.Path(__file__).parents[1] / 'pods' / 'fixtures' / 'step.hlo'
@@ -223,6 +226,7 @@ def test_no_picture_unless_asked_for(door, compiler, tmp_path, monkeypatch):
       [*PICO, '--config.data.train_split=train[:10%]'],
       "examples 'train[:10%]' of 'imagenet2012' has is not known",
     ),
+    ([*PICO, '--out=/dev/null/plans'], "--out='/dev/null/plans': Not a dir"),
     ([*PICO, '--compare=f9'], "Unknown config 'f9'"),
     ([*PICO, '--compare=v3:2'], "'v3:2' is not a topology"),
     ([*PICO, '--compare=nf_regnet:b9'], "'b9' is no variant"),
@@ -269,7 +273,7 @@ def test_unknown_datasets_by_their_numbers(door, compiler):
 
 def experiment(flags, door):
   seen = []
-  result = door(lambda: seen.append(cli.get_config()), *flags)
+  result = door(lambda: seen.append(naming.get_config()), *flags)
   assert result[0] == 0, result
   return assemble.Experiment.open(checks.resolve_and_check(seen[0]))
 

@@ -3,7 +3,14 @@
 import ml_collections
 import pytest
 
-from nfnet_jax.experiments import assemble, checks, cli, config, describe
+from nfnet_jax.experiments import (
+  assemble,
+  checks,
+  config,
+  derive,
+  describe,
+  naming,
+)
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import f0
 from nfnet_jax.models import nfnet, registry
@@ -24,7 +31,7 @@ NAMES = [*PUBLISHED, *(f'{name}_plus' for name in PUBLISHED)]
 
 def load(name) -> ml_collections.ConfigDict:
   scope = {}
-  exec(cli.config_path(name).read_text(), scope)
+  exec(naming.config_path(name).read_text(), scope)
   return scope['get_config']()
 
 
@@ -75,7 +82,7 @@ def test_recipe_with_sam(name, top1, step_ms):
   expected['optimizer'] |= {'sam_rho': 0.05, 'sam_share': 0.2}
   resolved = checks.resolve_and_check(load(f'{name}_sam'))
   assert resolved.to_dict() == expected
-  docstring = cli.config_path(f'{name}_sam').read_text()
+  docstring = naming.config_path(f'{name}_sam').read_text()
   assert f'--config={name}_sam ' in docstring
   assert f'{top1} % top-1' in docstring
   hours = round(112_602 * step_ms / 1000 / 3600)
@@ -125,7 +132,7 @@ def test_a_model_without_published_magnitude_has_no_randaugment():
 def test_accelerators_compute_in_bfloat16(platform, dtype):
   spec = registry.get_spec('nfnet_f0')
   for experiment in (f0, digits_config):
-    resolved = config.resolve(experiment.get_config(), spec, platform)
+    resolved = derive.resolve(experiment.get_config(), spec, platform)
     assert resolved.compute_dtype == dtype
 
 
@@ -143,7 +150,7 @@ def test_shards_follow_the_batch(batch_size, shards):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_docstring_has_the_authors_accuracy_and_the_command(name):
-  docstring = cli.config_path(name).read_text()
+  docstring = naming.config_path(name).read_text()
   assert f'--config={name} ' in docstring
   reported = registry.get_spec(f'nfnet_{name}').reported_top1
   assert (f'{reported} % top-1' in docstring) == (reported is not None)

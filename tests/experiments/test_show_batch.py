@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from nfnet_jax.experiments import show_batch
+from nfnet_jax.experiments import assemble, show_batch
 
 
 def test_contact_sheets(door, small_recipe, tmp_path):
@@ -38,9 +38,11 @@ def test_titles_name_classes_with_their_shares():
   [
     ('--config.dataset=no_such', 'TFDS knows no dataset'),
     ('--images=2', 'images'),
+    ('--out=/dev/null/sheets', "--out='/dev/null/sheets': Not a directory."),
   ],
 )
-def test_bad_input(door, small_recipe, tmp_path, flag, said):
+def test_bad_input(door, small_recipe, tmp_path, monkeypatch, flag, said):
+  monkeypatch.delattr(assemble.Experiment, 'train_batches')  # The work.
   code, _, err = door(show_batch.main, *small_recipe, f'--out={tmp_path}', flag)
   assert code == 2
   assert said in err

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from nfnet_jax.experiments import assemble, checks, evaluate, train
-from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.experiments import assemble, checks, evaluate, train, workdirs
 from nfnet_jax.training import checkpoint, loop
 
 
@@ -19,7 +18,7 @@ def rows_of(workdir):
 
 
 def state_of(workdir, step):
-  config = checks.resolve_and_check(config_lib.load(workdir))
+  config = checks.resolve_and_check(workdirs.load(workdir))
   like = assemble.Experiment.open(config).abstract_state()
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     return checkpoints.restore(step, like)

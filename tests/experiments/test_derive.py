@@ -1,0 +1,86 @@
+import pytest
+
+from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.experiments import derive
+from nfnet_jax.models import registry
+
+
+def resolve(config):
+  return derive.resolve(config, registry.get_spec('nfnet_f1'), 'cpu')
+
+
+def test_derived_after_overrides():
+  config = config_lib.base()
+  config.batch_size = 1024
+  resolved = resolve(config)
+  assert resolved.optimizer.learning_rate == pytest.approx(0.4)
+  assert resolved.data.image_size == 224
+  assert resolved.data.eval_size == 320
+  assert resolved.run.eval_batch_size == 1024
+  with pytest.raises(AttributeError, match='locked'):
+    resolved.new_key = 1
+
+
+@pytest.mark.parametrize(
+  ('model', 'batch_size', 'platform', 'parts'),
+  [
+    ('nfnet_f3', 4096, 'cpu', 1),
+    ('nfnet_f4', 4096, 'cpu', 2),
+    ('nfnet_f4', 4096, 'tpu', 1),
+    ('nfnet_f5', 4096, 'cpu', 4),
+    ('nfnet_f5', 4096, 'tpu', 2),
+    ('nfnet_f6', 4096, 'tpu', 4),
+    ('nfnet_f5', 24, 'cpu', 2),  # Four shards of six images.
+    ('nfnet_f5', 7, 'cpu', 1),
+  ],
+)
+def test_large_models_take_gradients_in_parts(
+  model, batch_size, platform, parts
+):
+  config = config_lib.base()
+  config.batch_size = batch_size
+  resolved = derive.resolve(config, registry.get_spec(model), platform)
+  assert resolved.run.accumulate == parts
+  assert batch_size // resolved.data.shards % parts == 0
+  assert not resolved.run.remat
+
+
+def test_the_largest_compute_blocks_again():
+  spec = registry.get_spec('nfnet_f6')
+  assert derive.resolve(config_lib.base(), spec, 'cpu').run.remat
+  config = config_lib.base()
+  config.run.remat = False
+  assert not derive.resolve(config, spec, 'cpu').run.remat
+  config = config_lib.base()
+  config.optimizer.sam_rho = 0.05  # Whose update cannot be sharded.
+  assert derive.resolve(config, spec, 'tpu').run.remat
+  spec = registry.get_spec('nfnet_f7')
+  assert derive.resolve(config_lib.base(), spec, 'tpu').run.remat
+
+
+@pytest.mark.parametrize(
+  ('model', 'size', 'platform', 'fast'),
+  [
+    ('nfnet_f1', None, 'tpu', True),
+    ('nfnet_f1', None, 'gpu', True),
+    ('nfnet_f1', None, 'cpu', False),
+    ('nfnet_f1', 226, 'tpu', False),
+    ('nfnet_f1_bn', None, 'tpu', False),
+    ('nf_resnet50', None, 'tpu', False),
+  ],
+)
+def test_the_stem_is_fast_where_it_can_be(model, size, platform, fast):
+  config, spec = config_lib.base(), registry.get_spec(model)
+  config.data.image_size = size
+  assert derive.resolve(config, spec, platform).run.fast_stem is fast
+  config.run.fast_stem = not fast
+  assert derive.resolve(config, spec, platform).run.fast_stem is not fast
+
+
+def test_given_values_hold():
+  config = config_lib.base()
+  config.optimizer.learning_rate = 0.5
+  config.data.image_size = 160
+  resolved = resolve(config)
+  assert resolved.optimizer.learning_rate == 0.5
+  assert resolved.data.image_size == 160
