@@ -98,6 +98,7 @@ def _form(run: ml_collections.ConfigDict) -> str:
     'blocks computed again': run.remat,
     'fast stem': run.fast_stem,
     'fused blocks': run.fused_blocks,
+    'fast convolutions': run.fast_convs,
     'sharded update': run.shard_update and jax.device_count() > 1,
   }
   return ''.join(f', {form}' for form, chosen in said.items() if chosen)

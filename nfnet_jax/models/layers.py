@@ -39,6 +39,8 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'softplus': (jax.nn.softplus, 1.9203323126),
   'tanh': (jnp.tanh, 1.5939117670),
 }
+# Of these a channel's value depends on the others'.
+ACROSS_CHANNELS = 'glu', 'log_softmax'
 
 
 def scaled_activation(name: str) -> Activation:

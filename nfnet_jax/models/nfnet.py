@@ -164,10 +164,16 @@ class NFNet(classifier.ImageClassifier):
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
-      ValueError: if variant or activation is unknown.
+      ValueError: if variant or activation is unknown, or the activation has no
+        such form.
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NFNet')
+    if activation in layers.ACROSS_CHANNELS and (fused_blocks or fast_stem):
+      raise ValueError(
+        f"'{activation}' works across channels, which fused blocks and the "
+        'fast stem hold in another order.'
+      )
     self.depth = spec.depth
     self.fast_stem = fast_stem
     conv = layers.ScaledWSConv2D
