@@ -88,11 +88,13 @@ def rows_of(name: str, batch: int, size: int, rounds: int) -> list[tuple]:
   rows = []
   for form, times in seconds.items():
     ratios = [here / plain for here, plain in zip(times, seconds['plain'])]
-    summed = statistics.median(ratios), min(ratios), max(ratios)
-    rows.append(
-      (name, batch, size, form, f'{statistics.median(times):.3f}')
-      + tuple(f'{ratio:.3f}' for ratio in summed)
+    numbers = (
+      statistics.median(times),
+      statistics.median(ratios),
+      min(ratios),
+      max(ratios),
     )
+    rows.append((name, batch, size, form, *(f'{x:.3f}' for x in numbers)))
   return rows
 
 
