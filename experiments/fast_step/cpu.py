@@ -1,11 +1,16 @@
-"""Times F0's plain form and its fused blocks side by side on a CPU.
+"""Times the forms of a network's value and gradient side by side on a CPU.
 
-Prints a table; takes three minutes on two cores:
+Writes cpu.csv next to this file and its table into README.md; takes five
+minutes on two cores:
 
   JAX_PLATFORMS=cpu python experiments/fast_step/cpu.py
 """
 
 import argparse
+from collections.abc import Callable
+import csv
+import pathlib
+import re
 import statistics
 import time
 
@@ -14,12 +19,31 @@ import jax.numpy as jnp
 
 import nfnet_jax
 
-FORMS = {'plain': {}, 'fused blocks': {'fused_blocks': True}}
+HERE = pathlib.Path(__file__).parent
+FUSED, CONVS = {'fused_blocks': True}, {'fast_convs': True}
+FORMS = {
+  'plain': {},
+  'fused blocks': FUSED,
+  'fast convolutions': CONVS,
+  'both': FUSED | CONVS,
+}
+# Model, images, pixels a side.
+CASES = ('nfnet_f0', 4, 192), ('nfnet_nano', 64, 32)
+COLUMNS = (
+  'model',
+  'images',
+  'pixels',
+  'form',
+  'seconds',
+  'of_plain',
+  'least',
+  'most',
+)
 
 
 def make_gradient(
   name: str, options: dict, params: dict, images: jax.Array, labels: jax.Array
-):
+) -> Callable[[], tuple]:
   """Compiles the gradient of the cross-entropy, as a call without arguments."""
   model = nfnet_jax.create(name, **options)
 
@@ -33,7 +57,9 @@ def make_gradient(
   return lambda: jax.block_until_ready(gradient(params))
 
 
-def measure(name: str, batch: int, size: int, rounds: int) -> dict:
+def measure(
+  name: str, batch: int, size: int, rounds: int
+) -> dict[str, list[float]]:
   """Returns seconds of each round by form; rounds take the forms in turn."""
   model = nfnet_jax.create(name)
   images = jax.random.normal(jax.random.key(2), (batch, size, size, 3))
@@ -56,23 +82,45 @@ def measure(name: str, batch: int, size: int, rounds: int) -> dict:
   return seconds
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--model', default='nfnet_f0')
-  parser.add_argument('--batch', type=int, default=4)
-  parser.add_argument('--size', type=int, default=192)
-  parser.add_argument('--rounds', type=int, default=10)
-  args = parser.parse_args()
-  seconds = measure(args.model, args.batch, args.size, args.rounds)
-  print('| form | seconds | of plain (least to most) |')
-  print('| --- | ---: | ---: |')
+def rows_of(name: str, batch: int, size: int, rounds: int) -> list[tuple]:
+  """Measures a model; ratios are of the plain form in the same round."""
+  seconds = measure(name, batch, size, rounds)
+  rows = []
   for form, times in seconds.items():
     ratios = [here / plain for here, plain in zip(times, seconds['plain'])]
-    print(
-      f'| {form} | {statistics.median(times):.2f} | '
-      f'{statistics.median(ratios):.3f} '
-      f'({min(ratios):.3f} to {max(ratios):.3f}) |'
+    numbers = (
+      statistics.median(times),
+      statistics.median(ratios),
+      min(ratios),
+      max(ratios),
     )
+    rows.append((name, batch, size, form, *(f'{x:.3f}' for x in numbers)))
+  return rows
+
+
+def write(rows: list[tuple], folder: pathlib.Path) -> str:
+  """Writes the rows, and their table into the README; returns the table."""
+  with (folder / 'cpu.csv').open('w', newline='') as file:
+    csv.writer(file, lineterminator='\n').writerows([COLUMNS, *rows])
+  names = [column.replace('_', ' ') for column in COLUMNS]
+  right = ['---', '---:', '---:', '---'] + ['---:'] * 4
+  lines = [names, right, *([str(cell) for cell in row] for row in rows)]
+  table = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+  readme = folder / 'README.md'
+  if readme.exists():
+    place = r'(?s)(?<=<!-- cpu -->\n).*(?=<!-- end of cpu -->)'
+    text = re.sub(place, lambda _: table, readme.read_text())
+    readme.write_text(text)
+  return table
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--rounds', type=int, default=10)
+  parser.add_argument('--out', type=pathlib.Path, default=HERE)
+  args = parser.parse_args()
+  rows = [row for case in CASES for row in rows_of(*case, args.rounds)]
+  print(write(rows, args.out), end='')
 
 
 if __name__ == '__main__':

@@ -93,6 +93,11 @@ def _check_forms(
         f"run.{form} is for NFNets; '{spec.name}' has no such form: leave it "
         'out.'
       )
+    if run[form] and derive.unformable(config, form):
+      raise errors.InputError(
+        f'run.{form} holds channels in another order, and model.activation '
+        f"'{config.model.activation}' works across them: leave out either."
+      )
   if run.shard_update and (setting := derive.unshardable(config)):
     raise errors.InputError(
       f'run.shard_update shares out units, which {setting} needs all of: leave '

@@ -99,6 +99,7 @@ def base() -> ml_collections.ConfigDict:
         'shard_update': config_dict.placeholder(bool),
         'fast_stem': config_dict.placeholder(bool),
         'fused_blocks': config_dict.placeholder(bool),
+        'fast_convs': config_dict.placeholder(bool),
       },
     }
   ).lock()

@@ -5,7 +5,7 @@ import math
 import ml_collections
 
 from nfnet_jax.experiments import config as config_lib
-from nfnet_jax.models import fast_stem, registry
+from nfnet_jax.models import fast_stem, layers, registry
 
 # Data shards of a run where none are asked for: the cores of the pod that the
 # paper's batch of 4,096 was trained on.
@@ -22,7 +22,7 @@ _PARTS = {
 _REMAT = {True: ('nfnet_f7',), False: ('nfnet_f6', 'nfnet_f7')}
 
 # Settings of `run` that choose a faster form of the network; see `models`.
-FORMS = ('fast_stem', 'fused_blocks')
+FORMS = ('fast_stem', 'fused_blocks', 'fast_convs')
 
 
 def resolve(
@@ -73,15 +73,33 @@ def resolve(
     # Never more than divides the examples of a device, however many there are.
     parts = _PARTS[spared].get(spec.name, 1)
     run.accumulate = math.gcd(parts, config.batch_size // data.shards)
-  if run.fast_stem is None:
-    # CPUs have no lanes to fill: there it is a little slower, if anything.
-    fits = 'fast_stem' in spec.options and not data.image_size % fast_stem.BLOCK
-    run.fast_stem = fits and platform != 'cpu'
-  if run.fused_blocks is None:
-    run.fused_blocks = platform != 'cpu' and 'fused_blocks' in spec.options
+  _choose_forms(config, spec, platform)
   if run.eval_batch_size is None:
     run.eval_batch_size = config.batch_size
   return config.lock()
+
+
+def _choose_forms(
+  config: ml_collections.ConfigDict, spec: registry.ModelSpec, platform: str
+) -> None:
+  """Decides on the forms of the network that nobody has decided on."""
+  is_cpu = platform == 'cpu'
+  pays = {
+    # CPUs have no lanes to fill: there it is slower.
+    'fast_stem': not is_cpu and not config.data.image_size % fast_stem.BLOCK,
+    'fused_blocks': True,
+    'fast_convs': is_cpu,
+  }
+  for form in FORMS:
+    if config.run[form] is None:
+      can_be = form in spec.options and not unformable(config, form)
+      config.run[form] = can_be and pays[form]
+
+
+def unformable(config: ml_collections.ConfigDict, form: str) -> bool:
+  """Whether the network's activation leaves it no such form."""
+  across = config.model.activation in layers.ACROSS_CHANNELS
+  return across and form != 'fast_convs'
 
 
 def unshardable(config: ml_collections.ConfigDict) -> str:

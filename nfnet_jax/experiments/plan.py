@@ -279,6 +279,7 @@ def get_workload(name: str, experiment, devices: int):
     remat=run.remat,
     fast_stem=run.fast_stem,
     fused_blocks=run.fused_blocks,
+    fast_convs=run.fast_convs,
     shard_update=sharded is not None,
   )
 

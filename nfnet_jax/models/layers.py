@@ -39,6 +39,8 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'softplus': (jax.nn.softplus, 1.9203323126),
   'tanh': (jnp.tanh, 1.5939117670),
 }
+# Of these a channel's value depends on the others'.
+ACROSS_CHANNELS = 'glu', 'log_softmax'
 
 
 def scaled_activation(name: str) -> Activation:
@@ -129,6 +131,27 @@ def standardize_as_timm(
   return (w - jnp.mean(w, axes)) * scale
 
 
+def convolve(
+  x: jax.Array, kernel: jax.Array, stride: int, groups: int
+) -> jax.Array:
+  """Maps `[N, H, W, I]` to `[N, ceil(H / stride), ceil(W / stride), O]`.
+
+  Args:
+    x: `[N, H, W, I]`, padded with zeros as SAME has it.
+    kernel: `[H, W, I / groups, O]`.
+    stride: pixels between windows.
+    groups: how many parts of the inputs see a part of the outputs each.
+  """
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(stride, stride),
+    padding='SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
+  )
+
+
 class ScaledWSConv2D(hk.Module):
   """Convolution with scaled weight standardisation, a gain and a bias.
 
@@ -144,6 +167,7 @@ class ScaledWSConv2D(hk.Module):
     stride: int = 1,
     groups: int = 1,
     standardize: Callable[[jax.Array, jax.Array], jax.Array] = standardize,
+    convolve: Callable[[jax.Array, jax.Array, int, int], jax.Array] = convolve,
     name: str | None = None,
   ):
     super().__init__(name=name)
@@ -152,6 +176,7 @@ class ScaledWSConv2D(hk.Module):
     self.stride = stride
     self.groups = groups
     self.standardize = standardize
+    self._convolve = convolve
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel, bias = self.parameters(x.shape[-1], x.dtype)
@@ -171,14 +196,7 @@ class ScaledWSConv2D(hk.Module):
 
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with a kernel that is standardised already."""
-    return lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(self.stride, self.stride),
-      padding='SAME',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=self.groups,
-    )
+    return self._convolve(x, kernel, self.stride, self.groups)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

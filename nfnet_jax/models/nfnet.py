@@ -20,6 +20,7 @@ from nfnet_jax.models import (
   layers,
   normalizer_free,
 )
+from nfnet_jax.models import fast_convs as fast_convs_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,7 @@ class NFNet(classifier.ImageClassifier):
     timm_forward: bool = False,
     fused_blocks: bool = False,
     fast_stem: bool = False,
+    fast_convs: bool = False,
     name: str = 'NFNet',
   ):
     """Builds the modules.
@@ -157,19 +159,29 @@ class NFNet(classifier.ImageClassifier):
       fast_stem: whether to compute the stem as TPUs do it quickly (see
         `models.fast_stem`), from images or from blocks of them, where the
         images' sides allow it.
+      fast_convs: whether to compute convolutions as CPUs do it quickly (see
+        `models.fast_convs`).
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
-      ValueError: if variant or activation is unknown.
+      ValueError: if variant or activation is unknown, or the activation has no
+        such form.
     """
     super().__init__(name=name)
     spec = classifier.lookup(VARIANTS, variant, 'NFNet')
+    if activation in layers.ACROSS_CHANNELS and (fused_blocks or fast_stem):
+      raise ValueError(
+        f"'{activation}' works across channels, which fused blocks and the "
+        'fast stem hold in another order.'
+      )
     self.depth = spec.depth
     self.fast_stem = fast_stem
     conv = layers.ScaledWSConv2D
     if timm_forward:
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)
       activation = {'gelu': 'gelu_erf'}.get(activation, activation)
+    if fast_convs:
+      conv = functools.partial(conv, convolve=fast_convs_lib.convolve)
     self.activation = layers.scaled_activation(activation)
     if fused_blocks and activation == 'gelu':
       self.activation = fused.scaled_gelu

@@ -41,6 +41,7 @@ class Workload:
     remat: whether the backward pass computes the blocks again.
     fast_stem: whether the stem is computed on blocks of pixels.
     fused_blocks: whether blocks take fewer passes over their activations.
+    fast_convs: whether convolutions are computed as CPUs do it quickly.
     shard_update: whether each device updates its share of the parameters.
   """
 
@@ -61,6 +62,7 @@ class Workload:
   remat: bool = False
   fast_stem: bool = False
   fused_blocks: bool = False
+  fast_convs: bool = False
   shard_update: bool = False
 
 
@@ -131,6 +133,7 @@ class Plan:
       'remat': work.remat,
       'fast_stem': work.fast_stem,
       'fused_blocks': work.fused_blocks,
+      'fast_convs': work.fast_convs,
       'shard_update': work.shard_update,
       'total_steps': work.steps,
       'parameter_bytes': work.parameter_bytes,

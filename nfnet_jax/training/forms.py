@@ -6,6 +6,7 @@ from collections.abc import Mapping
 NAMES = {
   'fast_stem': 'fast stem',
   'fused_blocks': 'fused blocks',
+  'fast_convs': 'fast convolutions',
   'shard_update': 'sharded update',
 }
 

@@ -84,6 +84,17 @@ def test_a_fast_stem_that_cannot_be(door, tmp_path, model, size, said):
   assert said in complaint(result)
 
 
+def test_a_form_that_an_activation_rules_out(door, tmp_path):
+  result = door(
+    train.main,
+    '--config=digits',
+    f'--workdir={tmp_path}',
+    '--config.model.activation=log_softmax',
+    '--config.run.fused_blocks=True',
+  )
+  assert "model.activation 'log_softmax' works across them" in complaint(result)
+
+
 @pytest.mark.parametrize(
   ('door_module', 'arguments', 'said'),
   [

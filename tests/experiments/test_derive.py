@@ -92,6 +92,23 @@ def test_the_stem_is_fast_where_it_can_be(model, size, platform, fast):
   assert derive.resolve(config, spec, platform, 8).run.fast_stem is not fast
 
 
+@pytest.mark.parametrize(
+  ('model', 'activation', 'platform', 'forms'),
+  [
+    ('nfnet_f1', None, 'tpu', {'fast_stem', 'fused_blocks'}),
+    ('nfnet_f1', None, 'cpu', {'fused_blocks', 'fast_convs'}),
+    ('nfnet_f1', 'log_softmax', 'tpu', set()),
+    ('nfnet_f1', 'log_softmax', 'cpu', {'fast_convs'}),
+    ('nf_resnet50', None, 'cpu', set()),
+  ],
+)
+def test_forms_suit_the_platform(model, activation, platform, forms):
+  config, spec = config_lib.base(), registry.get_spec(model)
+  config.model.activation = activation
+  run = derive.resolve(config, spec, platform, 8).run
+  assert {form for form in derive.FORMS if run[form]} == forms
+
+
 def test_given_values_hold():
   config = config_lib.base()
   config.optimizer.learning_rate = 0.5

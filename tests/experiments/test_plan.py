@@ -131,6 +131,7 @@ def test_json_has_stable_names(door, compiler):
     'hosts',
     'fast_stem',
     'fused_blocks',
+    'fast_convs',
     'images_per_second',
     'model_flops_utilisation',
     'parameter_bytes',

@@ -165,11 +165,20 @@ class TestRun:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
   @pytest.mark.slow
-  def test_the_fast_stem_trains_alike(self, door, small, workdir, tmp_path):
-    fast = '--config.run.fast_stem=True'
-    code, _, err = door(train.main, *small, fast, f'--workdir={tmp_path}')
+  @pytest.mark.parametrize(
+    ('forms', 'said'),
+    [
+      ({'fast_stem': True}, ', fast stem, fused blocks, fast convolutions'),
+      ({'fused_blocks': False, 'fast_convs': False}, ''),
+    ],
+  )
+  def test_other_forms_train_alike(
+    self, door, small, workdir, tmp_path, forms, said
+  ):
+    flags = [f'--config.run.{name}={on}' for name, on in forms.items()]
+    code, _, err = door(train.main, *small, *flags, f'--workdir={tmp_path}')
     assert code == 0, err
-    assert 'peak learning rate 0.1, float32, fast stem\n' in err
+    assert f'peak learning rate 0.1, float32{said}\n' in err
     assert '91,802 parameters, 0.000796 G multiply-adds' in err
     for ours, theirs in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
       if 'loss' in ours:

@@ -1,4 +1,4 @@
-"""The fused forms are the plain ones, rounded and summed in another order."""
+"""The fast forms are the plain ones, rounded and summed in another order."""
 
 import dataclasses
 
@@ -79,6 +79,9 @@ def test_standardize_below_eps():
   )
 
 
+FORMS = 'fused_blocks', 'fast_convs'
+
+
 @pytest.fixture(scope='module')
 def network():
   """Returns what makes an NFNet of one plain and three transition blocks."""
@@ -129,14 +132,16 @@ def run(network, inputs, dtype, *, is_training=True, **options):
   )
 
 
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('is_training', [True, False])
-def test_network_in_float32(network, inputs, is_training):
+def test_network_in_float32(network, inputs, is_training, form):
   alike = {'dtype': jnp.float32, 'is_training': is_training}
   plain = run(network, inputs, **alike)
-  assert_close(plain, run(network, inputs, **alike, fused_blocks=True), 1e-5)
+  assert_close(plain, run(network, inputs, **alike, **{form: True}), 1e-5)
 
 
-def test_network_in_bfloat16_is_as_exact(network, inputs):
+@pytest.mark.parametrize('form', FORMS)
+def test_network_in_bfloat16_is_as_exact(network, inputs, form):
   exact = run(network, inputs, jnp.float32)
 
   def error(**options):
@@ -147,7 +152,7 @@ def test_network_in_bfloat16_is_as_exact(network, inputs):
     return square(jax.tree.map(jnp.subtract, rough, exact)) / square(exact)
 
   plain = error()
-  assert error(fused_blocks=True) < 1.5 * plain < 0.1
+  assert error(**{form: True}) < 1.5 * plain < 0.1
 
 
 def test_endpoints_tell_the_same(network, inputs):
@@ -169,7 +174,15 @@ def test_other_activations_stay(network, inputs):
   assert_close(plain, run(network, inputs, **alike, fused_blocks=True), 1e-5)
 
 
-def test_timm_forward_stays(network, inputs):
+@pytest.mark.parametrize('form', FORMS)
+def test_timm_forward_stays(network, inputs, form):
   alike = {'dtype': jnp.float32, 'timm_forward': True}
   plain = run(network, inputs, **alike)
-  assert_close(plain, run(network, inputs, **alike, fused_blocks=True), 1e-5)
+  assert_close(plain, run(network, inputs, **alike, **{form: True}), 1e-5)
+
+
+@pytest.mark.parametrize('form', ['fused_blocks', 'fast_stem'])
+@pytest.mark.parametrize('activation', layers.ACROSS_CHANNELS)
+def test_channels_that_depend_on_others_are_refused(network, form, activation):
+  with pytest.raises(ValueError, match=f"'{activation}' works across channels"):
+    network(activation=activation, **{form: True})

@@ -152,15 +152,21 @@ def make_blocks(index):
   return {**batch, 'image': np.asarray(fast_stem.to_blocks(batch['image']))}
 
 
-def make_fast_trainer():
-  return make_trainer(
-    model=nfnet_jax.create('nfnet_pico', num_classes=10, fast_stem=True)
-  )
+def make_fast_trainer(*forms):
+  forms = dict.fromkeys(forms, True)
+  return make_trainer(model=nfnet_jax.create('nfnet_pico', 10, **forms))
 
 
-def test_fast_stem_trains_alike(ten_steps):
-  runner = Runner(make_fast_trainer(), 8, make_blocks(0))
-  _, rows = runner.run(runner.fresh_state(), map(make_blocks, range(10)))
+@pytest.mark.parametrize(
+  ('forms', 'make'),
+  [
+    (['fast_stem'], make_blocks),
+    (['fused_blocks', 'fast_convs'], make_batch),
+  ],
+)
+def test_fast_forms_train_alike(ten_steps, forms, make):
+  runner = Runner(make_fast_trainer(*forms), 8, make(0))
+  _, rows = runner.run(runner.fresh_state(), map(make, range(10)))
   losses = [[row['loss'] for row in each] for each in (rows, ten_steps[1])]
   np.testing.assert_allclose(*losses, rtol=1e-5)
   assert all(row['applied'] for row in rows)
@@ -168,7 +174,8 @@ def test_fast_stem_trains_alike(ten_steps):
 
 def test_diagnosis_knows_the_order_of_a_fast_stem():
   plain = diagnosis._creation_order(make_trainer(), make_batch(0))
-  fast = diagnosis._creation_order(make_fast_trainer(), make_blocks(0))
+  trainer = make_fast_trainer('fast_stem')
+  fast = diagnosis._creation_order(trainer, make_blocks(0))
   assert fast == plain
   assert plain[0] == 'NFNet/~/stem_conv0/w'
 
