@@ -238,6 +238,12 @@ def fail(line: str, exit_code: int = EXIT_FAILED, details: str = '') -> None:
   _end(line, exit_code, _LINGER, details)
 
 
+def await_failure() -> None:
+  """Waits to be ended by another process that has failed."""
+  time.sleep(_SILENCE)
+  fail(f'Another process failed without a word. {_RESUME}')
+
+
 def explain(error: BaseException) -> str:
   """Returns a line on what went wrong, the end of another process included."""
   line = f'{type(error).__name__}: {_first_line(error)}'

@@ -152,15 +152,27 @@ def test_an_absent_process_is_not_waited_for_for_ever(tmp_path, present):
   )
 
 
-def test_bad_data_in_one_process_ends_all_with_the_line(tmp_path):
+@pytest.mark.parametrize('update', [[], ['--sharded']], ids=['', 'sharded'])
+@pytest.mark.parametrize('bad', [0, 1])
+def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
+  workdir = f'--workdir={tmp_path / "run"}'
   pod = pods.Pod(
-    LINEAR,
-    '--fail=1:7',
-    f'--workdir={tmp_path / "run"}',
-    count=2,
-    devices=4,
+    LINEAR, *update, f'--fail={bad}:7', workdir, count=2, devices=4
   )
-  assert pod.finish(60) == [2, 2]
+  assert pod.finish(60) == [2, 2], pod.said
+  assert pod[bad].lines[-1] == 'nfnet_jax: the record is bad.'
+  others = f'nfnet_jax: Process {bad} ended all: the record is bad.'
+  assert pod[1 - bad].lines[-1] == others
+  assert 'not finite' not in pod.said
+  assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
+  first, _ = resume(tmp_path / 'run', *update)
+  assert 'Resuming after step 5.' in first.said
+  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+
+
+def test_bad_data_from_the_first_ends_all(tmp_path):
+  pod = pods.Pod(LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2)
+  assert pod.finish(60) == [2, 2], pod.said
   assert pod[1].lines == ['nfnet_jax: the record is bad.']
   assert 'nfnet_jax: Process 1 ended all: the record is bad.' in pod[0].lines
 
