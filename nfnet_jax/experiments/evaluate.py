@@ -48,16 +48,16 @@ def main() -> None:
 def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.experiments import assemble, checks
   from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import evaluation, processes
+  from nfnet_jax.training import evaluation, exchange, processes
 
   config = config_lib.base()
-  config.update(processes.from_primary(lambda: _config_of(workdir).to_dict()))
+  config.update(exchange.from_primary(lambda: _config_of(workdir).to_dict()))
   config = checks.resolve_and_check(config, begun=True)
   checks.check_same_everywhere(config)
   experiment, state = assemble.Experiment.open(config), None
   if processes.is_primary():
     state = restore_latest(workdir, experiment)
-  state = processes.broadcast(state, like=experiment.abstract_state())
+  state = exchange.broadcast(state, like=experiment.abstract_state())
   weights = evaluation.weights_of(state)
   return int(state.step), _evaluate(experiment, weights)
 

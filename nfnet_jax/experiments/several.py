@@ -54,16 +54,17 @@ def together() -> Iterator[Callable[[str], None]]:
     errors.InputError: if they do not fit together, or the devices are not those
       of `--require_platform`.
   """
-  from nfnet_jax.training import processes
+  from nfnet_jax.training import exchange, installation, processes
 
-  with errors.as_input_error():
-    processes.start(
-      _COORDINATOR.value,
-      _NUM_PROCESSES.value,
-      _PROCESS_ID.value,
-      timeout=_PEER_TIMEOUT.value,
-    )
   with _failing_together():
+    with errors.as_input_error():
+      processes.start(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        timeout=_PEER_TIMEOUT.value,
+      )
+      exchange.agree(installation.describe())
     _check_devices()
     yield cli.say if processes.is_primary() else lambda text: None
     processes.finish()

@@ -12,6 +12,7 @@ from nfnet_jax.training import checkpoint as checkpoint_lib
 from nfnet_jax.training import (
   diagnosis,
   evaluation,
+  exchange,
   interrupt,
   processes,
   profiling,
@@ -246,7 +247,7 @@ class Loop:
     self._store(state)
     self._wait_until_saved()
     # Asked once the first process has saved, which a failure would end.
-    have_data = processes.everywhere(self._failure is None)
+    have_data = exchange.everywhere(self._failure is None)
     if self._failure:
       raise self._failure
     if not have_data:

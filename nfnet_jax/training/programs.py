@@ -5,7 +5,7 @@ import tempfile
 
 import jax
 
-from nfnet_jax.training import files, processes
+from nfnet_jax.training import exchange, files, processes
 
 
 def keep() -> str | None:
@@ -33,10 +33,10 @@ def keep() -> str | None:
 
 def _trouble(folder: str) -> str | None:
   """Returns why a local folder will not do, if it will not."""
-  mark, trouble = processes.from_primary(lambda: _mark(folder))
+  mark, trouble = exchange.from_primary(lambda: _mark(folder))
   if trouble:
     return trouble
-  seen = processes.everywhere(os.path.exists(mark))
+  seen = exchange.everywhere(os.path.exists(mark))
   if processes.is_primary():
     os.unlink(mark)
   if not seen:

@@ -2,6 +2,7 @@
 
 import signal
 
+import jax
 import pytest
 
 from nfnet_jax.experiments import train
@@ -216,6 +217,16 @@ def test_processes_that_differ_do_not_start(tmp_path):
   assert pod.finish(60) == [2, 2]
   line = 'Process 1 differs from process 0 in seed (0 there, 1 here).'
   assert all(line in process.lines[-1] for process in pod)
+
+
+@pytest.mark.parametrize('odd', [0, 1])
+def test_hosts_with_other_versions_do_not_start(tmp_path, odd):
+  pod = pods.Pod(LINEAR, f'--odd={odd}', f'--workdir={tmp_path}', count=2)
+  assert pod.finish(60) == [2, 2], pod.said
+  versions = jax.__version__, 'another'
+  there, here = versions if odd else versions[::-1]
+  line = f'differs from process 0 in jax ({there} there, {here} here).'
+  assert all(line in process.lines[-1] for process in pod), pod.said
 
 
 @pytest.fixture
