@@ -25,6 +25,9 @@ def resolve_to_train(
     errors.InputError: in one line, what is wrong and the way out.
   """
   _check_complete(config)
+  # What processes exchange next depends on it.
+  with errors.as_input_error():
+    exchange.agree({'weights': str(config.weights)})
   if config.weights:
     config = config.copy_and_resolve_references()
     model = exchange.from_primary(lambda: _model_of_weights(config, workdir))

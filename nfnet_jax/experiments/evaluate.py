@@ -22,7 +22,7 @@ for _name in ('config', 'workdir', 'weights', 'json', *several.FLAGS):
 
 
 def main() -> None:
-  from nfnet_jax.training import evaluation, processes
+  from nfnet_jax.training import evaluation, exchange, processes
 
   if cli.SIZE.value:
     raise errors.InputError(
@@ -30,6 +30,9 @@ def main() -> None:
       f'--config.data.eval_size={cli.SIZE.value} in place of --size.'
     )
   with several.together():
+    with errors.as_input_error():
+      given = 'given' if cli.WEIGHTS.value else 'not given'
+      exchange.agree({'--weights': given})
     if cli.WEIGHTS.value:
       about, results = {}, _evaluate_weights()
     else:
@@ -105,7 +108,8 @@ def _evaluate(experiment, weights) -> dict[str, float]:
   )
   from nfnet_jax.training import parallel as parallel_lib
 
-  kept = programs.keep()
+  with errors.as_input_error():
+    kept = programs.keep()
   if kept and processes.is_primary():
     cli.say(f'programs   {kept}')
   parallel = parallel_lib.DataParallel()

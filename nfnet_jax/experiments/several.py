@@ -33,6 +33,8 @@ _REQUIRE_PLATFORM = flags.DEFINE_enum(
   ['tpu', 'gpu', 'cpu'],
   'Refuses to run on devices of another kind.',
 )
+# That devices take to start and to compile their first program.
+_SECONDS_TO_START = 60
 FLAGS = (
   'coordinator',
   'num_processes',
@@ -57,6 +59,22 @@ def together() -> Iterator[Callable[[str], None]]:
   from nfnet_jax.training import exchange, installation, processes
 
   with _failing_together():
+    _join()
+    with errors.as_input_error():
+      exchange.agree(installation.describe())
+    patience = _PEER_TIMEOUT.value + _SECONDS_TO_START
+    line = f'The devices did not answer within {patience:g} s.'
+    with processes.at_most(patience, line):
+      _check_devices()
+    yield cli.say if processes.is_primary() else lambda text: None
+    processes.finish()
+
+
+def _join() -> None:
+  """Joins the other processes, and says so."""
+  from nfnet_jax.training import processes
+
+  try:
     with errors.as_input_error():
       processes.start(
         _COORDINATOR.value,
@@ -64,10 +82,14 @@ def together() -> Iterator[Callable[[str], None]]:
         _PROCESS_ID.value,
         timeout=_PEER_TIMEOUT.value,
       )
-      exchange.agree(installation.describe())
-    _check_devices()
-    yield cli.say if processes.is_primary() else lambda text: None
-    processes.finish()
+  except RuntimeError as error:
+    raise errors.RunError(
+      f'The processes cannot be joined ({error}). If something else listens at '
+      'the port of --coordinator, name another.'
+    ) from error
+  # At once: what follows may hang where a host is not as the others.
+  if (team := processes.team()) is not None:
+    cli.say(f'process    {team.index} of {team.count}')
 
 
 @contextlib.contextmanager
@@ -93,8 +115,6 @@ def _check_devices() -> None:
   """Checks that the devices are of the right kind and work together."""
   import jax
 
-  from nfnet_jax.training import parallel, processes
-
   required = _REQUIRE_PLATFORM.value
   with errors.as_input_error(RuntimeError if required else ()):
     platform = jax.default_backend()
@@ -104,7 +124,24 @@ def _check_devices() -> None:
       f"See that JAX's {required} release is installed and that no other "
       'process holds the devices.'
     )
+  _check_count()
+
+
+def _check_count() -> None:
+  import jax
+
+  from nfnet_jax.training import parallel, processes
+
+  if not processes.are_several() and (count := jax.process_count()) > 1:
+    raise errors.InputError(
+      f'JAX computes on the devices of {count} processes here, which were not '
+      'joined: leave out --num_processes, or compute alone with '
+      'JAX_PLATFORMS=cpu.'
+    )
   if processes.are_several():
     counted, expected = parallel.DataParallel().count(), jax.device_count()
     if counted != expected:
-      raise RuntimeError(f'{counted} of {expected} devices answered.')
+      raise errors.RunError(
+        f'{counted} of {expected} devices answered. Start all processes anew; '
+        'if that does not help, the hosts.'
+      )

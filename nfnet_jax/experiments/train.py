@@ -32,7 +32,8 @@ def main() -> int:
 
   workdir, traced = cli.get_workdir(), tracing.get_steps()
   with several.together() as say:
-    kept = programs.keep()
+    with errors.as_input_error():
+      kept = programs.keep()
     if processes.is_primary():
       with errors.as_input_error(OSError):
         buckets.check(workdir, to_write=True)

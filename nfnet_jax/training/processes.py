@@ -19,13 +19,8 @@ from typing import Any
 
 import jax
 
-# What a scheduler tells the processes of a job, as JAX's own detection reads
-# it; on a Cloud TPU VM JAX sets its platforms, if the user did not.
-_SIGNS = (
-  'SLURM_STEP_NODELIST',
-  'OMPI_MCA_orte_hnp_uri',
-  'JOB_COMPLETION_INDEX',  # Kubernetes.
-)
+from nfnet_jax.training import clusters
+
 _BEATS, _FAILURES = 'nfnet_jax/beats', 'nfnet_jax/failures'
 _SECONDS_A_BEAT = 1.0
 # At most; as long as JAX's own default. Imports and compilations hold up beats.
@@ -79,21 +74,17 @@ def start(
       at most 100 seconds.
 
   Raises:
-    ValueError: if some but not all of the arguments are given.
+    ValueError: if some but not all of the arguments are given, or a scheduler
+      has started several processes that JAX does not find.
+    RuntimeError: if the others cannot be joined.
   """
-  arguments = coordinator, num_processes, process_id
-  if num_processes == 1 or (arguments == (None,) * 3 and not _has_others()):
+  if num_processes == 1:
     return
-  if None in arguments and any(value is not None for value in arguments):
-    raise ValueError(
-      'Several processes need all of --coordinator=HOST:PORT, '
-      '--num_processes=N and --process_id=I; a cluster that JAX knows, none.'
-    )
-  if process_id is not None and not 0 <= process_id < num_processes:
-    raise ValueError(
-      f'--process_id={process_id} is not in [0, {num_processes}), '
-      'the range of --num_processes.'
-    )
+  arguments = coordinator, num_processes, process_id
+  if arguments != (None,) * 3:
+    clusters.check(*arguments)
+  elif not clusters.may_have_others():
+    return
   with _explaining_aborts():
     _initialize(arguments, timeout)
 
@@ -144,6 +135,28 @@ def await_failure() -> None:
   """Waits to be ended by another process that has failed."""
   time.sleep(_SILENCE)
   fail(f'Another process failed without a word. {_RESUME}')
+
+
+@contextlib.contextmanager
+def at_most(seconds: float, line: str) -> Iterator[None]:
+  """Ends all processes, this one even if alone, if its body takes longer.
+
+  Args:
+    seconds: that it may take.
+    line: what to say where they do not suffice.
+  """
+  timer = threading.Timer(seconds, _give_up, (line,))
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _give_up(line: str) -> None:
+  fail(line)
+  _end(line, EXIT_FAILED)
 
 
 def explain(error: BaseException) -> str:
@@ -198,17 +211,16 @@ def _end(
 ) -> None:
   if not _ending.acquire(blocking=False):
     threading.Event().wait()  # What follows from the first failure is noise.
-  print(f'{details}nfnet_jax: {line}', file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  if _team is not None:
-    time.sleep(_LINGER_OF_PRIMARY if is_primary() else linger)
-  os._exit(exit_code)
-
-
-def _has_others() -> bool:
-  """Whether to ask JAX; its detection may fail where no job is running."""
-  on_tpu = 'tpu' in (jax.config.jax_platforms or '')
-  return on_tpu or any(sign in os.environ for sign in _SIGNS)
+  try:
+    # Who read what this process says may be gone.
+    with contextlib.suppress(OSError, ValueError):
+      print(f'{details}nfnet_jax: {line}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+      sys.stdout.flush()
+    if _team is not None:
+      time.sleep(_LINGER_OF_PRIMARY if is_primary() else linger)
+  finally:
+    os._exit(exit_code)
 
 
 def _initialize(arguments: tuple, timeout: float) -> None:
@@ -216,24 +228,22 @@ def _initialize(arguments: tuple, timeout: float) -> None:
   global _team
   coordinator = arguments[0]
   silence = min(timeout, _SILENCE)
-  # Sooner than JAX, which would abort with a stack trace.
-  timer = threading.Timer(timeout, _give_up, (arguments, timeout))
-  timer.daemon = True
-  timer.start()
   try:
-    jax.distributed.initialize(
-      *arguments,
-      initialization_timeout=int(timeout) + 60,
-      heartbeat_timeout_seconds=int(silence) + 60,
-      shutdown_timeout_seconds=_FAREWELL,
-      cluster_detection_method=None if coordinator is None else 'deactivate',
-    )
+    # Sooner than JAX, which would abort with a stack trace.
+    with at_most(timeout, clusters.in_vain(*arguments, timeout)):
+      jax.distributed.initialize(
+        *arguments,
+        initialization_timeout=int(timeout) + 60,
+        heartbeat_timeout_seconds=int(silence) + 60,
+        shutdown_timeout_seconds=_FAREWELL,
+        cluster_detection_method=None if coordinator is None else 'deactivate',
+      )
   except ValueError as error:
-    if coordinator is None and 'coordinator_address' in str(error):
-      return  # A TPU without other hosts.
-    raise
-  finally:
-    timer.cancel()
+    if coordinator or 'coordinator_address' not in str(error):
+      raise
+    if signs := clusters.signs():
+      raise ValueError(clusters.not_found(signs)) from error
+    return  # A TPU without other hosts.
   from jax._src import distributed  # There is no public way to the client.
 
   state = distributed.global_state
@@ -242,19 +252,6 @@ def _initialize(arguments: tuple, timeout: float) -> None:
   _team = Team(state.client, state.process_id, state.num_processes)
   _team.watch = _Watch(_team, silence)
   _team.watch.start()
-
-
-def _give_up(arguments: tuple, timeout: float) -> None:
-  coordinator, num_processes, process_id = arguments
-  who = 'the other processes of the job'
-  if coordinator:
-    who = f'the others of {num_processes} processes at {coordinator}'
-    who = f'process {process_id}: {who}'
-  _end(
-    f'Waited {timeout:g} s for {who}, in vain. Start the same command on every '
-    'host, and see that they reach that of process 0.',
-    EXIT_FAILED,
-  )
 
 
 class _Watch(threading.Thread):

@@ -20,15 +20,26 @@ def keep() -> str | None:
 
   Returns:
     The folder, or why programs are not kept, for the log; None on a CPU.
+
+  Raises:
+    ValueError: if processes are told to keep them in different kinds of places.
   """
   folder = jax.config.jax_compilation_cache_dir
   if folder is None and jax.default_backend() != 'cpu':
     folder = str(files.cache_folder('programs'))
+  # What they exchange next depends on it.
+  exchange.agree({'JAX_COMPILATION_CACHE_DIR': _kind(folder)})
   if not folder:
     return None
   trouble = None if '://' in folder else _trouble(folder)
   jax.config.update('jax_compilation_cache_dir', None if trouble else folder)
   return f'not kept: {trouble}' if trouble else folder
+
+
+def _kind(folder: str | None) -> str:
+  if not folder:
+    return 'none'
+  return folder if '://' in folder else 'a local folder'
 
 
 def _trouble(folder: str) -> str | None:

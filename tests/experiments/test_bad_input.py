@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from nfnet_jax.experiments import cli, evaluate, several, train
+from nfnet_jax.training import parallel, processes
 
 
 @pytest.fixture(autouse=True)
@@ -300,15 +301,30 @@ def test_another_platform_than_the_required_is_refused(door, tmp_path, main):
 
 def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
   """JAX calls the platform of CUDA and of ROCm `gpu`, too."""
-
-  def enter():
-    with several.together():
-      pass
-
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert door(enter, '--require_platform=gpu') == (0, '', '')
   line = complaint(door(enter, '--require_platform=cpu'))
   assert '--require_platform=cpu, but JAX found only gpu devices' in line
+
+
+def enter():
+  with several.together():
+    pass
+
+
+def test_other_processes_devices_are_no_ones_own(door, monkeypatch):
+  """A host of a pod that was told to stay alone."""
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  line = complaint(door(enter, '--num_processes=1'))
+  assert 'the devices of 4 processes here, which were not joined' in line
+
+
+def test_devices_that_do_not_answer_are_counted(door, monkeypatch):
+  monkeypatch.setattr(processes, 'are_several', lambda: True)
+  monkeypatch.setattr(parallel.DataParallel, 'count', lambda self: 7)
+  code, _, err = door(enter)
+  assert code == 1
+  assert err.startswith('nfnet_jax: 7 of 8 devices answered.')
 
 
 @pytest.mark.parametrize(
@@ -318,6 +334,10 @@ def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
     (
       ['--coordinator=h:1', '--num_processes=2', '--process_id=2'],
       '--process_id=2 is not in [0, 2)',
+    ),
+    (
+      ['--coordinator=host0', '--num_processes=2', '--process_id=0'],
+      '--coordinator=host0 is not HOST:PORT',
     ),
     (['--require_platform=gpus'], 'should be one of <tpu|gpu|cpu>'),
   ],

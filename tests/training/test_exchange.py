@@ -1,6 +1,7 @@
 """What processes tell one another, without other processes."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -67,11 +68,31 @@ def test_code_and_versions_are_told(monkeypatch):
   told = installation.describe()
   assert told['jax'] == jax.__version__
   assert len(told['the code']) == 12
+  assert {'tensorstore', 'jaxlib', 'libtpu'} <= set(told)
   # The same wherever the package lies, and moved by any change to it.
   monkeypatch.setattr(installation.pathlib.Path, 'read_bytes', lambda _: b'')
   changed = installation.describe()
   assert changed.pop('the code') != told.pop('the code')
   assert changed == told
+
+
+def test_plugins_are_told_by_the_kind_of_their_names(tmp_path, monkeypatch):
+  for folder, name in [
+    ('first', 'nvidia_cudnn.cu12-9.1'),
+    ('first', 'jax_cuda12_plugin-0.10'),
+    ('then', 'NVIDIA-cudnn-cu12-8.0'),
+    ('then', 'ajax-1.0'),
+  ]:
+    path = tmp_path / folder / f'{name}.dist-info'
+    path.mkdir(parents=True)
+    name, version = name.rsplit('-', 1)
+    (path / 'METADATA').write_text(f'Name: {name}\nVersion: {version}\n')
+  monkeypatch.setattr(sys, 'path', [f'{tmp_path}/first', f'{tmp_path}/then'])
+  told = installation.describe()
+  assert told['nvidia-cudnn-cu12'] == '9.1'
+  assert told['jax-cuda12-plugin'] == '0.10'
+  assert told['optax'] == 'none'
+  assert 'ajax' not in told
 
 
 def test_every_exchange_has_a_key_of_its_own(monkeypatch):

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 import threading
 
 import jax
@@ -80,6 +81,11 @@ class TestAlone:
     with pytest.raises(ValueError, match=rf'process_id={index} is not in \[0'):
       processes.start('a:1', 2, index)
 
+  @pytest.mark.parametrize('place', ['host0', 'host0:', ':1', 'host0:http'])
+  def test_a_place_without_a_port_is_refused(self, place):
+    with pytest.raises(ValueError, match='is not HOST:PORT'):
+      processes.start(place, 2, 0)
+
 
 class TestClusters:
   @pytest.fixture
@@ -99,7 +105,12 @@ class TestClusters:
   @pytest.mark.parametrize('sign', CLUSTERS)
   def test_jax_is_asked_where_a_scheduler_is(self, asked, monkeypatch, sign):
     monkeypatch.setenv(sign, '0')
-    processes.start(timeout=70)
+    # All would train alone, in one workdir, if it were silent.
+    with pytest.raises(ValueError, match=f'{sign} tells of a job') as error:
+      processes.start(timeout=70)
+    is_kubernetes = sign == 'JOB_COMPLETION_INDEX'
+    assert ('pip install kubernetes' in str(error.value)) == is_kubernetes
+    assert '--process_id=I; or --num_processes=1' in str(error.value)
     ((arguments, options),) = asked
     assert arguments == (None, None, None)
     assert options['cluster_detection_method'] is None
@@ -145,6 +156,43 @@ def test_failing_tells_the_others_which_end_alike(monkeypatch, ends, capfd):
     'nfnet_jax: the disk is full.',
     'nfnet_jax: Process 1 ended all: the disk is full.',
   ]
+
+
+@pytest.mark.parametrize('error', [BrokenPipeError, ValueError('closed')])
+def test_it_ends_even_where_nobody_reads(monkeypatch, ends, error):
+  """Else it would hold the lock, and all that follow would wait for ever."""
+
+  class Closed:
+    def write(self, text):
+      raise error
+
+    flush = lambda self: self.write('')
+
+  monkeypatch.setattr(sys, 'stderr', Closed())
+  monkeypatch.setattr(sys, 'stdout', Closed())
+  with pytest.raises(Ended):
+    processes._end('nobody reads this.', 2)
+  assert ends == [2]
+
+
+def test_what_takes_too_long_ends_all(monkeypatch, ends, capfd):
+  late, client = threading.Event(), test_exchange.Client()
+  give_up = processes._give_up
+
+  def note(line):
+    with pytest.raises(Ended):
+      give_up(line)
+    late.set()
+
+  monkeypatch.setattr(processes, '_give_up', note)
+  test_exchange.join(monkeypatch, 1, client=client)
+  with processes.at_most(60, 'not said.'):
+    pass
+  with processes.at_most(0.01, 'The devices hang.'):
+    assert late.wait(60)
+  assert ends == [1]
+  assert capfd.readouterr().err == 'nfnet_jax: The devices hang.\n'
+  assert client.values['nfnet_jax/failures/1'] == '1 The devices hang.'
 
 
 def test_a_silent_process_is_noticed_in_time(monkeypatch, ends, capfd):
