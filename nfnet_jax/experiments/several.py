@@ -74,19 +74,13 @@ def _join() -> None:
   """Joins the other processes, and says so."""
   from nfnet_jax.training import processes
 
-  try:
-    with errors.as_input_error():
-      processes.start(
-        _COORDINATOR.value,
-        _NUM_PROCESSES.value,
-        _PROCESS_ID.value,
-        timeout=_PEER_TIMEOUT.value,
-      )
-  except RuntimeError as error:
-    raise errors.RunError(
-      f'The processes cannot be joined ({error}). If something else listens at '
-      'the port of --coordinator, name another.'
-    ) from error
+  with errors.as_input_error():
+    processes.start(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      timeout=_PEER_TIMEOUT.value,
+    )
   # At once: what follows may hang where a host is not as the others.
   if (team := processes.team()) is not None:
     cli.say(f'process    {team.index} of {team.count}')

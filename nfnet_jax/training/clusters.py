@@ -1,7 +1,10 @@
 """Where the other processes of a job are, by what is said of them."""
 
+import contextlib
+import errno
 import os
 import re
+import socket
 
 import jax
 
@@ -39,6 +42,26 @@ def check(
     )
 
 
+def port_trouble(coordinator: str) -> str | None:
+  """Says what to do where process 0 cannot listen, if it cannot.
+
+  JAX, told to, crashes at times.
+  """
+  port = int(coordinator.rpartition(':')[2])
+  with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(('::', port))
+    except (OSError, OverflowError) as error:
+      # Which says that there is no IPv6.
+      if getattr(error, 'errno', None) != errno.EADDRNOTAVAIL:
+        return (
+          f'Process 0 cannot listen at port {port} ({error}): name another in '
+          '--coordinator.'
+        )
+  return None
+
+
 def may_have_others() -> bool:
   """Whether to ask JAX; its detection may fail where no job is running."""
   return 'tpu' in (jax.config.jax_platforms or '') or bool(signs())
@@ -58,6 +81,14 @@ def not_found(found: list[str]) -> str:
     f'{found[0]} tells of a job of several processes, but JAX does not find '
     f'them.{package} Say where they are: {_FLAGS}; or --num_processes=1, if '
     'this one is alone.'
+  )
+
+
+def cannot_join(error: Exception) -> str:
+  """Says what to do where JAX fails to join the others."""
+  return (
+    f'The processes cannot be joined ({" ".join(str(error).split())}). See '
+    f'that they may; or say where they are: {_FLAGS}.'
   )
 
 

@@ -56,10 +56,12 @@ def everywhere(holds: bool) -> bool:
 
 
 def agree(facts: Mapping[str, str]) -> None:
-  """Checks that this process has the same facts as process 0.
+  """Checks that all processes have the same facts as process 0.
+
+  Those that have wait for the failure of one that has not.
 
   Raises:
-    ValueError: naming those that differ.
+    ValueError: naming those that differ here.
   """
   theirs = from_primary(lambda: dict(facts))
   differing = [
@@ -67,12 +69,15 @@ def agree(facts: Mapping[str, str]) -> None:
     for name in sorted(theirs.keys() | facts.keys())
     if theirs.get(name) != facts.get(name)
   ]
+  agreed = everywhere(not differing)
   if differing:
     raise ValueError(
       f'Process {processes.team().index} differs from process 0 in '
       f'{", ".join(differing)}. Run the same command with the same '
       'installation on every host.'
     )
+  if not agreed:
+    processes.await_failure()
 
 
 @contextlib.contextmanager

@@ -69,20 +69,21 @@ def start(
     coordinator: HOST:PORT of process 0, on which it listens.
     num_processes: how many there are; 1 stays alone wherever it is.
     process_id: which one this is, from 0.
-    timeout: seconds to wait for the others; without them this process ends,
-      with a line. Later it ends once one of them has been silent for as long,
-      at most 100 seconds.
+    timeout: seconds to wait for the others; where they do not come, or cannot
+      be joined, this process ends with a line. Later it ends once one of them
+      has been silent for as long, at most 100 seconds.
 
   Raises:
     ValueError: if some but not all of the arguments are given, or a scheduler
       has started several processes that JAX does not find.
-    RuntimeError: if the others cannot be joined.
   """
   if num_processes == 1:
     return
   arguments = coordinator, num_processes, process_id
   if arguments != (None,) * 3:
     clusters.check(*arguments)
+    if process_id == 0 and (trouble := clusters.port_trouble(coordinator)):
+      _end(trouble, EXIT_FAILED)
   elif not clusters.may_have_others():
     return
   with _explaining_aborts():
@@ -244,6 +245,9 @@ def _initialize(arguments: tuple, timeout: float) -> None:
     if signs := clusters.signs():
       raise ValueError(clusters.not_found(signs)) from error
     return  # A TPU without other hosts.
+  except RuntimeError as error:
+    # At once: what JAX has half started may crash as the interpreter ends.
+    _end(clusters.cannot_join(error), EXIT_FAILED)
   from jax._src import distributed  # There is no public way to the client.
 
   state = distributed.global_state

@@ -49,9 +49,13 @@ def test_a_process_alone_hears_itself():
 
 
 def test_facts_of_another_process_are_compared(monkeypatch):
-  client = Client()
+  client, waited = Client(), []
+  monkeypatch.setattr(processes, 'await_failure', lambda: waited.append(0))
   join(monkeypatch, 0, client=client)
+  client.values['nfnet_jax/votes/1/1'] = 'False'
   exchange.agree({'jax': '1', 'the code': 'x', 'old': 'y'})
+  assert waited
+  del client.values['nfnet_jax/votes/1/1']
   join(monkeypatch, 1, client=client)
   with pytest.raises(ValueError, match='Process 1 differs') as error:
     exchange.agree({'jax': '2', 'the code': 'x', 'new': 'z'})

@@ -87,6 +87,19 @@ class TestAlone:
       processes.start(place, 2, 0)
 
 
+def test_what_jax_raises_while_joining_is_said(monkeypatch, ends, capfd):
+  def initialize(*arguments, **options):
+    raise RuntimeError('Kubernetes API Error: 403\nIt appears that ...')
+
+  monkeypatch.setenv('JOB_COMPLETION_INDEX', '0')
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  with pytest.raises(Ended):
+    processes.start()
+  assert ends == [1]
+  (line,) = capfd.readouterr().err.splitlines()
+  assert 'cannot be joined (Kubernetes API Error: 403 It appears' in line
+
+
 class TestClusters:
   @pytest.fixture
   def asked(self, monkeypatch):
