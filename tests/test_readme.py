@@ -30,6 +30,7 @@ from nfnet_jax.experiments import (
 )
 from nfnet_jax.pods import report
 from tests import trained_weights
+from tests.end_to_end import pods
 from tests.launch import conftest
 from tests.pods import test_report
 
@@ -227,6 +228,30 @@ def test_cloud_commands_run(tmp_path):
     'queued-resources delete f3',
   ):
     assert command in run.stdout
+
+
+def test_command_of_several_hosts_runs(small, tmp_path):
+  """As it stands, but for the hosts, which are processes, and the config."""
+  (text,) = [text for text in blocks('sh') if '--coordinator' in text]
+  (line,) = text.splitlines()
+  for shown, here in {
+    'host0:8476': f'127.0.0.1:{pods.free_port()}',
+    '--num_processes=4': '--num_processes=2',
+    '--config=f0': ' '.join(map(shlex.quote, small)),
+    '--workdir=runs/f0': f'--workdir={tmp_path}/run',
+  }.items():
+    assert line.count(shown) == 1
+    line = line.replace(shown, here)
+  assert line.endswith('--process_id=0')
+  _, _, door, *arguments, _ = shlex.split(line)
+  processes = [
+    pods.Process(door, *arguments, f'--process_id={index}', devices=4)
+    for index in range(2)
+  ]
+  for process in processes:
+    assert process.finish() == 0, process.said
+  assert 'process    1 of 2' in processes[1].lines
+  assert pods.checkpoints_of(tmp_path / 'run') == [3, 6]
 
 
 def test_pictures_are_there():

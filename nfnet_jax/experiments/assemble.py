@@ -14,7 +14,7 @@ from nfnet_jax.experiments import checks, derive, errors
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.models import fast_stem, registry
 from nfnet_jax.optim import recipe
-from nfnet_jax.training import loop, processes, sharding
+from nfnet_jax.training import exchange, loop, sharding
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 from nfnet_jax.weights import identify, load
@@ -48,7 +48,7 @@ class Experiment:
     from nfnet_jax.data import sources
 
     with errors.as_input_error():
-      with processes.primary_first():  # It builds an embedded dataset.
+      with exchange.primary_first():  # It builds an embedded dataset.
         source = sources.load(config.dataset, config.run.data_dir)
       needed = {'train_split': config.data.shards} if to_train else {}
       for name, least in {**needed, 'eval_split': 1}.items():

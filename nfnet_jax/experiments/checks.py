@@ -9,7 +9,7 @@ import ml_collections
 from nfnet_jax.experiments import config as config_lib
 from nfnet_jax.experiments import derive, errors, workdirs
 from nfnet_jax.models import fast_stem, layers, registry
-from nfnet_jax.training import parallel, processes
+from nfnet_jax.training import exchange, parallel
 from nfnet_jax.weights import load
 
 
@@ -25,9 +25,12 @@ def resolve_to_train(
     errors.InputError: in one line, what is wrong and the way out.
   """
   _check_complete(config)
+  # What processes exchange next depends on it.
+  with errors.as_input_error():
+    exchange.agree({'weights': str(config.weights)})
   if config.weights:
     config = config.copy_and_resolve_references()
-    model = processes.from_primary(lambda: _model_of_weights(config, workdir))
+    model = exchange.from_primary(lambda: _model_of_weights(config, workdir))
     unset = {name for name, value in config.model.items() if value is None}
     config.model.update({name: model[name] for name in unset})
   return resolve_and_check(config, begun=True)
@@ -164,7 +167,7 @@ def check_same_everywhere(config: ml_collections.ConfigDict) -> None:
     errors.InputError: with the keys that differ.
   """
   with errors.as_input_error():
-    processes.agree(
+    exchange.agree(
       {key: str(value) for key, value in config_lib.flat(config).items()}
     )
 

@@ -59,17 +59,20 @@ def summary(
 
 
 def devices() -> str:
-  """Says what this process computes on, and with how many others."""
+  """Says what this process computes on.
+
+  Of several processes, each has said which it is: see `several.together`.
+  """
   device, several = jax.devices()[0], jax.process_count()
   # A core of a TPU, which is what a device is, has a place in the pod.
   places = [d.coords for d in jax.devices() if hasattr(d, 'coords')]
   spans = [max(axis) - min(axis) + 1 for axis in zip(*places)]
   topology = f', topology {"x".join(map(str, spans))}' if spans else ''
-  share = f', {jax.local_device_count()} of them here' if several > 1 else ''
+  here = f'{jax.local_device_count()} of them here'
+  share = here if several > 1 else 'process 0 of 1'
   return (
     f'devices    {jax.device_count()} x {device.device_kind} '
-    f'({device.platform}){topology}, process {jax.process_index()} of '
-    f'{several}{share}'
+    f'({device.platform}){topology}, {share}'
   )
 
 

@@ -29,9 +29,12 @@ for _name in (
 
 
 def main() -> None:
-  from nfnet_jax.training import evaluation, processes
+  from nfnet_jax.training import evaluation, exchange, processes
 
   with several.together():
+    with errors.as_input_error():
+      given = 'given' if shared.WEIGHTS.value else 'not given'
+      exchange.agree({'--weights': given})
     if shared.WEIGHTS.value:
       about, results = {}, _evaluate_weights()
     else:
@@ -50,16 +53,16 @@ def main() -> None:
 def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.experiments import assemble, checks
   from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import evaluation, processes
+  from nfnet_jax.training import evaluation, exchange, processes
 
   config = config_lib.base()
-  config.update(processes.from_primary(lambda: _config_of(workdir).to_dict()))
+  config.update(exchange.from_primary(lambda: _config_of(workdir).to_dict()))
   config = checks.resolve_and_check(config, begun=True)
   checks.check_same_everywhere(config)
   experiment, state = assemble.Experiment.open(config), None
   if processes.is_primary():
     state = restore_latest(workdir, experiment)
-  state = processes.broadcast(state, like=experiment.abstract_state())
+  state = exchange.broadcast(state, like=experiment.abstract_state())
   weights = evaluation.weights_of(state)
   return int(state.step), _evaluate(experiment, weights)
 
@@ -106,7 +109,8 @@ def _evaluate(experiment, weights) -> dict[str, float]:
   )
   from nfnet_jax.training import parallel as parallel_lib
 
-  kept = programs.keep()
+  with errors.as_input_error():
+    kept = programs.keep()
   if kept and processes.is_primary():
     cli.say(f'programs   {kept}')
   parallel = parallel_lib.DataParallel()

@@ -37,6 +37,8 @@ _REQUIRE_PLATFORM = flags.DEFINE_enum(
 # is installed, or that JAX_PLATFORMS leaves out.
 _MAKES = {'gpu': ('cuda', 'rocm')}
 _UNKNOWN = 'Unknown backend', 'not in the list of known backends'
+# That devices take to start and to compile their first program.
+_SECONDS_TO_START = 60
 FLAGS = (
   'coordinator',
   'num_processes',
@@ -59,6 +61,22 @@ def together() -> Iterator[Callable[[str], None]]:
       `--require_platform`.
     errors.RunError: if such devices do not start.
   """
+  from nfnet_jax.training import exchange, installation, processes
+
+  with _failing_together():
+    _join()
+    with errors.as_input_error():
+      exchange.agree(installation.describe())
+    patience = _PEER_TIMEOUT.value + _SECONDS_TO_START
+    line = f'The devices did not answer within {patience:g} s.'
+    with processes.at_most(patience, line):
+      _check_devices()
+    yield cli.say if processes.is_primary() else lambda text: None
+    processes.finish()
+
+
+def _join() -> None:
+  """Joins the other processes, and says so."""
   from nfnet_jax.training import processes
 
   with errors.as_input_error():
@@ -68,10 +86,9 @@ def together() -> Iterator[Callable[[str], None]]:
       _PROCESS_ID.value,
       timeout=_PEER_TIMEOUT.value,
     )
-  with _failing_together():
-    _check_devices()
-    yield cli.say if processes.is_primary() else lambda text: None
-    processes.finish()
+  # At once: what follows may hang where a host is not as the others.
+  if (team := processes.team()) is not None:
+    cli.say(f'process    {team.index} of {team.count}')
 
 
 @contextlib.contextmanager
@@ -129,13 +146,26 @@ def _telling_busy_from_unknown() -> Iterator[None]:
 
 def _check_devices() -> None:
   """Checks that the devices are of the right kind and work together."""
+  if required := _REQUIRE_PLATFORM.value:
+    _check_platform(required)
+  _check_count()
+
+
+def _check_count() -> None:
   import jax
 
   from nfnet_jax.training import parallel, processes
 
-  if required := _REQUIRE_PLATFORM.value:
-    _check_platform(required)
+  if not processes.are_several() and (count := jax.process_count()) > 1:
+    raise errors.InputError(
+      f'JAX computes on the devices of {count} processes here, which were not '
+      'joined: leave out --num_processes, or compute alone with '
+      'JAX_PLATFORMS=cpu.'
+    )
   if processes.are_several():
     counted, expected = parallel.DataParallel().count(), jax.device_count()
     if counted != expected:
-      raise RuntimeError(f'{counted} of {expected} devices answered.')
+      raise errors.RunError(
+        f'{counted} of {expected} devices answered. Start all processes anew; '
+        'if that does not help, the hosts.'
+      )

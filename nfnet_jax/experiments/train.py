@@ -31,7 +31,8 @@ def main() -> int:
 
   workdir, traced = shared.get_workdir(), tracing.get_steps()
   with several.together() as say:
-    kept = programs.keep()
+    with errors.as_input_error():
+      kept = programs.keep()
     if processes.is_primary():
       with errors.of_storage():
         buckets.check(workdir, to_write=True)
@@ -160,7 +161,7 @@ def train(experiment, workdir: epath.Path, say: Say, traced: range):
 
 def _first_state(experiment, checkpoints, say: Say):
   """Restores or initialises the state in process 0, and gives it to all."""
-  from nfnet_jax.training import checkpoint, processes
+  from nfnet_jax.training import checkpoint, exchange, processes
 
   like, state = experiment.abstract_state(), None
   if processes.is_primary():
@@ -170,7 +171,7 @@ def _first_state(experiment, checkpoints, say: Say):
       state = experiment.create_state()
     else:
       say(f'Resuming after step {int(state.step)}.')
-  return processes.broadcast(state, like)
+  return exchange.broadcast(state, like)
 
 
 if __name__ == '__main__':

@@ -4,19 +4,22 @@ import hashlib
 from importlib import metadata
 import pathlib
 import platform
+import re
 
 # What must be the same everywhere, or devices hang or results differ.
 _PACKAGES = (
   'jax',
   'jaxlib',
-  'libtpu',
   'numpy',
   'dm-haiku',
   'optax',
   'orbax-checkpoint',
+  'tensorstore',
   'tensorflow-cpu',
   'tensorflow-datasets',
 )
+# Plugins of JAX, and the libraries that they call.
+_KINDS = ('jax', 'libtpu', 'nvidia-')
 
 
 def describe() -> dict[str, str]:
@@ -39,10 +42,14 @@ def _digest_of_code() -> str:
 
 
 def _versions() -> dict[str, str]:
-  versions = {'Python': platform.python_version()}
-  for name in _PACKAGES:
-    try:
-      versions[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-      versions[name] = 'none'
+  versions = {
+    'Python': platform.python_version(),
+    **dict.fromkeys(_PACKAGES, 'none'),
+  }
+  # Of two of a name the first is imported.
+  for distribution in reversed(list(metadata.distributions())):
+    # As pip compares names; a broken installation has none.
+    name = re.sub('[-_.]+', '-', distribution.metadata['Name'] or '').lower()
+    if name in _PACKAGES or name.startswith(_KINDS):
+      versions[name] = distribution.version
   return versions

@@ -12,7 +12,9 @@ from nfnet_jax.training import checkpoint as checkpoint_lib
 from nfnet_jax.training import (
   diagnosis,
   evaluation,
+  exchange,
   interrupt,
+  processes,
   profiling,
   sharding,
   timing,
@@ -90,6 +92,8 @@ class Loop:
     )
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()
+    self._last_batch = None
+    self._failure = None  # Of this process's data; the others go on.
     self._last_row = None
 
   @property
@@ -170,15 +174,28 @@ class Loop:
         yield ahead.popleft()
 
   def _next(self, batches: Iterator[Batch], state: state_lib.TrainState):
-    """Returns the next batch; if the data fails, no step is lost."""
+    """Returns the next batch; if the data fails, no step is lost.
+
+    Of several processes none can save without the others. One whose data failed
+    goes on with a batch that no step applies, until all find that out.
+    """
+    if self._failure:
+      return self._last_batch
     begun = self.throughput.steps or self._pending
     try:
       with self.watch.during(timing.DATA if begun else timing.OTHER):
-        return next(batches)
-    except Exception:
-      self._save(state)
-      self._wait_until_saved()
-      raise
+        self._last_batch = next(batches)
+    except Exception as error:
+      if not processes.are_several():
+        self._save(state)
+        self._wait_until_saved()
+        raise
+      if self._last_batch is None:
+        raise
+      self._failure = error
+      no_step = self.parallel.split({'step': np.int32(-1)})
+      self._last_batch = {**self._last_batch, **no_step}
+    return self._last_batch
 
   def _hold_back(self) -> None:
     """Bounds the batches that wait on the devices; no step waits for this."""
@@ -212,7 +229,7 @@ class Loop:
       row = {'step': step, **{k: float(v) for k, v in metrics.items()}}
       if not row.pop('applied'):
         self.writer.write(rows)
-        self._diagnose(state)
+        self._explain_refusal(state)
       rows.append(row)
     self.writer.write(rows)
     self.throughput.steps += count
@@ -225,10 +242,16 @@ class Loop:
       self.writer.observe(step, speed)
       self.progress.update(step, self._last_row | speed)
 
-  def _diagnose(self, state: state_lib.TrainState) -> None:
-    """Saves the last good state and says what broke the step after it."""
+  def _explain_refusal(self, state: state_lib.TrainState) -> None:
+    """Saves the last good state and raises what broke the step after it."""
     self._store(state)
     self._wait_until_saved()
+    # Asked once the first process has saved, which a failure would end.
+    have_data = exchange.everywhere(self._failure is None)
+    if self._failure:
+      raise self._failure
+    if not have_data:
+      processes.await_failure()
     state = self._collect(state)
     bad_batch = next(self.train_batches(int(state.step)))
     raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)

@@ -11,7 +11,7 @@ import tempfile
 from etils import epath
 import tensorboardX
 
-from nfnet_jax.training import files, processes
+from nfnet_jax.training import exchange, files, processes
 
 Row = dict[str, float]
 
@@ -47,7 +47,7 @@ class MetricsWriter:
       self._open(resumed_step)
     # All processes must skip the same evaluations when they resume.
     self._note_evaluations(
-      processes.from_primary(lambda: list(self.evaluations.values()))
+      exchange.from_primary(lambda: list(self.evaluations.values()))
     )
 
   def _open(self, resumed_step: int) -> None:

@@ -1,16 +1,15 @@
-"""Several processes that run as one: start, agreement, a common end.
+"""Several processes that run as one: a common start, a common end.
 
 A process that fails tells the others, which would wait for it in a collective
 for ever, and all of them end. A process alone needs none of this, and every
 function here does the obvious for it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import ctypes
 import dataclasses
 import itertools
-import json
 import os
 import signal
 import sys
@@ -19,18 +18,9 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 
-from nfnet_jax.training import installation
+from nfnet_jax.training import clusters
 
-# What a scheduler tells the processes of a job, as JAX's own detection reads
-# it; on a Cloud TPU VM JAX sets its platforms, if the user did not.
-_SIGNS = (
-  'SLURM_STEP_NODELIST',
-  'OMPI_MCA_orte_hnp_uri',
-  'JOB_COMPLETION_INDEX',  # Kubernetes.
-)
 _BEATS, _FAILURES = 'nfnet_jax/beats', 'nfnet_jax/failures'
 _SECONDS_A_BEAT = 1.0
 # At most; as long as JAX's own default. Imports and compilations hold up beats.
@@ -42,14 +32,13 @@ _LINGER, _LINGER_OF_PRIMARY = 3 * _SECONDS_A_BEAT, 6 * _SECONDS_A_BEAT
 _FAREWELL = 30
 # Processes wait for one another as long as the watch lets them.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
-_CHUNK = 1 << 24  # 64 MiB of uint32.
 _RESUME = 'The same command on all hosts resumes from the last checkpoint.'
 
 EXIT_FAILED = 1
 
 
 @dataclasses.dataclass
-class _Team:
+class Team:
   """This process among several."""
 
   client: Any  # JAX's; a store of keys that all processes see.
@@ -59,7 +48,7 @@ class _Team:
   watch: '_Watch | None' = None
 
 
-_team: _Team | None = None
+_team: Team | None = None
 
 
 def start(
@@ -80,31 +69,30 @@ def start(
     coordinator: HOST:PORT of process 0, on which it listens.
     num_processes: how many there are; 1 stays alone wherever it is.
     process_id: which one this is, from 0.
-    timeout: seconds to wait for the others; without them this process ends,
-      with a line. Later it ends once one of them has been silent for as long,
-      at most 100 seconds.
+    timeout: seconds to wait for the others; where they do not come, or cannot
+      be joined, this process ends with a line. Later it ends once one of them
+      has been silent for as long, at most 100 seconds.
 
   Raises:
-    ValueError: if some but not all of the arguments are given, or the processes
-      have other code or versions than process 0.
+    ValueError: if some but not all of the arguments are given, or a scheduler
+      has started several processes that JAX does not find.
   """
-  arguments = coordinator, num_processes, process_id
-  if num_processes == 1 or (arguments == (None,) * 3 and not _has_others()):
+  if num_processes == 1:
     return
-  if None in arguments and any(value is not None for value in arguments):
-    raise ValueError(
-      'Several processes need all of --coordinator=HOST:PORT, '
-      '--num_processes=N and --process_id=I; a cluster that JAX knows, none.'
-    )
-  if process_id is not None and not 0 <= process_id < num_processes:
-    raise ValueError(
-      f'--process_id={process_id} is not in [0, {num_processes}), '
-      'the range of --num_processes.'
-    )
+  arguments = coordinator, num_processes, process_id
+  if arguments != (None,) * 3:
+    clusters.check(*arguments)
+    if process_id == 0 and (trouble := clusters.port_trouble(coordinator)):
+      _end(trouble, EXIT_FAILED)
+  elif not clusters.may_have_others():
+    return
   with _explaining_aborts():
     _initialize(arguments, timeout)
-  if _team is not None:
-    agree(installation.describe())
+
+
+def team() -> Team | None:
+  """Returns this process's place among the others, if there are any."""
+  return _team
 
 
 def is_primary() -> bool:
@@ -115,100 +103,6 @@ def is_primary() -> bool:
 def are_several() -> bool:
   """Whether there are other processes."""
   return _team is not None
-
-
-def from_primary(make: Callable[[], Any]) -> Any:
-  """Returns to every process what `make` returns to process 0.
-
-  Args:
-    make: called by process 0 alone; returns what JSON can hold.
-
-  Example:
-    >>> from_primary(lambda: [1, 2])
-    [1, 2]
-  """
-  if _team is None:
-    return make()
-  key = f'nfnet_jax/shared/{next(_team.keys)}'
-  if is_primary():
-    _team.client.key_value_set(key, json.dumps(make()))
-  return json.loads(_team.client.blocking_key_value_get(key, _FOREVER_MS))
-
-
-def everywhere(holds: bool) -> bool:
-  """Returns whether something holds in every process.
-
-  Example:
-    >>> everywhere(True)
-    True
-  """
-  if _team is None:
-    return holds
-  key = f'nfnet_jax/votes/{next(_team.keys)}'
-  _team.client.key_value_set(f'{key}/{_team.index}', str(holds))
-  votes = [
-    _team.client.blocking_key_value_get(f'{key}/{index}', _FOREVER_MS)
-    for index in range(_team.count)
-  ]
-  return all(vote == str(True) for vote in votes)
-
-
-def agree(facts: Mapping[str, str]) -> None:
-  """Checks that this process has the same facts as process 0.
-
-  Raises:
-    ValueError: naming those that differ.
-  """
-  theirs = from_primary(lambda: dict(facts))
-  differing = [
-    f'{name} ({theirs.get(name)} there, {facts.get(name)} here)'
-    for name in sorted(theirs.keys() | facts.keys())
-    if theirs.get(name) != facts.get(name)
-  ]
-  if differing:
-    raise ValueError(
-      f'Process {_team.index} differs from process 0 in '
-      f'{", ".join(differing)}. Run the same command with the same '
-      'installation on every host.'
-    )
-
-
-@contextlib.contextmanager
-def primary_first() -> Iterator[None]:
-  """Lets the other processes in once process 0 has left.
-
-  For what the first to come prepares for all, such as a dataset.
-  """
-  if not is_primary():
-    from_primary(lambda: None)
-  yield
-  if is_primary():
-    from_primary(lambda: None)
-
-
-def broadcast(tree: Any, like: Any) -> Any:
-  """Returns process 0's tree, bit for bit, to every process.
-
-  Args:
-    tree: of arrays; only process 0's counts, others may pass None.
-    like: a tree of arrays or shapes of the same structure.
-  """
-  if _team is None:
-    return tree
-  leaves, structure = jax.tree.flatten(like)
-  if is_primary():
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-  else:
-    leaves = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
-  # As integers, in pieces of one size: exact, and compiled once.
-  raw = b''.join(leaf.tobytes() for leaf in leaves)
-  chunk = min(_CHUNK, -(-len(raw) // 4))
-  padded = np.zeros(-(-len(raw) // (4 * chunk)) * chunk, np.uint32)
-  padded.view(np.uint8)[: len(raw)] = np.frombuffer(raw, np.uint8)
-  for begin in range(0, len(padded), chunk):
-    piece = slice(begin, begin + chunk)
-    padded[piece] = multihost_utils.broadcast_one_to_all(padded[piece])
-  return jax.tree.unflatten(structure, _cut(padded.tobytes(), leaves))
 
 
 def finish() -> None:
@@ -236,6 +130,34 @@ def fail(line: str, exit_code: int = EXIT_FAILED, details: str = '') -> None:
     return
   _tell(line, exit_code)
   _end(line, exit_code, _LINGER, details)
+
+
+def await_failure() -> None:
+  """Waits to be ended by another process that has failed."""
+  time.sleep(_SILENCE)
+  fail(f'Another process failed without a word. {_RESUME}')
+
+
+@contextlib.contextmanager
+def at_most(seconds: float, line: str) -> Iterator[None]:
+  """Ends all processes, this one even if alone, if its body takes longer.
+
+  Args:
+    seconds: that it may take.
+    line: what to say where they do not suffice.
+  """
+  timer = threading.Timer(seconds, _give_up, (line,))
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _give_up(line: str) -> None:
+  fail(line)
+  _end(line, EXIT_FAILED)
 
 
 def explain(error: BaseException) -> str:
@@ -290,17 +212,16 @@ def _end(
 ) -> None:
   if not _ending.acquire(blocking=False):
     threading.Event().wait()  # What follows from the first failure is noise.
-  print(f'{details}nfnet_jax: {line}', file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  if _team is not None:
-    time.sleep(_LINGER_OF_PRIMARY if is_primary() else linger)
-  os._exit(exit_code)
-
-
-def _has_others() -> bool:
-  """Whether to ask JAX; its detection may fail where no job is running."""
-  on_tpu = 'tpu' in (jax.config.jax_platforms or '')
-  return on_tpu or any(sign in os.environ for sign in _SIGNS)
+  try:
+    # Who read what this process says may be gone.
+    with contextlib.suppress(OSError, ValueError):
+      print(f'{details}nfnet_jax: {line}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+      sys.stdout.flush()
+    if _team is not None:
+      time.sleep(_LINGER_OF_PRIMARY if is_primary() else linger)
+  finally:
+    os._exit(exit_code)
 
 
 def _initialize(arguments: tuple, timeout: float) -> None:
@@ -308,51 +229,39 @@ def _initialize(arguments: tuple, timeout: float) -> None:
   global _team
   coordinator = arguments[0]
   silence = min(timeout, _SILENCE)
-  # Sooner than JAX, which would abort with a stack trace.
-  timer = threading.Timer(timeout, _give_up, (arguments, timeout))
-  timer.daemon = True
-  timer.start()
   try:
-    jax.distributed.initialize(
-      *arguments,
-      initialization_timeout=int(timeout) + 60,
-      heartbeat_timeout_seconds=int(silence) + 60,
-      shutdown_timeout_seconds=_FAREWELL,
-      cluster_detection_method=None if coordinator is None else 'deactivate',
-    )
+    # Sooner than JAX, which would abort with a stack trace.
+    with at_most(timeout, clusters.in_vain(*arguments, timeout)):
+      jax.distributed.initialize(
+        *arguments,
+        initialization_timeout=int(timeout) + 60,
+        heartbeat_timeout_seconds=int(silence) + 60,
+        shutdown_timeout_seconds=_FAREWELL,
+        cluster_detection_method=None if coordinator is None else 'deactivate',
+      )
   except ValueError as error:
-    if coordinator is None and 'coordinator_address' in str(error):
-      return  # A TPU without other hosts.
-    raise
-  finally:
-    timer.cancel()
+    if coordinator or 'coordinator_address' not in str(error):
+      raise
+    if signs := clusters.signs():
+      raise ValueError(clusters.not_found(signs)) from error
+    return  # A TPU without other hosts.
+  except RuntimeError as error:
+    # At once: what JAX has half started may crash as the interpreter ends.
+    _end(clusters.cannot_join(error), EXIT_FAILED)
   from jax._src import distributed  # There is no public way to the client.
 
   state = distributed.global_state
   if state.num_processes == 1:
     return
-  _team = _Team(state.client, state.process_id, state.num_processes)
+  _team = Team(state.client, state.process_id, state.num_processes)
   _team.watch = _Watch(_team, silence)
   _team.watch.start()
-
-
-def _give_up(arguments: tuple, timeout: float) -> None:
-  coordinator, num_processes, process_id = arguments
-  who = 'the other processes of the job'
-  if coordinator:
-    who = f'the others of {num_processes} processes at {coordinator}'
-    who = f'process {process_id}: {who}'
-  _end(
-    f'Waited {timeout:g} s for {who}, in vain. Start the same command on every '
-    'host, and see that they reach that of process 0.',
-    EXIT_FAILED,
-  )
 
 
 class _Watch(threading.Thread):
   """Ends this process once another has failed or fallen silent."""
 
-  def __init__(self, team: _Team, silence: float):
+  def __init__(self, team: Team, silence: float):
     super().__init__(daemon=True)
     self._team = team
     self._silence = silence
@@ -406,12 +315,3 @@ class _Watch(threading.Thread):
 
 def _first_line(error: BaseException) -> str:
   return str(error).partition('\n')[0]
-
-
-def _cut(raw: bytes, leaves: list[np.ndarray]) -> Iterator[np.ndarray]:
-  """Reads arrays like `leaves` off the front of their bytes."""
-  offset = 0
-  for leaf in leaves:
-    flat = np.frombuffer(raw, leaf.dtype, leaf.size, offset)
-    yield flat.reshape(leaf.shape).copy()
-    offset += leaf.nbytes

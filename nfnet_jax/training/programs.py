@@ -5,7 +5,7 @@ import tempfile
 
 import jax
 
-from nfnet_jax.training import files, processes
+from nfnet_jax.training import exchange, files, processes
 
 
 def keep() -> str | None:
@@ -20,10 +20,15 @@ def keep() -> str | None:
 
   Returns:
     The folder, or why programs are not kept, for the log; None on a CPU.
+
+  Raises:
+    ValueError: if processes are told to keep them in different kinds of places.
   """
   folder = jax.config.jax_compilation_cache_dir
   if folder is None and jax.default_backend() != 'cpu':
     folder = str(files.cache_folder('programs'))
+  # What they exchange next depends on it.
+  exchange.agree({'JAX_COMPILATION_CACHE_DIR': _kind(folder)})
   if not folder:
     return None
   trouble = None if '://' in folder else _trouble(folder)
@@ -31,12 +36,18 @@ def keep() -> str | None:
   return f'not kept: {trouble}' if trouble else folder
 
 
+def _kind(folder: str | None) -> str:
+  if not folder:
+    return 'none'
+  return folder if '://' in folder else 'a local folder'
+
+
 def _trouble(folder: str) -> str | None:
   """Returns why a local folder will not do, if it will not."""
-  mark, trouble = processes.from_primary(lambda: _mark(folder))
+  mark, trouble = exchange.from_primary(lambda: _mark(folder))
   if trouble:
     return trouble
-  seen = processes.everywhere(os.path.exists(mark))
+  seen = exchange.everywhere(os.path.exists(mark))
   if processes.is_primary():
     os.unlink(mark)
   if not seen:

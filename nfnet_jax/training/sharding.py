@@ -142,13 +142,14 @@ class ShardedTrainer:
     (loss, (top1, model_state)), grads = self.trainer.gradients(
       state.rest._replace(params=prepared), batch, self._apply
     )
-    loss, top1 = reduce((loss, top1))
+    strays = self.trainer.strays(state.rest, batch)
+    loss, top1, strays = reduce((loss, top1, strays))
     model_state = self.trainer.mean(model_state, reduce)
     grads = pull_back(grads, reduce)
     with jax.named_scope('update'):
       squares = [optax.tree.norm(part, squared=True) for part in grads]
       grad_norm = jnp.sqrt(reduce(squares[0]) + squares[1])
-    applied = self.trainer.is_good(state.rest, batch, loss, grad_norm)
+    applied = self.trainer.is_good(state.rest.step, strays, loss, grad_norm)
 
     old = ShardedState(kernels, state.rest)
     new, clipped = self._share_clipped(

@@ -122,17 +122,19 @@ class Trainer:
     Returns:
       The new state, and metrics of the global batch; with SAM, loss, top-1 and
       gradient are those at the weights uphill. Where loss, gradient or learning
-      rate is not finite, or the batch is of another step than the state, the
-      state is returned as it was and `applied` is 0: after a bad step all later
-      ones leave the state alone too, until the host looks.
+      rate is not finite, or any device's batch is of another step than the
+      state, the state is returned as it was and `applied` is 0, on all devices:
+      after a bad step all later ones leave the state alone too, until the host
+      looks.
     """
     uphill = self.uphill(state, batch)
     (loss, (top1, model_state)), grads = self.gradients(uphill, batch)
 
-    loss, top1, grads = reduce((loss, top1, grads))
+    strays = self.strays(state, batch)
+    loss, top1, strays, grads = reduce((loss, top1, strays, grads))
     model_state = self.mean(model_state, reduce)
     grad_norm = optax.tree.norm(grads)
-    applied = self.is_good(state, batch, loss, grad_norm)
+    applied = self.is_good(state.step, strays, loss, grad_norm)
     new_state = self.update(state, grads, model_state)
     return keep_unless(applied, state, new_state), {
       **self.metrics(state, loss, top1, grad_norm, applied),
@@ -159,16 +161,28 @@ class Trainer:
       ),
     )
 
+  def strays(self, state: state_lib.TrainState, batch: Batch) -> jax.Array:
+    """Returns 1 where this device's batch is not for this step, else 0."""
+    return (batch['step'] != state.step).astype(jnp.float32)
+
   def is_good(
     self,
-    state: state_lib.TrainState,
-    batch: Batch,
+    step: jax.Array,
+    strays: jax.Array,
     loss: jax.Array,
     grad_norm: jax.Array,
   ) -> jax.Array:
-    """Whether a step may be applied: finite, and of a batch made for it."""
-    needed = jnp.stack([loss, grad_norm, self.schedule(state.step)])
-    return jnp.isfinite(needed).all() & (batch['step'] == state.step)
+    """Whether a step may be applied: finite, and of batches made for it.
+
+    Args:
+      step: index of the update.
+      strays: how many devices' batches were not; like the others, reduced, so
+        that all devices answer alike.
+      loss: of the global batch.
+      grad_norm: of the global gradient.
+    """
+    needed = jnp.stack([loss, grad_norm, self.schedule(step)])
+    return jnp.isfinite(needed).all() & (strays == 0)
 
   def metrics(
     self,

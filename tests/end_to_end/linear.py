@@ -11,7 +11,14 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from nfnet_jax.experiments import cli, errors, several, shared, train
-from nfnet_jax.training import loop, processes, sharding, state
+from nfnet_jax.training import (
+  exchange,
+  installation,
+  loop,
+  processes,
+  sharding,
+  state,
+)
 from tests.training import test_loop
 
 for _name in ('workdir', *several.FLAGS):
@@ -23,6 +30,7 @@ _SECONDS_A_TEST = flags.DEFINE_float('seconds_a_test', 0, 'Slows evaluation.')
 _SECONDS_A_SAVE = flags.DEFINE_float('seconds_a_save', 0, 'Slows saving.')
 _FAIL = flags.DEFINE_string('fail', '', 'PROCESS:STEP that has bad data.')
 _SHARDED = flags.DEFINE_bool('sharded', False, 'Shards the update.')
+_ODD = flags.DEFINE_integer('odd', -1, 'Process with another JAX.')
 _DIFFERS = flags.DEFINE_integer('differs', -1, 'Process with another config.')
 
 
@@ -94,12 +102,16 @@ def slow_down_saving():
 
 
 def main():
+  told = installation.describe()
+  if _ODD.value >= 0 and _ODD.value == flags.FLAGS.process_id:
+    told['jax'] = 'another'
+  installation.describe = lambda: told
   if _SECONDS_A_SAVE.value:
     slow_down_saving()
   with several.together() as say:
     differs = _DIFFERS.value == jax.process_index()
     with errors.as_input_error():
-      processes.agree({'seed': str(int(differs))})
+      exchange.agree({'seed': str(int(differs))})
     return train.run(Experiment(), shared.get_workdir(), say)
 
 

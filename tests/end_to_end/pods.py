@@ -25,10 +25,18 @@ class Process:
 
   `devices` is how many stand-ins for TPU cores it has, `largest_file` how many
   bytes the file system lets it put into a file, `late` by how many seconds it
-  starts too late.
+  starts too late, `environment` what differs in its own.
   """
 
-  def __init__(self, door, *arguments, devices=8, largest_file=None, late=0):
+  def __init__(
+    self,
+    door,
+    *arguments,
+    devices=8,
+    largest_file=None,
+    late=0,
+    environment=None,
+  ):
     # The last of two settings holds; the others are those of the tests.
     flags = os.environ['XLA_FLAGS']
     flags += f' --xla_force_host_platform_device_count={devices}'
@@ -44,7 +52,7 @@ class Process:
       command,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
-      env=os.environ | {'XLA_FLAGS': flags},
+      env=os.environ | {'XLA_FLAGS': flags} | (environment or {}),
       text=True,
     )
     self._said = []

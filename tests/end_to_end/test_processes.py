@@ -1,7 +1,9 @@
 """Real processes: together, and killed for real."""
 
 import signal
+import socket
 
+import jax
 import pytest
 
 from nfnet_jax.experiments import train
@@ -9,6 +11,7 @@ from tests.end_to_end import linear, pods
 
 LINEAR = 'tests.end_to_end.linear'
 SLOWLY = '--seconds_a_step=0.3'
+SECOND = 'process    1 of 2'  # What it says first.
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +47,8 @@ def test_two_processes_are_one_run_and_say_it_once(whole, tmp_path):
   assert_same(pods.rows_of(workdir), whole)
   assert pods.checkpoints_of(workdir) == [3, 6, 9, 12]
   assert 'evaluation at step 12' in first.said
-  assert second.lines == []
+  assert first.lines[0] == 'process    0 of 2'
+  assert second.lines == [SECOND]
 
 
 def test_a_plain_update_goes_on_where_a_sharded_one_stopped(whole, tmp_path):
@@ -152,16 +156,28 @@ def test_an_absent_process_is_not_waited_for_for_ever(tmp_path, present):
   )
 
 
-def test_bad_data_in_one_process_ends_all_with_the_line(tmp_path):
+@pytest.mark.parametrize('update', [[], ['--sharded']], ids=['', 'sharded'])
+@pytest.mark.parametrize('bad', [0, 1])
+def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
+  workdir = f'--workdir={tmp_path / "run"}'
   pod = pods.Pod(
-    LINEAR,
-    '--fail=1:7',
-    f'--workdir={tmp_path / "run"}',
-    count=2,
-    devices=4,
+    LINEAR, *update, f'--fail={bad}:7', workdir, count=2, devices=4
   )
-  assert pod.finish(60) == [2, 2]
-  assert pod[1].lines == ['nfnet_jax: the record is bad.']
+  assert pod.finish(60) == [2, 2], pod.said
+  assert pod[bad].lines[-1] == 'nfnet_jax: the record is bad.'
+  others = f'nfnet_jax: Process {bad} ended all: the record is bad.'
+  assert pod[1 - bad].lines[-1] == others
+  assert 'not finite' not in pod.said
+  assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
+  first, _ = resume(tmp_path / 'run', *update)
+  assert 'Resuming after step 5.' in first.said
+  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+
+
+def test_bad_data_from_the_first_ends_all(tmp_path):
+  pod = pods.Pod(LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2)
+  assert pod.finish(60) == [2, 2], pod.said
+  assert pod[1].lines == [SECOND, 'nfnet_jax: the record is bad.']
   assert 'nfnet_jax: Process 1 ended all: the record is bad.' in pod[0].lines
 
 
@@ -179,7 +195,8 @@ def test_no_space_left_loses_no_saved_step(whole, tmp_path):
   end = 'the same command resumes from the last checkpoint that is there.'
   (line,) = [line for line in pod[0].lines if line.endswith(end)]
   assert str(tmp_path / 'run') in line
-  assert pod[1].lines == [f'nfnet_jax: Process 0 ended all: {line[11:]}']
+  others = f'nfnet_jax: Process 0 ended all: {line[11:]}'
+  assert pod[1].lines == [SECOND, others]
   assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
   resume(tmp_path / 'run')
   assert_same(pods.rows_of(tmp_path / 'run'), whole)
@@ -195,7 +212,7 @@ def test_a_damaged_latest_checkpoint_costs_that_one(whole, tmp_path):
   first, second = resume(workdir)
   assert 'Checkpoint 5 cannot be read' in first.said
   assert 'Resuming after step 3.' in first.lines
-  assert second.lines == []
+  assert second.lines == [SECOND]
   assert_same(pods.rows_of(workdir), whole)
 
 
@@ -204,6 +221,60 @@ def test_processes_that_differ_do_not_start(tmp_path):
   assert pod.finish(60) == [2, 2]
   line = 'Process 1 differs from process 0 in seed (0 there, 1 here).'
   assert all(line in process.lines[-1] for process in pod)
+
+
+@pytest.mark.parametrize('odd', [0, 1])
+def test_hosts_with_other_versions_do_not_start(tmp_path, odd):
+  pod = pods.Pod(LINEAR, f'--odd={odd}', f'--workdir={tmp_path}', count=2)
+  assert pod.finish(60) == [2, 2], pod.said
+  versions = jax.__version__, 'another'
+  there, here = versions if odd else versions[::-1]
+  line = f'differs from process 0 in jax ({there} there, {here} here).'
+  assert all(line in process.lines[-1] for process in pod), pod.said
+
+
+@pytest.mark.parametrize(
+  ('door', 'odd', 'line'),
+  [
+    (
+      pods.TRAIN,
+      {'environment': {'JAX_COMPILATION_CACHE_DIR': ''}},
+      'JAX_COMPILATION_CACHE_DIR (a local folder there, none here)',
+    ),
+    (
+      pods.TRAIN,
+      {'arguments': ['--config.weights=w.npz']},
+      'weights (None there, w.npz here)',
+    ),
+    (
+      'nfnet_jax.experiments.evaluate',
+      {'arguments': ['--weights=w.npz']},
+      '--weights (not given there, given here)',
+    ),
+  ],
+  ids=['cache', 'weights to begin with', 'weights to evaluate'],
+)
+def test_what_would_part_hosts_ways_is_said(small, tmp_path, door, odd, line):
+  pod = pods.Pod(door, *small, f'--workdir={tmp_path}', count=2, of_1=odd)
+  assert pod.finish(90) == [2, 2], pod.said
+  assert all(line in process.lines[-1] for process in pod), pod.said
+
+
+def test_a_port_that_is_taken_is_said(tmp_path):
+  with socket.socket(socket.AF_INET6) as other:
+    other.bind(('::', 0))
+    other.listen()
+    process = pods.Process(
+      LINEAR,
+      f'--coordinator=127.0.0.1:{other.getsockname()[1]}',
+      '--num_processes=2',
+      '--process_id=0',
+      f'--workdir={tmp_path}',
+    )
+    assert process.finish() == 1, process.said
+  (line,) = process.lines
+  assert line.startswith('nfnet_jax: Process 0 cannot listen at port ')
+  assert line.endswith('name another in --coordinator.')
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from nfnet_jax.experiments import (
   several,
   train,
 )
+from nfnet_jax.training import parallel, processes
 
 # Of the doors that are made here.
 for _name in ('config', 'json', *several.FLAGS):
@@ -397,15 +398,15 @@ def test_another_platform_than_the_required_is_refused(door, tmp_path, main):
 
 def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
   """JAX calls the platform of CUDA and of ROCm `gpu`, too."""
-
-  def enter():
-    with several.together():
-      pass
-
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert door(enter, '--require_platform=gpu') == (0, '', '')
   line = complaint(door(enter, '--require_platform=cpu'))
   assert '--require_platform=cpu, but JAX found only gpu devices' in line
+
+
+def enter():
+  with several.together():
+    pass
 
 
 NOT_NOW = "Backend 'tpu' failed to initialize: UNAVAILABLE: it is in use."
@@ -425,10 +426,6 @@ NEVER = 'Unknown backend tpu'
 def test_devices_that_are_busy_may_be_free_at_another_attempt(
   door, monkeypatch, found, asked, code, said
 ):
-  def enter():
-    with several.together():
-      pass
-
   def answer(text, *_):
     if text != 'cpu':
       raise RuntimeError(text)
@@ -456,17 +453,32 @@ def test_devices_that_are_busy_may_be_free_at_another_attempt(
 def test_a_disk_that_is_full_at_the_start_may_be_emptied(
   door, tmp_path, monkeypatch, number, code
 ):
-  from nfnet_jax.experiments import config
+  from nfnet_jax.experiments import config, workdirs
 
   def fail(path, text):
     raise OSError(number, os.strerror(number), path)
 
-  monkeypatch.setattr(config.files, 'write_atomically', fail)
-  main = lambda: config.save(config.base(), tmp_path, ['a'])
+  monkeypatch.setattr(workdirs.files, 'write_atomically', fail)
+  main = lambda: workdirs.save(config.base(), tmp_path, ['a'])
   ended, _, err = door(main)
   assert ended == code
   assert os.strerror(number) in err
   assert len(err.splitlines()) == 1
+
+
+def test_other_processes_devices_are_no_ones_own(door, monkeypatch):
+  """A host of a pod that was told to stay alone."""
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  line = complaint(door(enter, '--num_processes=1'))
+  assert 'the devices of 4 processes here, which were not joined' in line
+
+
+def test_devices_that_do_not_answer_are_counted(door, monkeypatch):
+  monkeypatch.setattr(processes, 'are_several', lambda: True)
+  monkeypatch.setattr(parallel.DataParallel, 'count', lambda self: 7)
+  code, _, err = door(enter)
+  assert code == 1
+  assert err.startswith('nfnet_jax: 7 of 8 devices answered.')
 
 
 @pytest.mark.parametrize(
@@ -476,6 +488,10 @@ def test_a_disk_that_is_full_at_the_start_may_be_emptied(
     (
       ['--coordinator=h:1', '--num_processes=2', '--process_id=2'],
       '--process_id=2 is not in [0, 2)',
+    ),
+    (
+      ['--coordinator=host0', '--num_processes=2', '--process_id=0'],
+      '--coordinator=host0 is not HOST:PORT',
     ),
     (['--require_platform=gpus'], 'should be one of <tpu|gpu|cpu>'),
   ],

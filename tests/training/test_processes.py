@@ -1,44 +1,22 @@
 """Joining, agreeing and ending, without other processes."""
 
 import itertools
-import json
 import os
 import signal
+import sys
 import threading
 
 import jax
-import numpy as np
 import pytest
 
-from nfnet_jax.training import installation, interrupt, metrics, processes
+from nfnet_jax.training import interrupt, processes
+from tests.training import test_exchange
 
 CLUSTERS = (
   'SLURM_STEP_NODELIST',
   'OMPI_MCA_orte_hnp_uri',
   'JOB_COMPLETION_INDEX',
 )
-
-
-class Client:
-  """JAX's store of keys, within this process."""
-
-  def __init__(self):
-    self.values = {}
-
-  def key_value_set(self, key, value, allow_overwrite=False):
-    assert allow_overwrite or key not in self.values
-    self.values[key] = value
-
-  def blocking_key_value_get(self, key, timeout_in_ms):
-    assert timeout_in_ms > 0
-    return self.values[key]
-
-  def key_value_dir_get(self, prefix):
-    return [
-      (key, value)
-      for key, value in self.values.items()
-      if key.startswith(f'{prefix}/')
-    ]
 
 
 class Ended(BaseException):
@@ -69,12 +47,6 @@ def alone(monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', None)
 
 
-def join(monkeypatch, index, count=2, client=None):
-  team = processes._Team(client or Client(), index, count)
-  monkeypatch.setattr(processes, '_team', team)
-  return team
-
-
 @pytest.mark.usefixtures('alone')
 class TestAlone:
   def test_a_plain_host_starts_nothing(self):
@@ -87,12 +59,6 @@ class TestAlone:
     processes.start(num_processes=1)
 
   def test_functions_do_the_obvious(self):
-    assert processes.from_primary(lambda: 3) == 3
-    processes.agree({'a': 'b'})
-    with processes.primary_first():
-      pass
-    tree = {'w': np.ones(3)}
-    assert processes.broadcast(tree, None) is tree
     processes.fail('not taken up by anyone')
     processes.finish()
 
@@ -115,6 +81,24 @@ class TestAlone:
     with pytest.raises(ValueError, match=rf'process_id={index} is not in \[0'):
       processes.start('a:1', 2, index)
 
+  @pytest.mark.parametrize('place', ['host0', 'host0:', ':1', 'host0:http'])
+  def test_a_place_without_a_port_is_refused(self, place):
+    with pytest.raises(ValueError, match='is not HOST:PORT'):
+      processes.start(place, 2, 0)
+
+
+def test_what_jax_raises_while_joining_is_said(monkeypatch, ends, capfd):
+  def initialize(*arguments, **options):
+    raise RuntimeError('Kubernetes API Error: 403\nIt appears that ...')
+
+  monkeypatch.setenv('JOB_COMPLETION_INDEX', '0')
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  with pytest.raises(Ended):
+    processes.start()
+  assert ends == [1]
+  (line,) = capfd.readouterr().err.splitlines()
+  assert 'cannot be joined (Kubernetes API Error: 403 It appears' in line
+
 
 class TestClusters:
   @pytest.fixture
@@ -134,7 +118,12 @@ class TestClusters:
   @pytest.mark.parametrize('sign', CLUSTERS)
   def test_jax_is_asked_where_a_scheduler_is(self, asked, monkeypatch, sign):
     monkeypatch.setenv(sign, '0')
-    processes.start(timeout=70)
+    # All would train alone, in one workdir, if it were silent.
+    with pytest.raises(ValueError, match=f'{sign} tells of a job') as error:
+      processes.start(timeout=70)
+    is_kubernetes = sign == 'JOB_COMPLETION_INDEX'
+    assert ('pip install kubernetes' in str(error.value)) == is_kubernetes
+    assert '--process_id=I; or --num_processes=1' in str(error.value)
     ((arguments, options),) = asked
     assert arguments == (None, None, None)
     assert options['cluster_detection_method'] is None
@@ -165,95 +154,12 @@ class TestClusters:
     assert options['cluster_detection_method'] == 'deactivate'
 
 
-def test_facts_of_another_process_are_compared(monkeypatch):
-  client = Client()
-  join(monkeypatch, 0, client=client)
-  processes.agree({'jax': '1', 'the code': 'x', 'old': 'y'})
-  join(monkeypatch, 1, client=client)
-  with pytest.raises(ValueError, match='Process 1 differs') as error:
-    processes.agree({'jax': '2', 'the code': 'x', 'new': 'z'})
-  for text in (
-    'jax (1 there, 2 here)',
-    'old (y there, None',
-    'new (None there',
-  ):
-    assert text in str(error.value)
-  assert 'the code' not in str(error.value)
-
-
-def test_code_and_versions_are_told(monkeypatch):
-  told = installation.describe()
-  assert told['jax'] == jax.__version__
-  assert len(told['the code']) == 12
-  # The same wherever the package lies, and moved by any change to it.
-  monkeypatch.setattr(installation.pathlib.Path, 'read_bytes', lambda _: b'')
-  changed = installation.describe()
-  assert changed.pop('the code') != told.pop('the code')
-  assert changed == told
-
-
-def test_every_exchange_has_a_key_of_its_own(monkeypatch):
-  client = Client()
-  join(monkeypatch, 0, client=client)
-  assert [processes.from_primary(lambda n=n: n) for n in (1, 2)] == [1, 2]
-  join(monkeypatch, 1, client=client)
-  assert [processes.from_primary(pytest.fail) for _ in range(2)] == [1, 2]
-
-
-def test_the_first_prepares_alone(monkeypatch):
-  client, order = Client(), []
-  join(monkeypatch, 0, client=client)
-  with processes.primary_first():
-    assert not client.values
-    order.append(0)
-  join(monkeypatch, 1, client=client)
-  with processes.primary_first():
-    order.append(1)
-  assert order == [0, 1]
-  join(monkeypatch, 1)
-  with pytest.raises(KeyError), processes.primary_first():
-    pytest.fail('It went ahead of the first.')
-
-
-def test_broadcast_keeps_every_bit(monkeypatch):
-  """Signs of zeros, NaNs, integers, scalars, empty leaves; piece by piece."""
-  tree = {
-    'w': np.array([-0.0, np.nan, np.inf, 1e-42], np.float32),
-    'n': np.int32(-7),
-    'none': np.zeros((0, 3), np.float32),
-    'b': np.array([1, 2, 3], np.uint8),
-  }
-  sent = []
-
-  def note(piece):
-    sent.append(piece.copy())
-    return piece
-
-  monkeypatch.setattr(processes, '_CHUNK', 2)
-  monkeypatch.setattr(processes.multihost_utils, 'broadcast_one_to_all', note)
-  join(monkeypatch, 0)
-  processes.broadcast(tree, tree)
-  assert {len(piece) for piece in sent} == {2}
-  replies = iter(sent)
-  monkeypatch.setattr(
-    processes.multihost_utils, 'broadcast_one_to_all', lambda _: next(replies)
-  )
-  join(monkeypatch, 1)
-  like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-  received = processes.broadcast(None, like)
-  for name, leaf in tree.items():
-    assert received[name].dtype == leaf.dtype
-    assert received[name].shape == leaf.shape
-    assert received[name].tobytes() == leaf.tobytes()
-    assert received[name].flags.writeable
-
-
 def test_failing_tells_the_others_which_end_alike(monkeypatch, ends, capfd):
-  client = Client()
-  join(monkeypatch, 1, client=client)
+  client = test_exchange.Client()
+  test_exchange.join(monkeypatch, 1, client=client)
   with pytest.raises(Ended):
     processes.fail('the disk is full.', 2)
-  first = join(monkeypatch, 0, client=client)
+  first = test_exchange.join(monkeypatch, 0, client=client)
   monkeypatch.setattr(processes, '_ending', threading.Lock())
   with pytest.raises(Ended):
     processes._Watch(first, 60)._look(0)
@@ -265,10 +171,47 @@ def test_failing_tells_the_others_which_end_alike(monkeypatch, ends, capfd):
   ]
 
 
+@pytest.mark.parametrize('error', [BrokenPipeError, ValueError('closed')])
+def test_it_ends_even_where_nobody_reads(monkeypatch, ends, error):
+  """Else it would hold the lock, and all that follow would wait for ever."""
+
+  class Closed:
+    def write(self, text):
+      raise error
+
+    flush = lambda self: self.write('')
+
+  monkeypatch.setattr(sys, 'stderr', Closed())
+  monkeypatch.setattr(sys, 'stdout', Closed())
+  with pytest.raises(Ended):
+    processes._end('nobody reads this.', 2)
+  assert ends == [2]
+
+
+def test_what_takes_too_long_ends_all(monkeypatch, ends, capfd):
+  late, client = threading.Event(), test_exchange.Client()
+  give_up = processes._give_up
+
+  def note(line):
+    with pytest.raises(Ended):
+      give_up(line)
+    late.set()
+
+  monkeypatch.setattr(processes, '_give_up', note)
+  test_exchange.join(monkeypatch, 1, client=client)
+  with processes.at_most(60, 'not said.'):
+    pass
+  with processes.at_most(0.01, 'The devices hang.'):
+    assert late.wait(60)
+  assert ends == [1]
+  assert capfd.readouterr().err == 'nfnet_jax: The devices hang.\n'
+  assert client.values['nfnet_jax/failures/1'] == '1 The devices hang.'
+
+
 def test_a_silent_process_is_noticed_in_time(monkeypatch, ends, capfd):
   clock = itertools.count(0, 10)
   monkeypatch.setattr(processes.time, 'monotonic', lambda: next(clock))
-  team = join(monkeypatch, 0, count=3)
+  team = test_exchange.join(monkeypatch, 0, count=3)
   watch = processes._Watch(team, 25)
   for beat in range(5):  # Both beat.
     team.client.key_value_set('nfnet_jax/beats/1', str(beat), True)
@@ -292,14 +235,8 @@ def test_what_another_process_caused_is_said_so():
   assert processes.explain(OSError(28, 'full')) == 'OSError: [Errno 28] full'
 
 
-def test_json_keeps_what_metrics_hold(monkeypatch):
-  join(monkeypatch, 0)
-  row = {'step': 3, 'eval/loss': float('nan')}
-  assert json.dumps(processes.from_primary(lambda: row)) == json.dumps(row)
-
-
 def test_a_stop_is_polled_by_one_counter_that_goes_on(monkeypatch):
-  join(monkeypatch, 1)
+  test_exchange.join(monkeypatch, 1)
   polls = []
   monkeypatch.setattr(
     interrupt.multihost_utils,
@@ -314,40 +251,9 @@ def test_a_stop_is_polled_by_one_counter_that_goes_on(monkeypatch):
 
 
 def test_ctrl_c_in_one_process_stops_all(monkeypatch):
-  join(monkeypatch, 1)
+  test_exchange.join(monkeypatch, 1)
   sent = []
   with interrupt.StopRequest():
     monkeypatch.setattr(os, 'kill', lambda *what: sent.append(what))
     signal.raise_signal(signal.SIGINT)
   assert sent == [(os.getpid(), signal.SIGTERM)]
-
-
-def test_others_write_no_metrics_but_know_the_evaluations(
-  monkeypatch, tmp_path
-):
-  client, row = Client(), {'step': 4, 'eval/top1': 0.5}
-  (tmp_path / 'a').mkdir()
-  join(monkeypatch, 0, client=client)
-  with metrics.MetricsWriter(tmp_path / 'a', 0) as writer:
-    writer.write([row, {'step': 5, 'loss': 1.0}, {'step': 9, 'eval/top1': 1}])
-  client.values.clear()
-  join(monkeypatch, 0, client=client)
-  with metrics.MetricsWriter(tmp_path / 'a', 5) as writer:
-    assert writer.evaluations == {4: row}
-  join(monkeypatch, 1, client=client)
-  with metrics.MetricsWriter(tmp_path / 'b', 5) as writer:
-    assert writer.evaluations == {4: row}
-    writer.write([{'step': 6, 'eval/top1': 1.0}])
-    assert set(writer.evaluations) == {4, 6}
-  assert not (tmp_path / 'b').exists()
-
-
-@pytest.mark.parametrize('votes', [(True, True), (True, False), (False, True)])
-def test_everywhere_means_in_every_process(monkeypatch, votes):
-  client = Client()
-  for index in (1, 0):
-    join(monkeypatch, index, client=client)
-    key = f'nfnet_jax/votes/0/{1 - index}'
-    client.values.setdefault(key, str(votes[1 - index]))
-    client.values.pop(f'nfnet_jax/votes/0/{index}', None)
-    assert processes.everywhere(votes[index]) == all(votes)

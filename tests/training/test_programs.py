@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from nfnet_jax.training import processes, programs
+from nfnet_jax.training import exchange, programs
 
 PROGRAM = """
 import json, sys
@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_written_is_not_used(monkeypatch, folder):
 
 @pytest.mark.parametrize('seen', [True, False])
 def test_several_processes_need_one_folder(monkeypatch, folder, seen):
-  monkeypatch.setattr(processes, 'everywhere', lambda here: here and seen)
+  monkeypatch.setattr(exchange, 'everywhere', lambda here: here and seen)
   said = programs.keep()
   if seen:
     assert said == jax.config.jax_compilation_cache_dir == str(folder)

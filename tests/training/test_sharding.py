@@ -12,6 +12,7 @@ import nfnet_jax
 from nfnet_jax.models import nfnet, registry
 from nfnet_jax.optim import paths
 from nfnet_jax.training import parallel, sharding, state, step
+from tests.training import test_loop
 
 DEVICES, BATCH, SIZE = 8, 16, 32
 
@@ -179,6 +180,30 @@ def test_a_bad_step_changes_nothing(plain, initial, spoil):
   after, (row,) = train(shard(plain), initial, [batch])
   assert row['applied'] == 0
   assert_alike(initial, after, rtol=0)
+
+
+@pytest.mark.parametrize('sharded', [False, True], ids=['', 'sharded'])
+def test_a_stray_batch_on_one_device_is_refused_on_all(sharded):
+  """Else the devices' states would differ from there on."""
+  plain = test_loop.make_trainer()
+  initial = jax.device_get(
+    state.create_state(
+      plain.model, plain.optimizer, seed=0, image_size=test_loop.SIZE
+    )
+  )
+  like = jax.eval_shape(lambda: initial)
+  whole = sharding.ShardedTrainer(plain, like, DEVICES, least=1)
+  trainer, devices = whole if sharded else plain, parallel.DataParallel()
+  batch = devices.split(test_loop.make_batch(0))
+  batch['step'] = batch['step'].at[3].set(-1)
+  placed = devices.distribute(trainer, initial)
+  after, metrics = devices.train_step(trainer)(placed, batch)
+  assert metrics['applied'] == 0
+  for leaf, before in zip(
+    *map(jax.tree.leaves, (devices.collector(trainer)(after), initial))
+  ):
+    for shard_of_leaf in leaf.addressable_shards:
+      np.testing.assert_array_equal(shard_of_leaf.data, before)
 
 
 @pytest.mark.parametrize(
