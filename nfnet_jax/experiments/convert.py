@@ -14,7 +14,7 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors, shared
 
-for _name in ('weights', 'to'):
+for _name in ('weights', 'timm_forward', 'size', 'to'):
   flags.declare_key_flag(_name)
 _LAYOUT = flags.DEFINE_enum(
   'layout', 'haiku', ['haiku', 'timm'], 'Names and layouts of the arrays.'

@@ -21,7 +21,15 @@ from absl import flags
 
 from nfnet_jax.experiments import cli, errors, shared
 
-for _name in ('weights', 'size', 'out', 'dataset', 'split', 'data_dir'):
+for _name in (
+  'weights',
+  'timm_forward',
+  'size',
+  'out',
+  'dataset',
+  'split',
+  'data_dir',
+):
   flags.declare_key_flag(_name)
 _MODEL = flags.DEFINE_string('model', None, 'Name of a model.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images.', lower_bound=1)

@@ -22,10 +22,8 @@ from nfnet_jax.training import state as state_lib
 
 _STATE = 'state'
 _CHECKSUMS = 'checksums'
-# As Orbax names what it will rename, and what it writes last in a bucket, where
-# nothing can be renamed.
+# As Orbax names on a disk what it will rename.
 _UNFINISHED = re.compile(r'\d+\.orbax-checkpoint-tmp.*')
-_LAST_FILE = 'commit_success.txt'
 
 
 class UnreadableError(ValueError):
@@ -269,22 +267,15 @@ class Checkpoints:
   def _remove_unfinished(self) -> None:
     """Removes what saves left that were killed: each up to a whole state.
 
-    Readers never look at it. Orbax's own cleaning would in a bucket also take
-    what was set aside.
+    On a disk, by its name. In a bucket it has the name of a whole checkpoint
+    and lacks the file that Orbax writes last, as does one that was copied there
+    from a disk: so there it stays, unseen, until its step is saved again.
     """
-    try:
-      for path in self.directory.iterdir():
-        if self._is_unfinished(path):
-          path.rmtree()
-    except Exception as error:  # Buckets raise many kinds.
-      reason = str(error).partition('\n')[0]
-      logging.warning('An unfinished checkpoint stays: %s', reason)
-
-  def _is_unfinished(self, path: epath.Path) -> bool:
-    if files.is_in_bucket(path):
-      is_step = path.name.isdecimal()
-      return is_step and not (path / _LAST_FILE).exists()
-    return bool(_UNFINISHED.fullmatch(path.name))
+    if files.is_in_bucket(self.directory):
+      return
+    for path in self.directory.iterdir():
+      if _UNFINISHED.fullmatch(path.name):
+        path.rmtree()
 
   def _set_aside_unreadable(self) -> None:
     for step in sorted(self._unreadable):
