@@ -84,6 +84,7 @@ def small_recipe(imagenet_dir):
     '--config=f0',
     f'--config.run.data_dir={imagenet_dir}',
     '--config.model.name=nfnet_pico',
+    '--config.run.fast_convs=False',  # Compiles sooner.
     '--config.batch_size=16',
     '--config.train_for=2 epochs',
     '--config.optimizer.warmup=2 steps',
@@ -160,6 +161,7 @@ def small(data_dir):
     '--config=digits',
     f'--config.run.data_dir={data_dir}',
     '--config.model.name=nfnet_pico',
+    '--config.run.fast_convs=False',  # Compiles sooner.
     '--config.batch_size=16',
     '--config.train_for=6 steps',
     '--config.optimizer.warmup=2 steps',

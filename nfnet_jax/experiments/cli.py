@@ -118,6 +118,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return flags.FLAGS(list(argv))
   except (flags.Error, errors.InputError) as error:
     sys.exit(_complain(error))
+  except errors.RunError as error:  # Of the workdir whose config it takes.
+    _complain(error)
+    sys.exit(EXIT_FAILED)
   except Exception as error:
     if not _is_of_flags(error):
       error = naming.raised_by_file(error)

@@ -18,8 +18,9 @@ from nfnet_jax.experiments import (
   plan,
   several,
   train,
+  workdirs,
 )
-from nfnet_jax.training import parallel, processes
+from nfnet_jax.training import files, parallel, processes
 
 # Of the doors that are made here.
 for _name in ('config', 'json', *several.FLAGS):
@@ -350,7 +351,7 @@ def test_evaluate_without_a_run(door, tmp_path):
 
 
 def test_evaluate_before_the_first_checkpoint(door, data_dir, tmp_path):
-  from nfnet_jax.experiments import checks, workdirs
+  from nfnet_jax.experiments import checks
   from nfnet_jax.experiments.configs import digits
 
   settings = digits.get_config()
@@ -404,6 +405,18 @@ def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
   assert '--require_platform=cpu, but JAX found only gpu devices' in line
 
 
+def test_a_workdir_that_does_not_answer_may_at_another_attempt(
+  door, tmp_path, monkeypatch
+):
+  def fail(doing):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(files, 'as_os_error', fail)
+  code, _, err = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
+  assert (code, len(err.splitlines())) == (1, 1)
+  assert os.strerror(errno.EIO) in err
+
+
 def enter():
   with several.together():
     pass
@@ -453,12 +466,12 @@ def test_devices_that_are_busy_may_be_free_at_another_attempt(
 def test_a_disk_that_is_full_at_the_start_may_be_emptied(
   door, tmp_path, monkeypatch, number, code
 ):
-  from nfnet_jax.experiments import config, workdirs
+  from nfnet_jax.experiments import config
 
   def fail(path, text):
     raise OSError(number, os.strerror(number), path)
 
-  monkeypatch.setattr(workdirs.files, 'write_atomically', fail)
+  monkeypatch.setattr(files, 'write_atomically', fail)
   main = lambda: workdirs.save(config.base(), tmp_path, ['a'])
   ended, _, err = door(main)
   assert ended == code

@@ -168,8 +168,8 @@ class TestRun:
   @pytest.mark.parametrize(
     ('forms', 'said'),
     [
-      ({'fast_stem': True}, ', fast stem, fused blocks, fast convolutions'),
-      ({'fused_blocks': False, 'fast_convs': False}, ''),
+      ({'fast_stem': True}, ', fast stem, fused blocks'),
+      ({'fused_blocks': False, 'fast_convs': True}, ', fast convolutions'),
     ],
   )
   def test_other_forms_train_alike(

@@ -107,6 +107,7 @@ def test_a_place_that_cannot_be_written_is_not_used(monkeypatch, folder):
 
 @pytest.mark.parametrize('seen', [True, False])
 def test_several_processes_need_one_folder(monkeypatch, folder, seen):
+  monkeypatch.setattr(exchange, 'agree', lambda facts: None)
   monkeypatch.setattr(exchange, 'everywhere', lambda here: here and seen)
   said = programs.keep()
   if seen:
