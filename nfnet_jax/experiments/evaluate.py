@@ -105,7 +105,6 @@ def _evaluate(experiment, weights) -> dict[str, float]:
     interrupt,
     processes,
     programs,
-    step,
   )
   from nfnet_jax.training import parallel as parallel_lib
 
@@ -121,7 +120,7 @@ def _evaluate(experiment, weights) -> dict[str, float]:
         raise errors.RunError('Interrupted.')
 
     return evaluation.evaluate(
-      parallel.eval_step(step.evaluator(experiment.model)),
+      parallel.eval_step(evaluation.evaluator(experiment.model)),
       parallel,
       parallel.replicate(weights),
       experiment.eval_batches(cli.say),

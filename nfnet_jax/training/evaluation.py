@@ -1,14 +1,18 @@
-"""Exact evaluation of several sets of weights in one pass over the data."""
+"""Evaluation: its step, and an exact pass over the data for several weights."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
+from nfnet_jax.models import registry
 from nfnet_jax.training import files
 from nfnet_jax.training import parallel as parallel_lib
 from nfnet_jax.training import state as state_lib
+from nfnet_jax.training import step as step_lib
 
 # Raw and averaged weights, and how their metrics are prefixed.
 RAW, EMA = 'eval', 'eval_ema'
@@ -17,6 +21,49 @@ _JSON_PREFIXES = {RAW: '', EMA: 'ema_'}
 
 # Prefix -> parameters and running statistics.
 Weights = Mapping[str, tuple[Any, Any]]
+
+
+def evaluator(model: registry.Model) -> Callable[..., dict[str, jax.Array]]:
+  """Makes an evaluation step `(params, model_state, batch, reduce) -> sums`.
+
+  It sums loss, top-1 and top-5 hits over the examples whose `mask` is 1, over
+  all devices, with their `count`, and computes in float32.
+  """
+
+  def eval_step(
+    params: Any,
+    model_state: Any,
+    batch: step_lib.Batch,
+    reduce: step_lib.Reduce,
+  ) -> dict[str, jax.Array]:
+    images = step_lib.normalize(batch['image'])
+    logits, _ = model.apply(params, model_state, None, images, False)
+    return reduce(classification_sums(logits, batch['label'], batch['mask']))
+
+  return eval_step
+
+
+def classification_sums(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+  """Sums what evaluation reports over the examples whose mask is 1.
+
+  `top_k` breaks ties by index, so that constant logits score at chance. A row
+  that holds a NaN is a miss.
+  """
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  losses = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+  _, ranked = lax.top_k(logits, min(5, logits.shape[-1]))
+  hits = (ranked == labels[:, None]) & jnp.isfinite(losses)[:, None]
+  keep = mask > 0
+  return {
+    'loss': jnp.sum(jnp.where(keep, losses, 0)),
+    'top1': jnp.sum(jnp.where(keep, hits[:, 0], 0).astype(jnp.float32)),
+    'top5': jnp.sum(
+      jnp.where(keep, jnp.any(hits, axis=1), 0).astype(jnp.float32)
+    ),
+    'count': jnp.sum(mask.astype(jnp.float32)),
+  }
 
 
 def weights_of(state: state_lib.TrainState) -> Weights:
@@ -37,7 +84,7 @@ def evaluate(
   """Averages loss, top-1 and top-5 over every example, once each.
 
   Args:
-    eval_step: `step.evaluator(model)` wrapped by `parallel`.
+    eval_step: `evaluator(model)` wrapped by `parallel`.
     parallel: where it runs.
     weights: replicated; see `weights_of`.
     batches: padded batches with a `mask`; see `data.pipeline.eval_batches`.

@@ -88,7 +88,7 @@ class Loop:
     )
     self._collect = self.parallel.collector(self._updating)
     self._eval_step = self._compiling_first(
-      self.parallel.eval_step(step_lib.evaluator(self.trainer.model))
+      self.parallel.eval_step(evaluation.evaluator(self.trainer.model))
     )
     # Metrics still on the devices: (updates made, metrics).
     self._pending = collections.deque()

@@ -1,7 +1,7 @@
-"""One training step and one evaluation step, as pure functions.
+"""One training step, as a pure function.
 
-Neither knows how many devices there are: `reduce` sums a tree over all of them,
-and is the identity on one.
+It does not know how many devices there are: `reduce` sums a tree over all of
+them, and is the identity on one.
 """
 
 from collections.abc import Callable, Mapping
@@ -306,46 +306,6 @@ class Trainer:
       return total / devices
 
     return jax.tree.map(divide, reduce(tree))
-
-
-def evaluator(model: registry.Model) -> Callable[..., dict[str, jax.Array]]:
-  """Makes an evaluation step `(params, model_state, batch, reduce) -> sums`.
-
-  It sums loss, top-1 and top-5 hits over the examples whose `mask` is 1, over
-  all devices, with their `count`, and computes in float32.
-  """
-
-  def eval_step(
-    params: Tree, model_state: Tree, batch: Batch, reduce: Reduce
-  ) -> dict[str, jax.Array]:
-    images = normalize(batch['image'])
-    logits, _ = model.apply(params, model_state, None, images, False)
-    return reduce(classification_sums(logits, batch['label'], batch['mask']))
-
-  return eval_step
-
-
-def classification_sums(
-  logits: jax.Array, labels: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
-  """Sums what evaluation reports over the examples whose mask is 1.
-
-  `top_k` breaks ties by index, so that constant logits score at chance. A row
-  that holds a NaN is a miss.
-  """
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  losses = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
-  _, ranked = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-  hits = (ranked == labels[:, None]) & jnp.isfinite(losses)[:, None]
-  keep = mask > 0
-  return {
-    'loss': jnp.sum(jnp.where(keep, losses, 0)),
-    'top1': jnp.sum(jnp.where(keep, hits[:, 0], 0).astype(jnp.float32)),
-    'top5': jnp.sum(
-      jnp.where(keep, jnp.any(hits, axis=1), 0).astype(jnp.float32)
-    ),
-    'count': jnp.sum(mask.astype(jnp.float32)),
-  }
 
 
 @jax.named_scope('update')

@@ -78,7 +78,7 @@ def evaluate(trainer, split, train_state):
   # Thirteen examples: a prime number, the rest is padding.
   batch['mask'] = (np.arange(BATCH) < 13).astype(np.float32)
   return evaluation.evaluate(
-    split.eval_step(step.evaluator(trainer.model)),
+    split.eval_step(evaluation.evaluator(trainer.model)),
     split,
     evaluation.weights_of(split.replicate(train_state)),
     [batch],
