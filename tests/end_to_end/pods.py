@@ -74,6 +74,13 @@ class Process:
     noise = re.compile(r'.*(\[Gloo\] Rank|peer ranks).*|[\d\s]*')
     return [x for x in self.said.splitlines() if not noise.fullmatch(x)]
 
+  @property
+  def last_word(self):
+    """The last line that is ours: JAX may say at once that it lost another."""
+    ours = [x for x in self.lines if x.startswith('nfnet_jax: ')]
+    assert ours, self.said
+    return ours[-1]
+
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT
     while text not in self.said:

@@ -116,8 +116,7 @@ def assert_ended_well(pod, codes, event, victim):
     assert others in ({1}, {0}), said
     for process, code in zip(pod, codes):
       if code == 1:
-        last = process.lines[-1]
-        assert last.startswith('nfnet_jax: '), said
+        assert process.last_word, said
   else:  # Noted, or too late.
     assert set(codes) in ({75}, {0}), said
     if codes[0] == 75:
@@ -193,7 +192,7 @@ def test_a_silent_process_ends_the_others(undisturbed, tmp_path, stopped):
   others = [process for index, process in enumerate(pod) if index != stopped]
   for process in others:
     assert process.finish(BOUND) == 1, process.said
-    assert process.lines[-1].startswith('nfnet_jax: '), process.said
+    assert process.last_word
   pod[stopped].send(signal.SIGKILL)
   run.finish(pod)
   run.complete(**FOUR)
