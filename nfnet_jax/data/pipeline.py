@@ -9,6 +9,7 @@ devices nor on where a run was resumed.
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,9 @@ from nfnet_jax.data import examples, faults, preprocess, records, sources
 
 Batch = dict[str, np.ndarray]
 Note = Callable[[str], None]
+
+# Images, or groups of mixed ones, that a host makes at once.
+CALLS = os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,7 @@ def train_batches(
       _raw_records(spec, shards, parts, step)
       .batch(spec.augmentation.records_in, drop_remainder=True)
       .enumerate(step * groups)
-      .map(maker.careful if careful else maker, tf.data.AUTOTUNE)
+      .map(maker.careful if careful else maker, CALLS)
       .batch(groups, drop_remainder=True)
       .map(_merge_groups)
       .prefetch(2)
@@ -221,7 +225,7 @@ def eval_batches(
     return (
       records.in_order(source, parts[process_index])
       .skip(start * local)
-      .map(lambda i, record: example(i, look(record)), tf.data.AUTOTUNE)
+      .map(lambda i, record: example(i, look(record)), CALLS)
       .concatenate(tf.data.Dataset.from_tensors(padding).repeat())
       .batch(local)
       .take(batches - start)
@@ -241,4 +245,6 @@ def eval_batches(
 def _options() -> tf.data.Options:
   options = tf.data.Options()
   options.deterministic = True
+  # Its thread may sleep for a minute before it lets a pipeline end.
+  options.autotune.enabled = False
   return options

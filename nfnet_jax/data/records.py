@@ -113,6 +113,6 @@ def _read(
     read,
     cycle_length=open_files,
     block_length=_BLOCK,
-    num_parallel_calls=tf.data.AUTOTUNE,
+    num_parallel_calls=open_files,
     deterministic=True,
   )

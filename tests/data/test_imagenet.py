@@ -119,7 +119,7 @@ def test_any_number_of_processes_makes_the_same_batches(
 def test_parallelism_changes_nothing(spec, monkeypatch):
   parallel = take(spec, 8)
   for calls in (1, 7):
-    monkeypatch.setattr(tf.data, 'AUTOTUNE', calls)
+    monkeypatch.setattr(pipeline, 'CALLS', calls)
     assert_same(take(spec, 8), parallel)
 
 
