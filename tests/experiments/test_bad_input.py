@@ -126,7 +126,8 @@ def test_a_form_that_an_activation_rules_out(door, tmp_path):
     (
       convert,
       ['--config=digits', '--config.batch_size=8', '--to=a.npz'],
-      'convert takes no --config; it takes --layout, --size, --timm_forward, --to, --weights.',
+      'convert takes no --config; it takes --layout, --size, --timm_forward, '
+      '--to, --weights.',
     ),
   ],
 )
