@@ -134,9 +134,8 @@ def with_saved_config(argv: list[str]) -> list[str]:
   workdir = _flag_value(argv, 'workdir')
   if _flag_value(argv, 'config') or not workdir:
     return argv
-  shared.to_workdir(
-    workdir
-  )  # For what a config raises is quoted with its place.
+  # Here, for what a config raises is quoted with its place.
+  shared.to_workdir(workdir)
   path = pathlib.Path(__file__).parent / 'saved.py'
   return [argv[0], f'--config={path}:{workdir}', *argv[1:]]
 
