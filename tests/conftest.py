@@ -135,19 +135,19 @@ def buckets(_storage, monkeypatch):
 
 
 @pytest.fixture
-def door(capfd, monkeypatch):
+def run_command(capfd, monkeypatch):
   """Runs a door in this process: `door(main, *arguments) -> (code, out, err)`.
 
   The window of what is returned is the door's own output.
   """
-  from nfnet_jax.experiments import cli
+  from nfnet_jax.cli import command
 
   def run(main, *arguments, **options):
     _forget_flags()
     monkeypatch.setattr(sys, 'argv', [])
     capfd.readouterr()
     with pytest.raises(SystemExit) as exit_info:
-      cli.run(main, ['door', *arguments], **options)
+      command.run(main, ['door', *arguments], **options)
     out, err = capfd.readouterr()
     return exit_info.value.code or 0, out, err
 

@@ -13,37 +13,46 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'nfnet_jax'
 
-# Room -> the rooms of this package that it may import.
-ROOMS = {
-  'models': {'models'},
-  'optim': {'optim'},
-  'data': {'data'},
-  'training': {'models', 'optim', 'training'},
-  'weights': {'models', 'optim', 'training', 'weights'},
-  'pods': {'training', 'pods'},
-  'experiments': {
-    'models',
-    'optim',
-    'data',
-    'training',
-    'weights',
-    'pods',
-    'experiments',
-  },
+_BASE = {'errors', 'trees'}
+_STORAGE = {*_BASE, 'storage'}
+_TRAINING = {
+  *_STORAGE,
+  'models',
+  'optim',
+  'distributed',
+  'plotting',
+  'training',
 }
-FORBIDDEN = {
-  'models': {'optax', 'tensorflow', 'tensorflow_datasets'},
-  'optim': {'haiku', 'tensorflow', 'tensorflow_datasets'},
+_WEIGHTS = {*_STORAGE, 'models', 'training', 'weights'}
+_CONFIG = {*_TRAINING, *_WEIGHTS, 'export', 'planning', 'data', 'config'}
+# Package or module -> what of this package it may import.
+RULES = {
+  'errors.py': set(),
+  'trees.py': set(),
+  'plotting.py': {'storage'},
+  'storage': _STORAGE,
+  'models': {*_BASE, 'models'},
+  'optim': {*_BASE, 'optim'},
+  'data': {*_BASE, 'data'},
+  'distributed': {*_STORAGE, 'distributed'},
+  'training': _TRAINING,
+  'weights': _WEIGHTS,
+  'export': {*_WEIGHTS, 'export'},
+  'planning': {*_TRAINING, 'planning'},
+  'config': _CONFIG,
+  'cli': {*_CONFIG, 'cli', ''},
+  'experiments': {*_CONFIG, 'cli', 'experiments', ''},
+}
+_TENSORFLOW = {'tensorflow', 'tensorflow_datasets'}
+# Package -> libraries that it must not import.
+FORBIDDEN = dict.fromkeys(RULES, _TENSORFLOW) | {
+  'models': {*_TENSORFLOW, 'optax'},
+  'optim': {*_TENSORFLOW, 'haiku'},
   'data': {'jax', 'haiku', 'optax'},
-  'training': {'tensorflow', 'tensorflow_datasets'},
-  'weights': {'tensorflow', 'tensorflow_datasets'},
-  'pods': {'tensorflow', 'tensorflow_datasets'},
-  'experiments': {'tensorflow', 'tensorflow_datasets'},
 }
 
-
-# The one file that joins two rooms' libraries.
-ALLOWED = {PACKAGE / 'weights' / 'saved_model.py': {'tensorflow'}}
+# The one file that joins the libraries of two packages.
+ALLOWED = {PACKAGE / 'export' / 'saved_model.py': {'tensorflow'}}
 
 
 def imports_of(path):
@@ -54,24 +63,37 @@ def imports_of(path):
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-def sources(room):
-  return sorted((PACKAGE / room).rglob('*.py'))
+def sources(name):
+  path = PACKAGE / name
+  return [path] if path.is_file() else sorted(path.rglob('*.py'))
 
 
-def test_every_room_has_its_rule():
-  rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
-  assert rooms - {'__pycache__'} == set(ROOMS)
+def test_every_package_has_a_rule():
+  names = {
+    path.name
+    for path in PACKAGE.iterdir()
+    if path.is_dir() or path.suffix == '.py'
+  }
+  assert names - {'__pycache__', '__init__.py'} == set(RULES)
 
 
-@pytest.mark.parametrize('room', ROOMS)
-def test_floors(room):
-  for path in sources(room):
-    forbidden = FORBIDDEN[room] - ALLOWED.get(path, set())
-    for name in imports_of(path):
-      parts = name.split('.')
-      assert parts[0] not in forbidden, f'{path}: {name}'
-      if parts[0] == 'nfnet_jax' and len(parts) > 1:
-        assert parts[1] in ROOMS[room], f'{path}: {name}'
+@pytest.mark.parametrize('name', RULES)
+def test_imports_follow_the_rules(name):
+  for path in sources(name):
+    forbidden = FORBIDDEN[name] - ALLOWED.get(path, set())
+    for imported in imports_of(path):
+      first, *rest = imported.split('.')
+      assert first not in forbidden, f'{path}: {imported}'
+      if first == 'nfnet_jax':
+        assert ''.join(rest[:1]) in RULES[name], f'{path}: {imported}'
+
+
+def test_no_package_imports_a_command():
+  commands = [p.stem for p in (PACKAGE / 'experiments').glob('[a-z]*.py')]
+  imported = {
+    name for path in PACKAGE.rglob('*.py') for name in imports_of(path)
+  }
+  assert not imported & {f'nfnet_jax.experiments.{name}' for name in commands}
 
 
 def test_only_one_file_knows_pmap():
@@ -83,7 +105,7 @@ def test_only_one_file_knows_pmap():
       for node in ast.walk(ast.parse(path.read_text()))
     )
   ]
-  assert knowing == ['training/parallel.py']
+  assert knowing == ['training/data_parallel.py']
 
 
 def test_only_one_file_sets_matplotlib_up():
@@ -92,7 +114,7 @@ def test_only_one_file_sets_matplotlib_up():
     for path in PACKAGE.rglob('*.py')
     if any(name.startswith('matplotlib') for name in imports_of(path))
   ]
-  assert knowing == ['training/pictures.py']
+  assert knowing == ['plotting.py']
 
 
 def test_import_is_quick_and_leaves_tensorflow_alone():
@@ -123,7 +145,7 @@ def children_seconds():
 
 
 @pytest.mark.parametrize(
-  'door',
+  'name',
   [
     'train',
     'evaluate',
@@ -138,15 +160,15 @@ def children_seconds():
     'plan',
   ],
 )
-def test_help_is_quick(door):
-  command = [sys.executable, '-m', f'nfnet_jax.experiments.{door}', '--help']
+def test_help_is_quick(name):
+  command = [sys.executable, '-m', f'nfnet_jax.experiments.{name}', '--help']
   seconds = []
   for _ in range(2):
     start = children_seconds()
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     seconds.append(children_seconds() - start)
   assert '  --' in run.stdout
-  assert f'python -m nfnet_jax.experiments.{door} ' in run.stdout
+  assert f'python -m nfnet_jax.experiments.{name} ' in run.stdout
   assert min(seconds) < 3
 
 

@@ -14,21 +14,20 @@ from PIL import Image
 import pytest
 
 import nfnet_jax
+from nfnet_jax.config import lookup, validate
 from nfnet_jax.experiments import (
-  checks,
   convert,
   evaluate,
   export,
   features,
   models,
-  naming,
   predict,
   prepare,
   show_batch,
   signal_propagation,
   train,
 )
-from nfnet_jax.pods import report
+from nfnet_jax.planning import report
 from tests import trained_weights
 from tests.end_to_end import pods
 from tests.launch import conftest
@@ -54,18 +53,20 @@ def test_python_examples_run(code):
   exec(compile(code, 'README.md', 'exec'), {'__name__': 'readme'})
 
 
-def test_example_config_is_a_config(door, tmp_path):
+def test_example_config_is_a_config(run_command, tmp_path):
   (code,) = [text for text in blocks('python') if 'def get_config' in text]
   path = tmp_path / 'mine.py'
   path.write_text(code)
   seen = []
-  result = door(lambda: seen.append(naming.get_config()), f'--config={path}')
+  result = run_command(
+    lambda: seen.append(lookup.get_config()), f'--config={path}'
+  )
   assert result[0] == 0, result
-  config = checks.resolve_and_check(seen[0])
+  config = validate.resolve_and_check(seen[0])
   assert config.dataset == 'cifar10'
 
 
-def run_commands(door, text, doors):
+def run_commands(run_command, text, doors):
   """Runs the lines of a shell block; `doors`: name -> door, flags, options."""
   lines = [shlex.split(line) for line in text.splitlines()]
   names = [
@@ -74,12 +75,12 @@ def run_commands(door, text, doors):
   assert names == list(doors)
   for name, (_, _, _, *arguments) in zip(names, lines):
     module, extra, options = doors[name]
-    result = door(module.main, *arguments, *extra, **options)
+    result = run_command(module.main, *arguments, *extra, **options)
     assert result[0] == 0, result
 
 
 def test_imagenet_commands_run(
-  door, small_recipe, imagenet_tars, tmp_path, monkeypatch
+  run_command, small_recipe, imagenet_tars, tmp_path, monkeypatch
 ):
   """As they stand, on a small ImageNet and with a small network."""
   monkeypatch.chdir(tmp_path)
@@ -87,7 +88,7 @@ def test_imagenet_commands_run(
   (text,) = [text for text in blocks('sh') if 'prepare imagenet2012' in text]
   less = [flag for flag in small_recipe[1:] if 'data_dir' not in flag]
   run_commands(
-    door,
+    run_command,
     text,
     {
       'prepare': (prepare, ['--partial'], {'takes': 'DATASET'}),
@@ -99,11 +100,11 @@ def test_imagenet_commands_run(
     assert (tmp_path / path).is_file()
 
 
-def test_model_commands_run(door, tmp_path, monkeypatch):
+def test_model_commands_run(run_command, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (text,) = [text for text in blocks('sh') if 'experiments.models' in text]
   run_commands(
-    door,
+    run_command,
     text,
     {
       'models': (models, [], {'takes': '[PATTERN]'}),
@@ -114,7 +115,7 @@ def test_model_commands_run(door, tmp_path, monkeypatch):
 
 
 def test_trained_network_commands_run(
-  door, small, imagenet_dir, tmp_path, monkeypatch
+  run_command, small, imagenet_dir, tmp_path, monkeypatch
 ):
   """As they stand, with a small network in the published format."""
   monkeypatch.chdir(tmp_path)
@@ -128,7 +129,7 @@ def test_trained_network_commands_run(
   less += ['--config.data.eval_split=test']
   pico = ['--config.model.name=nfnet_pico', '--config.run.eval_batch_size=16']
   run_commands(
-    door,
+    run_command,
     text,
     {
       'predict': (predict, [], {'takes': 'IMAGE...'}),
@@ -145,7 +146,7 @@ def test_trained_network_commands_run(
 
 @pytest.mark.parametrize('name', ['nfnet_pico', 'bn_resnet_pico'])
 def test_exported_model_runs_without_this_package(
-  door, tmp_path, monkeypatch, name
+  run_command, tmp_path, monkeypatch, name
 ):
   (text,) = [text for text in blocks('sh') if 'experiments.export' in text]
   _, trained = trained_weights.random_weights(name)
@@ -154,7 +155,7 @@ def test_exported_model_runs_without_this_package(
   (tmp_path / 'runs' / 'f0.npz').rename(tmp_path / 'runs' / 'f0')
   trained_weights.draw_photo(tmp_path / 'photo.jpg')
   monkeypatch.chdir(tmp_path)
-  run_commands(door, text, {'export': (export, [], {})})
+  run_commands(run_command, text, {'export': (export, [], {})})
   blocked = 'import sys; sys.modules.update(haiku=None, nfnet_jax=None)\n'
   run = subprocess.run(
     [sys.executable, '-c', blocked + CONSUMER],
@@ -163,7 +164,7 @@ def test_exported_model_runs_without_this_package(
     text=True,
   )
   flags = '--weights=runs/f0', '--json', 'photo.jpg'
-  code, out, err = door(predict.main, *flags, takes='IMAGE...')
+  code, out, err = run_command(predict.main, *flags, takes='IMAGE...')
   assert code == 0, err
   (image,) = json.loads(out)['images']
   lines = [line.split(maxsplit=1) for line in run.stdout.splitlines()]
@@ -243,9 +244,9 @@ def test_command_of_several_hosts_runs(small, tmp_path):
     assert line.count(shown) == 1
     line = line.replace(shown, here)
   assert line.endswith('--process_id=0')
-  _, _, door, *arguments, _ = shlex.split(line)
+  _, _, run_command, *arguments, _ = shlex.split(line)
   processes = [
-    pods.Process(door, *arguments, f'--process_id={index}', devices=4)
+    pods.Process(run_command, *arguments, f'--process_id={index}', devices=4)
     for index in range(2)
   ]
   for process in processes:

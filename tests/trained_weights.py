@@ -79,7 +79,8 @@ def write_photos(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
   """Writes a run of the digits whose average is these weights."""
-  from nfnet_jax.experiments import checks, workdirs
+  from nfnet_jax.config import validate
+  from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.experiments.configs import digits
   from nfnet_jax.training import checkpoint, state
 
@@ -88,8 +89,8 @@ def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
   config.data.eval_size = weights.size
   config.data.eval_crop = weights.crop
   config.data.eval_margin = weights.margin
-  config = checks.resolve_and_check(config)
-  workdirs.save(config, workdir, weights.class_names)
+  config = validate.resolve_and_check(config)
+  workdir_lib.save(config, workdir, weights.class_names)
   raw = jax.tree.map(np.zeros_like, weights.params)
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     checkpoints.save(

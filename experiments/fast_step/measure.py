@@ -17,7 +17,7 @@ import sys
 
 import matplotlib
 
-from nfnet_jax.pods import topology
+from nfnet_jax.planning import topology
 
 matplotlib.use('agg')
 from matplotlib import pyplot as plt

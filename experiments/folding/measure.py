@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import nfnet_jax
-from nfnet_jax.weights import fold
+from nfnet_jax.export import fold
 
 HERE = pathlib.Path(__file__).parent
 MODELS = ('nfnet_f0', 'efficientnet_b0')

@@ -26,7 +26,7 @@ from PIL import Image
 import tensorflow_datasets as tfds
 
 from nfnet_jax.data import examples, pipeline, sources
-from nfnet_jax.training import parallel
+from nfnet_jax.training import data_parallel
 
 FOLDER = pathlib.Path(__file__).parent
 SIZE, BATCH, PHOTOS = 192, 32, 512
@@ -107,7 +107,7 @@ def stream(source: sources.Source, stage: str):
   )
   batches = pipeline.train_batches(spec)
   if stage.endswith('device'):
-    feed = parallel.DataParallel()
+    feed = data_parallel.DataParallel()
     batches = map(feed.split, batches)
   yield from batches
 

@@ -58,7 +58,7 @@ class BadRecords:
   split: str
   slices: Sequence[sources.FileSlice]
   allowed: int
-  note: Callable[[str], None]
+  log_fn: Callable[[str], None]
   seen: set[int] = dataclasses.field(default_factory=set)
 
   def check(self, ids: np.ndarray, usable: np.ndarray) -> None:
@@ -82,7 +82,7 @@ class BadRecords:
           ' Repair the dataset, or let some such records be passed over: '
           f'--config.run.max_bad_records={len(self.seen)} or more.',
         )
-      self.note(f'Passing over {line} ({len(self.seen)} of {self.allowed}).')
+      self.log_fn(f'Passing over {line} ({len(self.seen)} of {self.allowed}).')
 
   def find_bad_file(self, error: Exception) -> BadDataError | ReadError:
     """Reads all files again to say which of them failed, or that none does."""

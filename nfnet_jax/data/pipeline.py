@@ -17,7 +17,7 @@ import tensorflow as tf
 from nfnet_jax.data import examples, faults, preprocess, records, sources
 
 Batch = dict[str, np.ndarray]
-Note = Callable[[str], None]
+LogFn = Callable[[str], None]
 
 # Images, or groups of mixed ones, that a host makes at once.
 CALLS = os.cpu_count() or 1
@@ -66,7 +66,7 @@ def train_batches(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-  note: Note = lambda line: None,
+  log_fn: LogFn = lambda line: None,
 ) -> Iterator[Batch]:
   """Streams this process's part of the global batches, without end.
 
@@ -118,7 +118,7 @@ def train_batches(
 
   slices = [file for part in parts for file in part]
   bad = faults.BadRecords(
-    spec.source, spec.split, slices, spec.max_bad_records, note
+    spec.source, spec.split, slices, spec.max_bad_records, log_fn
   )
   for step, batch in enumerate(faults.guarded(make, start_step, bad)):
     yield {**batch, 'step': np.int32(start_step + step)}
@@ -173,7 +173,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   max_bad_records: int = 0,
-  note: Note = lambda line: None,
+  log_fn: LogFn = lambda line: None,
 ) -> Iterator[Batch]:
   """Streams every example of a split exactly once over all processes.
 
@@ -237,7 +237,7 @@ def eval_batches(
     make,
     0,
     faults.BadRecords(
-      source, split, parts[process_index], max_bad_records, note
+      source, split, parts[process_index], max_bad_records, log_fn
     ),
   )
 

@@ -12,7 +12,8 @@ names and layouts of timm, for
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
 
 for _name in ('weights', 'timm_forward', 'size', 'to'):
   flags.declare_key_flag(_name)
@@ -25,8 +26,8 @@ def main() -> None:
   from nfnet_jax.models import complexity
   from nfnet_jax.weights import save
 
-  to = shared.get_to()
-  weights = shared.get_weights()
+  to = common_flags.get_to()
+  weights = common_flags.get_weights()
   with errors.as_input_error((ValueError, OSError)):
     save.save_weights(to, weights, _LAYOUT.value)
   count = complexity.count_parameters(weights.params)
@@ -34,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  command.run(main)

@@ -15,7 +15,10 @@ with the prefix `ema_`, of a run's averaged ones.
 from absl import flags
 from etils import epath
 
-from nfnet_jax.experiments import cli, errors, naming, several, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags, session
+from nfnet_jax.config import lookup
+from nfnet_jax.storage import failures
 
 for _name in (
   'config',
@@ -23,26 +26,27 @@ for _name in (
   'workdir',
   'weights',
   'json',
-  *several.FLAGS,
+  *session.FLAGS,
 ):
   flags.declare_key_flag(_name)
 
 
 def main() -> None:
-  from nfnet_jax.training import evaluation, exchange, processes
+  from nfnet_jax.distributed import collectives, processes
+  from nfnet_jax.training import evaluation
 
-  with several.together():
+  with session.distributed_session():
     with errors.as_input_error():
-      given = 'given' if shared.WEIGHTS.value else 'not given'
-      exchange.agree({'--weights': given})
-    if shared.WEIGHTS.value:
+      given = 'given' if common_flags.WEIGHTS.value else 'not given'
+      collectives.assert_equal({'--weights': given})
+    if common_flags.WEIGHTS.value:
       about, results = {}, _evaluate_weights()
     else:
-      step, results = _evaluate_run(shared.get_workdir())
+      step, results = _evaluate_run(common_flags.get_workdir())
       about = {'step': step}
     if not processes.is_primary():
       return
-    if shared.JSON.value:
+    if common_flags.JSON.value:
       print(evaluation.to_json(results, **about))
       return
     for name, value in about.items():
@@ -51,46 +55,52 @@ def main() -> None:
 
 
 def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
-  from nfnet_jax.experiments import assemble, checks
-  from nfnet_jax.experiments import config as config_lib
-  from nfnet_jax.training import evaluation, exchange, processes
+  from nfnet_jax.config import base as config_lib
+  from nfnet_jax.config import experiment as experiment_lib
+  from nfnet_jax.config import validate
+  from nfnet_jax.distributed import collectives, processes
+  from nfnet_jax.training import evaluation
 
   config = config_lib.base()
-  config.update(exchange.from_primary(lambda: _config_of(workdir).to_dict()))
-  config = checks.resolve_and_check(config, begun=True)
-  checks.check_same_everywhere(config)
-  experiment, state = assemble.Experiment.open(config), None
+  config.update(collectives.from_primary(lambda: _config_of(workdir).to_dict()))
+  config = validate.resolve_and_check(config, begun=True)
+  validate.check_same_everywhere(config)
+  experiment, state = experiment_lib.Experiment.open(config), None
   if processes.is_primary():
     state = restore_latest(workdir, experiment)
-  state = exchange.broadcast(state, like=experiment.abstract_state())
+  state = collectives.broadcast(state, like=experiment.abstract_state())
   weights = evaluation.weights_of(state)
   return int(state.step), _evaluate(experiment, weights)
 
 
 def _config_of(workdir: epath.Path):
   """Returns the configuration to evaluate with, once it is that of the run."""
-  from nfnet_jax.experiments import checks, workdirs
+  from nfnet_jax.config import validate
+  from nfnet_jax.config import workdir as workdir_lib
 
-  workdirs.load(workdir)  # Or complains.
-  config = checks.resolve_and_check(naming.get_config(), begun=True)
-  workdirs.check_same(config, workdir)
+  workdir_lib.load(workdir)  # Or complains.
+  config = validate.resolve_and_check(lookup.get_config(), begun=True)
+  workdir_lib.check_same(config, workdir)
   return config
 
 
 def _evaluate_weights() -> dict[str, float]:
-  from nfnet_jax.experiments import assemble, checks
+  from nfnet_jax.config import experiment as experiment_lib
+  from nfnet_jax.config import validate
   from nfnet_jax.training import evaluation
 
-  weights = shared.get_weights()
-  config = naming.get_config()
+  weights = common_flags.get_weights()
+  config = lookup.get_config()
   with config.unlocked():
     config.weights = None
-  config = checks.resolve_and_check(checks.adopt(config, weights))
-  checks.check_same_everywhere(config)
-  experiment = assemble.Experiment.open(config, to_train=False)
+  config = validate.resolve_and_check(
+    validate.set_model_from_weights(config, weights)
+  )
+  validate.check_same_everywhere(config)
+  experiment = experiment_lib.Experiment.open(config, to_train=False)
   if weights.num_classes != experiment.source.num_classes:
     raise errors.InputError(
-      f"'{shared.WEIGHTS.value}' tells {weights.num_classes} classes apart, "
+      f"'{common_flags.WEIGHTS.value}' tells {weights.num_classes} classes apart, "
       f"'{config.dataset}' has {experiment.source.num_classes}; fine-tune it "
       'with --config=finetune.'
     )
@@ -100,20 +110,15 @@ def _evaluate_weights() -> dict[str, float]:
 
 
 def _evaluate(experiment, weights) -> dict[str, float]:
-  from nfnet_jax.training import (
-    evaluation,
-    interrupt,
-    processes,
-    programs,
-  )
-  from nfnet_jax.training import parallel as parallel_lib
+  from nfnet_jax.distributed import compilation_cache, preemption, processes
+  from nfnet_jax.training import data_parallel, evaluation
 
   with errors.as_input_error():
-    kept = programs.keep()
+    kept = compilation_cache.enable_compilation_cache()
   if kept and processes.is_primary():
-    cli.say(f'programs   {kept}')
-  parallel = parallel_lib.DataParallel()
-  with interrupt.StopRequest() as stop:
+    command.log(f'programs   {kept}')
+  parallel = data_parallel.DataParallel()
+  with preemption.StopRequest() as stop:
 
     def end_if_asked() -> None:
       if stop.poll():
@@ -123,7 +128,7 @@ def _evaluate(experiment, weights) -> dict[str, float]:
       parallel.eval_step(evaluation.evaluator(experiment.model)),
       parallel,
       parallel.replicate(weights),
-      experiment.eval_batches(cli.say),
+      experiment.eval_batches(command.log),
       # Of several processes none would heed SIGTERM otherwise.
       poll=end_if_asked,
     )
@@ -136,19 +141,20 @@ def restore_latest(workdir: epath.Path, experiment):
     errors.InputError: if there is none, or it can never be read.
     errors.RunError: if it cannot be read now.
   """
-  from nfnet_jax.training import buckets, checkpoint, files
+  from nfnet_jax.storage import buckets
+  from nfnet_jax.training import checkpoint
 
   directory = workdir / 'checkpoints'
   state = None
   with (
-    errors.of_storage(),
-    files.as_os_error(f'Reading {directory}'),
+    failures.as_command_error(),
+    failures.as_os_error(f'Reading {directory}'),
   ):
     buckets.check(directory, to_write=False)
     is_there = directory.is_dir()
   if is_there:
     with (
-      errors.of_storage(),
+      failures.as_command_error(),
       errors.as_input_error(checkpoint.UnreadableError),
       checkpoint.Checkpoints(directory, read_only=True) as checkpoints,
     ):
@@ -159,4 +165,4 @@ def restore_latest(workdir: epath.Path, experiment):
 
 
 if __name__ == '__main__':
-  cli.run(main, on_a_run=True)
+  command.run(main, on_a_run=True)

@@ -24,7 +24,8 @@ import shutil
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
 
 for _name in ('weights', 'timm_forward', 'size', 'out', 'json'):
   flags.declare_key_flag(_name)
@@ -39,11 +40,11 @@ _TOLERANCE = 1e-5
 
 def main() -> None:
   if _SAVED_MODEL.value:
-    from nfnet_jax.weights import saved_model
+    from nfnet_jax.export import saved_model
 
     with errors.as_input_error():
       saved_model.check()
-  weights = shared.get_weights()
+  weights = common_flags.get_weights()
   out = _get_empty_out()
   folded, difference = _fold(weights)
   facts = _write(out, weights, folded)
@@ -52,7 +53,7 @@ def main() -> None:
 
 def _get_empty_out() -> pathlib.Path:
   """Returns the folder of `--out`, if it holds an earlier export at most."""
-  out = shared.get_out()
+  out = common_flags.get_out()
   names = {*_FILES, *(['saved_model'] if _SAVED_MODEL.value else [])}
   known = {f'{name}.tmp' for name in names}
   with errors.as_input_error(OSError):
@@ -72,7 +73,7 @@ def _fold(weights):
   Raises:
     errors.InputError: if that is more than rounding may do.
   """
-  from nfnet_jax.weights import fold
+  from nfnet_jax.export import fold
 
   network = weights.create(), weights.params, weights.model_state
   folded = fold.fold(*network)
@@ -89,12 +90,12 @@ def _write(out: pathlib.Path, weights, folded) -> dict:
   """Writes all files or, if one fails, none; returns what model.json holds."""
   import numpy as np
 
-  from nfnet_jax.training import files
-  from nfnet_jax.weights import portable
+  from nfnet_jax.export import stablehlo
+  from nfnet_jax.storage import files
 
-  predict = portable.predictor(folded)
-  arrays = portable.flatten(folded.params)
-  exported = portable.program(predict, arrays, weights.size)
+  predict = stablehlo.predictor(folded)
+  arrays = stablehlo.flatten(folded.params)
+  exported = stablehlo.program(predict, arrays, weights.size)
   facts = _facts(weights, exported)
   with contextlib.ExitStack() as stack:
     program, archive, description = (
@@ -105,7 +106,7 @@ def _write(out: pathlib.Path, weights, folded) -> dict:
       np.savez(file, **arrays)
     description.write_text(json.dumps(facts, indent=2))
     if _SAVED_MODEL.value:
-      from nfnet_jax.weights import saved_model
+      from nfnet_jax.export import saved_model
 
       with _replacing(out / 'saved_model') as folder:
         saved_model.save(folder, predict, arrays, weights.size)
@@ -154,7 +155,7 @@ def _report(out: pathlib.Path, facts: dict, folded, difference: float) -> None:
     'difference': difference,
     'files': {path.name: _bytes(path) for path in sorted(out.iterdir())},
   }
-  if shared.JSON.value:
+  if common_flags.JSON.value:
     print(json.dumps(report))
     return
   print(
@@ -178,4 +179,4 @@ def _bytes(path: pathlib.Path) -> int:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  command.run(main)

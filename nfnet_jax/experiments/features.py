@@ -15,7 +15,9 @@ import contextlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
+from nfnet_jax.storage import failures
 
 for _name in (
   'weights',
@@ -34,11 +36,11 @@ _BATCH = 32
 def main(*arguments: str) -> int:
   import numpy as np
 
-  from nfnet_jax.training import files
+  from nfnet_jax.storage import files
 
-  if bool(arguments) == bool(shared.DATASET.value):
+  if bool(arguments) == bool(common_flags.DATASET.value):
     raise errors.InputError('Name images, or a --dataset; not both.')
-  to = shared.get_to()
+  to = common_flags.get_to()
   if not to.endswith('.npz'):
     raise errors.InputError(f"--to='{to}' must end in .npz.")
   arrays, faults = _of_files(arguments) if arguments else (_of_dataset(), [])
@@ -49,20 +51,20 @@ def main(*arguments: str) -> int:
   ):
     np.savez(file, **arrays)
   count, channels = np.shape(arrays['features'])
-  cli.say(f'{to}: {count:,} images of {channels:,} features')
+  command.log(f'{to}: {count:,} images of {channels:,} features')
   for path, fault in faults:
-    cli.say(f'nfnet_jax: {path} cannot be read: {fault}')
-  return cli.EXIT_FAILED if faults else 0
+    command.log(f'nfnet_jax: {path} cannot be read: {fault}')
+  return command.EXIT_FAILED if faults else 0
 
 
 def _of_files(arguments: Sequence[str]):
   """Returns the arrays of files, and (path, reason) of those not read."""
   from nfnet_jax.data import files
-  from nfnet_jax.experiments import inference
+  from nfnet_jax.weights import inference
 
   with errors.as_input_error():
     paths = files.find_images(arguments)
-  weights = shared.get_weights()
+  weights = common_flags.get_weights()
   network = inference.Network(weights, min(_BATCH, len(paths)))
   prepared = files.prepare(paths, weights.size, weights.crop, weights.margin)
   features, kept, faults = [], [], []
@@ -81,28 +83,32 @@ def _of_files(arguments: Sequence[str]):
 def _of_dataset():
   """Returns the arrays of a dataset's split."""
   from nfnet_jax.data import faults, pipeline, sources
-  from nfnet_jax.experiments import inference
+  from nfnet_jax.weights import inference
 
-  weights = shared.get_weights()
+  weights = common_flags.get_weights()
   network = inference.Network(weights, _BATCH)
   features, labels = [], []
   with (
-    errors.of_storage(),
+    failures.as_command_error(),
     errors.as_input_error(),
     _as_repairable(faults.BadDataError),
   ):
-    source = sources.load(shared.DATASET.value, shared.DATA_DIR.value)
-    examples = source.num_examples(shared.SPLIT.value)
+    source = sources.load(
+      common_flags.DATASET.value, common_flags.DATA_DIR.value
+    )
+    examples = source.num_examples(common_flags.SPLIT.value)
     if not examples:
-      raise errors.InputError(f"--split='{shared.SPLIT.value}' has 0 examples.")
+      raise errors.InputError(
+        f"--split='{common_flags.SPLIT.value}' has 0 examples."
+      )
     batches = pipeline.eval_batches(
       source,
-      shared.SPLIT.value,
+      common_flags.SPLIT.value,
       batch_size=_BATCH,
       image_size=weights.size,
       crop=weights.crop,
       margin=weights.margin,
-      note=cli.say,
+      note=command.log,
     )
     total = -(-examples // _BATCH)
     for (batch,) in inference.in_batches(batches, 1, total, 'batches'):
@@ -128,4 +134,4 @@ def _joined(parts):
 
 
 if __name__ == '__main__':
-  cli.run(main, takes='[IMAGE...]')
+  command.run(main, takes='[IMAGE...]')

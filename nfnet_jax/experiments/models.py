@@ -13,7 +13,8 @@ import json
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
 
 flags.declare_key_flag('json')
 
@@ -25,7 +26,7 @@ def main(pattern: str = '*') -> None:
   if not names:
     known = ', '.join(registry.list_models())
     raise errors.InputError(f"No model matches '{pattern}'; known: {known}.")
-  if shared.JSON.value:
+  if common_flags.JSON.value:
     print(json.dumps({row['name']: row for row in _rows(names)}))
     return
   print(
@@ -78,4 +79,4 @@ def _row(name: str) -> dict:
 
 
 if __name__ == '__main__':
-  cli.run(main, takes='[PATTERN]')
+  command.run(main, takes='[PATTERN]')

@@ -18,7 +18,9 @@ import re
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, naming, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
+from nfnet_jax.config import lookup
 
 for _name in ('config', 'list_configs', 'json', 'out'):
   flags.declare_key_flag(_name)
@@ -40,18 +42,18 @@ _NUM_CLASSES = flags.DEFINE_integer(
 def main() -> None:
   import jax
 
-  from nfnet_jax.pods import problems, report
+  from nfnet_jax.planning import plan_errors, report
 
   # Compiling needs no accelerator, and must not take one.
   jax.config.update('jax_platforms', 'cpu')
 
   if not _TOPOLOGY.value:
     raise errors.InputError('Say on which pod: --topology=v3:8x8.')
-  with errors.as_input_error(problems.PlanError):
+  with errors.as_input_error(plan_errors.PlanError):
     candidates = _candidates()
-    out = shared.get_out() if shared.OUT.present else None
+    out = common_flags.get_out() if common_flags.OUT.present else None
     plans = [candidate.plan() for candidate in candidates]
-  if shared.JSON.value:
+  if common_flags.JSON.value:
     rows = [plan.numbers() for plan in plans]
     print(json.dumps({'plans': rows} if _COMPARE.value else rows[0]))
   elif _COMPARE.value:
@@ -61,12 +63,12 @@ def main() -> None:
   if out:
     path = out / 'plan.png'
     report.draw(plans, path)
-    cli.say(str(path))
+    command.log(str(path))
 
 
 def _candidates() -> list['Candidate']:
   """Reads what is to be planned, and checks all of it before any compiling."""
-  base = naming.get_config_name(), naming.get_config(), _TOPOLOGY.value
+  base = lookup.get_config_name(), lookup.get_config(), _TOPOLOGY.value
   variants = [base]
   for item in _COMPARE.value:
     name, config, topology = base
@@ -76,7 +78,7 @@ def _candidates() -> list['Candidate']:
     elif re.fullmatch(r'v\d\w*:[\dx]+', item):
       topology = item
     else:
-      name, config = item, naming.load_config(item)
+      name, config = item, lookup.load_config(item)
     variants.append((name, config, topology))
   return [Candidate.of(*variant) for variant in variants]
 
@@ -125,7 +127,7 @@ class Candidate:
   """A config on a pod, checked.
 
   Attributes:
-    experiment: an `assemble.Experiment` on a `Dataset`.
+    experiment: an `experiment_lib.Experiment` on a `Dataset`.
     pod: a `topology.Pod`.
     workload: an `estimate.Workload`.
     given: the config before anything was derived from it.
@@ -143,40 +145,41 @@ class Candidate:
     Raises:
       errors.InputError: in one line, what is wrong and the way out.
     """
-    from nfnet_jax.experiments import assemble, checks
-    from nfnet_jax.pods import topology
+    from nfnet_jax.config import experiment as experiment_lib
+    from nfnet_jax.config import validate
+    from nfnet_jax.planning import topology
 
     dataset, pod = get_dataset(config), topology.get_pod(topology_name)
     devices = len(pod.devices)
-    resolved = checks.resolve_and_check(config, 'tpu', devices)
-    checks.check_layout(resolved, devices)
-    experiment = assemble.Experiment(resolved, dataset)
+    resolved = validate.resolve_and_check(config, 'tpu', devices)
+    validate.check_layout(resolved, devices)
+    experiment = experiment_lib.Experiment(resolved, dataset)
     workload = get_workload(name, experiment, devices)
     return cls(experiment, pod, workload, config)
 
   def plan(self):
     """Compiles the step; where it does not fit, looks for what does."""
-    from nfnet_jax.pods import estimate, problems, schedule
+    from nfnet_jax.planning import costs, estimate, plan_errors
 
     effort = 'quick' if _QUICK.value else 'full'
     made = estimate.Plan(self.workload, self.pod, effort)
     try:
       compiled = self._compile(effort)
-    except problems.DoesNotFitError as error:
+    except plan_errors.DoesNotFitError as error:
       shortage = self._shortage(error.needed, error.available)
       return dataclasses.replace(made, shortage=shortage)
     return dataclasses.replace(
       made,
       compiled=compiled,
-      schedule=schedule.read(compiled.text, len(self.pod.devices)),
+      schedule=costs.read(compiled.text, len(self.pod.devices)),
     )
 
   def _compile(self, effort: str):
-    from nfnet_jax.pods import compiling
-    from nfnet_jax.training import parallel
+    from nfnet_jax.planning import compilation
+    from nfnet_jax.training import data_parallel
 
     experiment, devices = self.experiment, self.pod.devices
-    lowered = parallel.DataParallel(devices).lower(
+    lowered = data_parallel.DataParallel(devices).lower(
       experiment.sharded_trainer(len(devices)) or experiment.trainer,
       experiment.abstract_state(),
       experiment.train_shapes(),
@@ -187,13 +190,13 @@ class Candidate:
       f'Compiling {config.model.name} for {pod}, {batch} images a '
       f'{self.pod.generation.device} ({effort}) ...'
     )
-    return compiling.compile_step(
-      lowered, pod, effort, watch=lambda: cli.working(said)
+    return compilation.compile_step(
+      lowered, pod, effort, watch=lambda: command.working(said)
     )
 
   def _shortage(self, needed: int, available: int):
     """Looks for the largest batch that fits; memory needs no full effort."""
-    from nfnet_jax.pods import estimate, fitting, problems
+    from nfnet_jax.planning import estimate, largest_batch, plan_errors
 
     devices = len(self.pod.devices)
     parts = self.experiment.config.run.accumulate
@@ -207,11 +210,13 @@ class Candidate:
         candidate = dataclasses.replace(self, experiment=smaller)
         # What compiles fits, whatever the sum of its parts.
         return min(candidate._compile('quick').peak_bytes, available)
-      except problems.DoesNotFitError as error:
+      except plan_errors.DoesNotFitError as error:
         return error.needed
 
     part = self.experiment.config.batch_size // (devices * parts)
-    largest, tried = fitting.largest_batch(part, needed, available, measure)
+    largest, tried = largest_batch.largest_batch(
+      part, needed, available, measure
+    )
     largest, tried = largest * parts, [each * parts for each in tried]
     if self.experiment.config.data.partners == 'in_batch':
       largest -= largest % 2  # A shard's examples are mixed in pairs.
@@ -219,7 +224,7 @@ class Candidate:
 
   def _shards(self, batch: int) -> int | None:
     """Returns the data shards to ask for with a batch a device, if need be."""
-    from nfnet_jax.experiments import checks
+    from nfnet_jax.config import validate
 
     devices = len(self.pod.devices)
     if not batch:
@@ -227,8 +232,8 @@ class Candidate:
     config = self.given.copy_and_resolve_references()
     config.batch_size = batch * devices
     try:
-      resolved = checks.resolve_and_check(config, 'tpu', devices)
-      checks.check_layout(resolved, devices)
+      resolved = validate.resolve_and_check(config, 'tpu', devices)
+      validate.check_layout(resolved, devices)
     except errors.InputError:
       return devices
     same = resolved.run.accumulate == self.experiment.config.run.accumulate
@@ -240,7 +245,7 @@ def get_workload(name: str, experiment, devices: int):
 
   Args:
     name: of its config.
-    experiment: an `assemble.Experiment`.
+    experiment: an `experiment_lib.Experiment`.
     devices: how many it runs on.
 
   Raises:
@@ -249,7 +254,7 @@ def get_workload(name: str, experiment, devices: int):
   import jax
 
   from nfnet_jax.models import complexity
-  from nfnet_jax.pods import estimate
+  from nfnet_jax.planning import estimate
 
   config = experiment.config
   state, model = experiment.abstract_state(), experiment.plain_model
@@ -298,13 +303,13 @@ def _kept(sharded, state):
   """Returns the shapes of what one device keeps of a state."""
   import jax
 
-  from nfnet_jax.training import parallel
+  from nfnet_jax.training import data_parallel
 
   split = jax.vmap(
     sharded.split,
     in_axes=None,
     axis_size=sharded.devices,
-    axis_name=parallel.AXIS,
+    axis_name=data_parallel.AXIS,
   )
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
@@ -313,4 +318,4 @@ def _kept(sharded, state):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  command.run(main)

@@ -16,7 +16,8 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
 
 for _name in ('weights', 'size', 'timm_forward', 'json'):
   flags.declare_key_flag(_name)
@@ -36,7 +37,7 @@ def main(*arguments: str) -> int:
   with errors.as_input_error():
     paths = files.find_images(arguments)
   plot = _PLOT.value and _check_plot(pathlib.Path(_PLOT.value))
-  weights = shared.get_weights()
+  weights = common_flags.get_weights()
   rows, shown, unreadable = [], [], []
   for prepared, top in _predict(weights, paths):
     if prepared.fault:
@@ -45,9 +46,9 @@ def main(*arguments: str) -> int:
     rows.append({'path': prepared.path, 'top5': top})
     if len(shown) < _PLOTTED:
       shown.append((prepared, top))
-    if not shared.JSON.value:
+    if not common_flags.JSON.value:
       print(_table(rows[-1]), flush=True)
-  if shared.JSON.value:
+  if common_flags.JSON.value:
     print(
       json.dumps(
         {'model': weights.model, 'images': rows, 'unreadable': unreadable}
@@ -55,16 +56,16 @@ def main(*arguments: str) -> int:
     )
   if plot and shown:
     _draw(plot, shown)
-    cli.say(f'{plot}')
+    command.log(f'{plot}')
   for row in unreadable:
-    cli.say(f'nfnet_jax: {row["path"]} cannot be read: {row["reason"]}')
-  return cli.EXIT_FAILED if unreadable else 0
+    command.log(f'nfnet_jax: {row["path"]} cannot be read: {row["reason"]}')
+  return command.EXIT_FAILED if unreadable else 0
 
 
 def _predict(weights, paths):
   """Yields each prepared file with the likeliest classes, or None."""
   from nfnet_jax.data import files
-  from nfnet_jax.experiments import inference
+  from nfnet_jax.weights import inference
 
   size = min(_BATCH.value, len(paths))
   network = inference.Network(weights, size)
@@ -108,11 +109,11 @@ def _check_plot(path: pathlib.Path) -> pathlib.Path:
 
 
 def _draw(path: pathlib.Path, shown: list) -> None:
-  from nfnet_jax.training import pictures
+  from nfnet_jax import plotting
 
   columns = min(3, len(shown))
   rows = -(-len(shown) // columns)
-  figure, axes = pictures.subplots(
+  figure, axes = plotting.subplots(
     rows,
     2 * columns,
     figsize=(6.4 * columns, 2.4 * rows),
@@ -135,8 +136,8 @@ def _draw(path: pathlib.Path, shown: list) -> None:
     bars.set_yticks(range(len(top)), names, **style)
     bars.set_xlim(0, 1)
     bars.invert_yaxis()
-  pictures.save(figure, path, dpi=100)
+  plotting.save(figure, path, dpi=100)
 
 
 if __name__ == '__main__':
-  cli.run(main, takes='IMAGE...')
+  command.run(main, takes='IMAGE...')

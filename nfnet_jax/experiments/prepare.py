@@ -9,7 +9,8 @@ downloaded by it.
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
 
 flags.declare_key_flag('data_dir')
 _MANUAL_DIR = flags.DEFINE_string(
@@ -26,7 +27,7 @@ def main(name: str) -> None:
   with errors.as_input_error():
     source = prepare.prepare(
       name,
-      data_dir=shared.DATA_DIR.value,
+      data_dir=common_flags.DATA_DIR.value,
       manual_dir=_MANUAL_DIR.value,
       partial=_PARTIAL.value,
     )
@@ -44,4 +45,4 @@ def main(name: str) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, takes='DATASET')
+  command.run(main, takes='DATASET')

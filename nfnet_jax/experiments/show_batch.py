@@ -12,7 +12,8 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, naming, shared
+from nfnet_jax.cli import command, common_flags
+from nfnet_jax.config import lookup
 
 for _name in ('config', 'list_configs', 'out'):
   flags.declare_key_flag(_name)
@@ -25,19 +26,20 @@ _SHUFFLED = 1024
 
 
 def main() -> None:
-  from nfnet_jax.experiments import assemble, checks
+  from nfnet_jax.config import experiment as experiment_lib
+  from nfnet_jax.config import validate
 
-  config = naming.get_config()
+  config = lookup.get_config()
   # A batch of what is shown, in one part with both kinds of mixing.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
   config.run.fast_stem = False  # Whole images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
-  config, out = checks.resolve_and_check(config), shared.get_out()
-  experiment = assemble.Experiment.open(config)
+  config, out = validate.resolve_and_check(config), common_flags.get_out()
+  experiment = experiment_lib.Experiment.open(config)
   names = experiment.source.class_names
-  train = next(experiment.train_batches(0, cli.say))
-  evaluation = next(experiment.eval_batches(cli.say))
+  train = next(experiment.train_batches(0, command.log))
+  evaluation = next(experiment.eval_batches(command.log))
   kept = evaluation['mask'] > 0
   for name, images, titles in (
     ('train', train['image'], _titles(train, names)),
@@ -66,11 +68,11 @@ def _titles(batch, names: Sequence[str]) -> list[str]:
 
 
 def _draw(path: pathlib.Path, images, titles: Sequence[str]) -> None:
-  from nfnet_jax.training import pictures
+  from nfnet_jax import plotting
 
   columns = min(8, len(images))
   rows = math.ceil(len(images) / columns)
-  figure, axes = pictures.subplots(
+  figure, axes = plotting.subplots(
     rows, columns, figsize=(2.2 * columns, 2.4 * rows), squeeze=False
   )
   for axis in axes.flat:
@@ -79,8 +81,8 @@ def _draw(path: pathlib.Path, images, titles: Sequence[str]) -> None:
     axis.imshow(image.clip(0, 255).astype('uint8'))
     axis.set_title(title.replace(' + ', '\n'), fontsize=7)
   figure.tight_layout()
-  pictures.save(figure, path, dpi=100)
+  plotting.save(figure, path, dpi=100)
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  command.run(main)

@@ -19,7 +19,8 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.experiments import cli, errors, shared
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags
 
 for _name in (
   'weights',
@@ -38,11 +39,11 @@ COLUMNS = ('block', 'sq_mean', 'var', 'residual_var', 'expected_var')
 
 
 def main() -> None:
-  from nfnet_jax.training import files
+  from nfnet_jax.storage import files
 
-  out = shared.get_out()
+  out = common_flags.get_out()
   name, model, params, state = _network()
-  size = shared.SIZE.value or model.spec.test_size
+  size = common_flags.SIZE.value or model.spec.test_size
   rows = measure(model, params, state, _images(size))
   table, picture = out / f'{name}.csv', out / f'{name}.png'
   with files.atomically(table) as temporary, temporary.open('w') as file:
@@ -57,8 +58,8 @@ def _network():
   """Returns name, model, parameters and state: trained, or fresh ones."""
   from nfnet_jax.models import registry
 
-  if shared.WEIGHTS.value:
-    weights = shared.get_weights().with_options(stochdepth_rate=0.0)
+  if common_flags.WEIGHTS.value:
+    weights = common_flags.get_weights().with_options(stochdepth_rate=0.0)
     return weights.model, weights.create(), weights.params, weights.model_state
   if not _MODEL.value:
     raise errors.InputError('Say which: --model=NAME or --weights=PATH.')
@@ -72,7 +73,7 @@ def initial(model):
   import jax
   import jax.numpy as jnp
 
-  from nfnet_jax.optim import paths
+  from nfnet_jax import trees
 
   images = jnp.zeros((1, 32, 32, 3))  # Sizes do not depend on the image's.
   params, state = jax.jit(lambda key: model.init(key, images, False))(
@@ -80,7 +81,7 @@ def initial(model):
   )
   is_skip = lambda path: path.endswith('skip_gain')
   return (
-    paths.map_named(
+    trees.map_named(
       lambda path, p: jnp.ones_like(p) if is_skip(path) else p, params
     ),
     state,
@@ -119,24 +120,26 @@ def measure(model, params, state, images) -> list[dict[str, float]]:
 def _images(size: int):
   import jax
 
-  if not shared.DATASET.value:
+  if not common_flags.DATASET.value:
     return jax.random.normal(jax.random.key(2), (_BATCH.value, size, size, 3))
   from nfnet_jax.data import pipeline, sources
   from nfnet_jax.training import step
 
   with errors.as_input_error():
-    source = sources.load(shared.DATASET.value, shared.DATA_DIR.value)
+    source = sources.load(
+      common_flags.DATASET.value, common_flags.DATA_DIR.value
+    )
     batches = pipeline.eval_batches(
-      source, shared.SPLIT.value, batch_size=_BATCH.value, image_size=size
+      source, common_flags.SPLIT.value, batch_size=_BATCH.value, image_size=size
     )
     return step.normalize(next(batches)['image'])
 
 
 def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
-  from nfnet_jax.training import pictures
+  from nfnet_jax import plotting
 
   blocks = [row['block'] for row in rows]
-  figure, axes = pictures.subplots(
+  figure, axes = plotting.subplots(
     1, 3, figsize=(12, 3.5), layout='constrained'
   )
   for axis, column, title in zip(
@@ -155,8 +158,8 @@ def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:
     expected = [row['expected_var'] for row in rows]
     axes[1].plot(blocks, expected, 'k--', lw=1, label='expected')
   axes[1].legend()
-  pictures.save(figure, path, dpi=120)
+  plotting.save(figure, path, dpi=120)
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  command.run(main)

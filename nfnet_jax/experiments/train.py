@@ -9,71 +9,73 @@ import os
 from absl import flags
 from etils import epath
 
-from nfnet_jax.experiments import cli, errors, naming, several, shared, tracing
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags, profile, session
+from nfnet_jax.config import lookup
+from nfnet_jax.storage import failures
 
 for _name in (
   'config',
   'list_configs',
   'workdir',
   'json',
-  *tracing.FLAGS,
-  *several.FLAGS,
+  *profile.FLAGS,
+  *session.FLAGS,
 ):
   flags.declare_key_flag(_name)
 
 
-Say = Callable[[str], None]
+LogFn = Callable[[str], None]
 
 
 def main() -> int:
-  from nfnet_jax.experiments import assemble, checks, describe, workdirs
-  from nfnet_jax.training import buckets, processes, programs
+  from nfnet_jax.cli import summary
+  from nfnet_jax.config import experiment as experiment_lib
+  from nfnet_jax.config import validate
+  from nfnet_jax.config import workdir as workdir_lib
+  from nfnet_jax.distributed import compilation_cache, processes
+  from nfnet_jax.storage import buckets
 
-  workdir, traced = shared.get_workdir(), tracing.get_steps()
-  with several.together() as say:
+  workdir, traced = common_flags.get_workdir(), profile.get_steps()
+  with session.distributed_session() as log:
     with errors.as_input_error():
-      kept = programs.keep()
+      kept = compilation_cache.enable_compilation_cache()
     if processes.is_primary():
-      with errors.of_storage():
+      with failures.as_command_error():
         buckets.check(workdir, to_write=True)
-    config = checks.resolve_to_train(naming.get_config(), workdir)
-    checks.check_same_everywhere(config)
-    checks.check_layout(config)
+    config = validate.resolve_to_train(lookup.get_config(), workdir)
+    validate.check_same_everywhere(config)
+    validate.check_layout(config)
     if processes.is_primary():
-      workdirs.check_same(config, workdir)
-      tracing.check_begun(traced, workdir)
-    experiment = assemble.Experiment.open(config)
-    tracing.check_total(traced, experiment.cadence.total)
+      workdir_lib.check_same(config, workdir)
+      profile.check_begun(traced, workdir)
+    experiment = experiment_lib.Experiment.open(config)
+    profile.check_total(traced, experiment.cadence.total)
     if processes.is_primary():
-      say(describe.summary(experiment, kept))
-      workdirs.save(config, workdir, experiment.source.class_names)
+      log(summary.summary(experiment, kept))
+      workdir_lib.save(config, workdir, experiment.source.class_names)
     else:
-      cli.say(describe.devices())
-    return run(experiment, workdir, say, traced)
+      command.log(summary.devices())
+    return run(experiment, workdir, log, traced)
 
 
 def run(
-  experiment, workdir: epath.Path, say: Say, traced: range = range(0)
+  experiment, workdir: epath.Path, log: LogFn, traced: range = range(0)
 ) -> int:
   """Trains, and says how it ended; returns the exit code."""
-  from nfnet_jax.experiments import ending
-  from nfnet_jax.training import (
-    curves,
-    diagnosis,
-    evaluation,
-    files,
-    interrupt,
-    processes,
-  )
+  from nfnet_jax.cli import results
+  from nfnet_jax.distributed import preemption, processes
+  from nfnet_jax.storage import files
+  from nfnet_jax.training import curves, evaluation, nonfinite
 
   try:
-    finished = train(experiment, workdir, say, traced)
+    finished = train(experiment, workdir, log, traced)
     picture = curves.plot(workdir) if processes.is_primary() else None
-  except interrupt.Interrupted:
-    return cli.EXIT_INTERRUPTED
-  except diagnosis.NonFiniteError as error:
-    say(f'nfnet_jax: {error}')
-    return cli.EXIT_FAILED
+  except preemption.Interrupted:
+    return command.EXIT_INTERRUPTED
+  except nonfinite.NonFiniteError as error:
+    log(f'nfnet_jax: {error}')
+    return command.EXIT_FAILED
   except OSError as error:
     place = workdir if files.is_in_bucket(workdir) else f'the disk of {workdir}'
     raise errors.RunError(
@@ -81,28 +83,27 @@ def run(
       'checkpoint that is there.'
     ) from error
   if processes.is_primary():
-    if shared.JSON.value:
+    if common_flags.JSON.value:
       step = finished.cadence.total
       results = finished.writer.evaluations[step]
-      more = ending.numbers(finished)
+      more = results.numbers(finished)
       print(evaluation.to_json(results, step=step, **more))
-    say(ending.summary(finished, workdir))
-    say(f'curves     {picture}')
+    log(results.summary(finished, workdir))
+    log(f'curves     {picture}')
   return 0
 
 
-def train(experiment, workdir: epath.Path, say: Say, traced: range):
-  """Runs or resumes an `assemble.Experiment`; returns the ended `loop.Loop`."""
+def train(experiment, workdir: epath.Path, log: LogFn, traced: range):
+  """Runs or resumes an `experiment_lib.Experiment`; returns the ended `loop.Loop`."""
   import jax
 
-  from nfnet_jax.experiments import ending
+  from nfnet_jax.cli import results
+  from nfnet_jax.distributed import preemption, processes
   from nfnet_jax.training import (
     checkpoint,
-    interrupt,
+    data_parallel,
     loop,
     metrics,
-    parallel,
-    processes,
     profiling,
     progress,
     timing,
@@ -111,16 +112,16 @@ def train(experiment, workdir: epath.Path, say: Say, traced: range):
   cadence, config = experiment.cadence, experiment.config
   watch = timing.Stopwatch()
   with (
-    interrupt.StopRequest() as stop,
+    preemption.StopRequest() as stop,
     (
       checkpoint.Checkpoints(
         workdir / 'checkpoints', config.run.keep_checkpoints
       )
       if processes.is_primary()
-      else checkpoint.Elsewhere()
+      else checkpoint.NullCheckpoints()
     ) as checkpoints,
   ):
-    state = _first_state(experiment, checkpoints, say)
+    state = _first_state(experiment, checkpoints, log)
     first = int(state.step)
     with (
       metrics.MetricsWriter(workdir, resumed_step=first) as writer,
@@ -133,13 +134,13 @@ def train(experiment, workdir: epath.Path, say: Say, traced: range):
         devices=jax.device_count() if processes.are_several() else 1,
       ) as shown,
     ):
-      note = shown.note if processes.is_primary() else cli.say
-      # A run that resumes after them has their trace: `tracing.check_begun`.
+      note = shown.log if processes.is_primary() else command.log
+      # A run that resumes after them has their trace: `profile.check_begun`.
       steps = traced if first <= traced.start else range(0)
       work = loop.Loop(
         trainer=experiment.trainer,
         sharded=experiment.sharded_trainer(jax.device_count()),
-        parallel=parallel.DataParallel(),
+        parallel=data_parallel.DataParallel(),
         train_batches=lambda first: experiment.train_batches(first, note),
         eval_batches=lambda: experiment.eval_batches(note),
         cadence=cadence,
@@ -152,16 +153,17 @@ def train(experiment, workdir: epath.Path, say: Say, traced: range):
       )
       try:
         work.run(state)
-      except interrupt.Interrupted:
+      except preemption.Interrupted:
         step = first + work.throughput.steps
-        say(ending.interrupted(work, step, workdir))
+        log(results.interrupted(work, step, workdir))
         raise
   return work
 
 
-def _first_state(experiment, checkpoints, say: Say):
+def _first_state(experiment, checkpoints, log: LogFn):
   """Restores or initialises the state in process 0, and gives it to all."""
-  from nfnet_jax.training import checkpoint, exchange, processes
+  from nfnet_jax.distributed import collectives, processes
+  from nfnet_jax.training import checkpoint
 
   like, state = experiment.abstract_state(), None
   if processes.is_primary():
@@ -170,9 +172,9 @@ def _first_state(experiment, checkpoints, say: Say):
     if state is None:
       state = experiment.create_state()
     else:
-      say(f'Resuming after step {int(state.step)}.')
-  return exchange.broadcast(state, like)
+      log(f'Resuming after step {int(state.step)}.')
+  return collectives.broadcast(state, like)
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  command.run(main)

@@ -84,7 +84,9 @@ class BNNFNet(classifier.ImageClassifier):
         stochdepth_rate=place.stochdepth_rate,
         norm=norm,
       )
-      for place in classifier.places(spec.depth, nfnet.STRIDES, stochdepth_rate)
+      for place in classifier.block_specs(
+        spec.depth, nfnet.STRIDES, stochdepth_rate
+      )
     ]
     self.final_conv = batch_norm.conv(2 * spec.width[-1], 1, name='final_conv')
     self.final_bn = norm(name='final_bn')

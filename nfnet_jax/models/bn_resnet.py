@@ -52,7 +52,7 @@ class BNResNet(classifier.ImageClassifier):
         none.
       stochdepth_rate: drop rate that the blocks approach linearly, from 0.
       dropout_rate: rate on the pooled features; None takes the variant's.
-      cross_replica_axis: see `batch_norm.BatchNorm`; `training.parallel` names
+      cross_replica_axis: see `batch_norm.BatchNorm`; `training.data_parallel` names
         its axis `AXIS`.
       name: the root of all parameter paths.
 
@@ -76,7 +76,7 @@ class BNResNet(classifier.ImageClassifier):
         stochdepth_rate=place.stochdepth_rate,
         norm=norm,
       )
-      for place in classifier.places(
+      for place in classifier.block_specs(
         spec.depth, nf_resnet.STRIDES, stochdepth_rate
       )
     ]
@@ -206,7 +206,7 @@ class ResNetV1(classifier.ImageClassifier):
         stochdepth_rate=place.stochdepth_rate,
         norm=norm,
       )
-      for place in classifier.places(
+      for place in classifier.block_specs(
         spec.depth, nf_resnet.STRIDES, stochdepth_rate
       )
     ]

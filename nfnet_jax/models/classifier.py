@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nfnet_jax.models import layers
 
 
-class Place(NamedTuple):
+class BlockSpec(NamedTuple):
   """A block's place in its network, and what follows from it.
 
   Attributes:
@@ -26,9 +26,9 @@ class Place(NamedTuple):
   stochdepth_rate: float
 
 
-def places(
+def block_specs(
   depth: Sequence[int], strides: Sequence[int], stochdepth_rate: float
-) -> list[Place]:
+) -> list[BlockSpec]:
   """Lists the places of all blocks, from fine to coarse.
 
   Args:
@@ -43,7 +43,7 @@ def places(
     for index in range(blocks)
   ]
   return [
-    Place(
+    BlockSpec(
       stage,
       is_first,
       strides[stage] if is_first else 1,

@@ -122,7 +122,7 @@ class EfficientNet(classifier.ImageClassifier):
       stochdepth_rate: drop-connect rate that the blocks approach linearly, from
         0.
       dropout_rate: rate on the pooled features; None takes the variant's.
-      cross_replica_axis: see `batch_norm.BatchNorm`; `training.parallel` names
+      cross_replica_axis: see `batch_norm.BatchNorm`; `training.data_parallel` names
         its axis `AXIS`.
       name: the root of all parameter paths.
 
@@ -145,7 +145,7 @@ class EfficientNet(classifier.ImageClassifier):
     self.stem_bn = norm(name='stem_bn')
     self.blocks = []
     strides = [stage.stride for stage in STAGES]
-    for place in classifier.places(self.depth, strides, stochdepth_rate):
+    for place in classifier.block_specs(self.depth, strides, stochdepth_rate):
       stage = STAGES[place.stage]
       self.blocks.append(
         MBConv(

@@ -100,7 +100,7 @@ class NFRegNet(classifier.ImageClassifier):
     self.blocks = []
     channels_in = width[0]
     for place, beta in zip(
-      classifier.places(spec.depth, STRIDES, stochdepth_rate),
+      classifier.block_specs(spec.depth, STRIDES, stochdepth_rate),
       normalizer_free.betas(spec.depth, alpha),
     ):
       expansion = _EXPANSION if self.blocks else 1

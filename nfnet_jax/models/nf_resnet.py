@@ -115,7 +115,7 @@ class NFResNet(classifier.ImageClassifier):
         skip_gain=skip_gain,
       )
       for place, beta in zip(
-        classifier.places(spec.depth, STRIDES, stochdepth_rate),
+        classifier.block_specs(spec.depth, STRIDES, stochdepth_rate),
         normalizer_free.betas(spec.depth, alpha),
       )
     ]

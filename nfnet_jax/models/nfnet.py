@@ -13,14 +13,8 @@ import functools
 import haiku as hk
 import jax
 
-from nfnet_jax.models import (
-  classifier,
-  fast_stem,
-  fused,
-  layers,
-  normalizer_free,
-)
-from nfnet_jax.models import fast_convs as fast_convs_lib
+from nfnet_jax.models import classifier, layers, normalizer_free
+from nfnet_jax.models.fast import blocks, convolutions, stem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +149,12 @@ class NFNet(classifier.ImageClassifier):
         from the published networks: GELU is exact, and weight standardisation
         is `layers.standardize_as_timm`.
       fused_blocks: whether to compute the blocks in fewer passes over their
-        activations, and GELU's derivative (see `models.fused`).
+        activations, and GELU's derivative (see `models.fast.blocks`).
       fast_stem: whether to compute the stem as TPUs do it quickly (see
-        `models.fast_stem`), from images or from blocks of them, where the
+        `models.fast.stem`), from images or from blocks of them, where the
         images' sides allow it.
       fast_convs: whether to compute convolutions as CPUs do it quickly (see
-        `models.fast_convs`).
+        `models.fast.convolutions`).
       name: the root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
@@ -181,12 +175,12 @@ class NFNet(classifier.ImageClassifier):
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)
       activation = {'gelu': 'gelu_erf'}.get(activation, activation)
     if fast_convs:
-      conv = functools.partial(conv, convolve=fast_convs_lib.convolve)
+      conv = functools.partial(conv, convolve=convolutions.convolve)
     self.activation = layers.scaled_activation(activation)
     if fused_blocks and activation == 'gelu':
-      self.activation = fused.scaled_gelu
+      self.activation = blocks.scaled_gelu
     if fused_blocks and not timm_forward:
-      conv = functools.partial(conv, standardize=fused.standardize)
+      conv = functools.partial(conv, standardize=blocks.standardize)
     self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     stem_channels = (*spec.stem, spec.width[0] // 2)
     self.stem_convs = [
@@ -208,7 +202,7 @@ class NFNet(classifier.ImageClassifier):
         stochdepth_rate=place.stochdepth_rate,
       )
       for place, beta in zip(
-        classifier.places(spec.depth, STRIDES, stochdepth_rate),
+        classifier.block_specs(spec.depth, STRIDES, stochdepth_rate),
         normalizer_free.betas(spec.depth, alpha),
       )
     ]
@@ -220,8 +214,8 @@ class NFNet(classifier.ImageClassifier):
     )
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
-    if self.fast_stem and fast_stem.fits(images):
-      return fast_stem.stem(images, self.stem_convs, self.activation)
+    if self.fast_stem and stem.fits(images):
+      return stem.stem(images, self.stem_convs, self.activation)
     x = self.stem_convs[0](images)
     for conv in self.stem_convs[1:]:
       x = conv(self.activation(x))
@@ -258,7 +252,7 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
       group_size: channels a group of the 3x3 convolutions.
       spatial_convs: how many 3x3 convolutions.
       conv: makes a convolution.
-      fused: whether to compute it in fewer passes; see `models.fused`.
+      fused: whether to compute it in fewer passes; see `models.fast.blocks`.
       name: module name.
       **residual: see `normalizer_free.NormalizerFreeBlock`.
     """
@@ -286,7 +280,7 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
     self, x: jax.Array, key: jax.Array | None, positions: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     if self.fused:
-      return fused.run_block(self, x, key, positions)
+      return blocks.run_block(self, x, key, positions)
     return super().__call__(x, key, positions)
 
   def branch(self, x: jax.Array) -> jax.Array:

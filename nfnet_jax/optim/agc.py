@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nfnet_jax.optim import paths
+from nfnet_jax import trees
 
 Axes = tuple[int, ...]
 # (path, shape) -> the axes that one unit's norm is taken over.
@@ -73,7 +73,7 @@ def agc(
   eps: float | jax.Array = 1e-3,
   *,
   axes: str | UnitRule | None = None,
-  exclude: paths.PathPredicate | None = None,
+  exclude: trees.PathPredicate | None = None,
   group_fn: Callable[[str], str] | None = None,
 ) -> optax.GradientTransformation:
   """Clips each unit's gradient by the ratio of its norm to its weight's norm.
@@ -125,7 +125,7 @@ def agc(
   group_of = group_fn or (lambda path: '')
 
   def init_fn(params):
-    names = [path for path, _ in paths.named_leaves(params)]
+    names = [path for path, _ in trees.named_leaves(params)]
     clipped = [path for path in names if not is_excluded(path)]
     groups = sorted({group_fn(path) for path in clipped}) if group_fn else []
     return AGCState(
@@ -165,7 +165,7 @@ def agc(
       tally.add(group_of(path), is_clipped)
       return clipped
 
-    updates = paths.map_named(
+    updates = trees.map_named(
       clip, updates, params, is_leaf=lambda leaf: leaf is None
     )
     by_group = {name: tally.share(name) for name in state.clipped_by_group}

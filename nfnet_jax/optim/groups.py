@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
-from nfnet_jax.optim import paths
+from nfnet_jax import trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Group:
   """
 
   name: str
-  contains: paths.PathPredicate
+  contains: trees.PathPredicate
   decay: bool
   clip: bool
 
@@ -80,7 +80,7 @@ def group_table(params, groups: Sequence[Group] = NFNET_GROUPS) -> str:
     ValueError: if a parameter lies in no group or in two.
   """
   leaves = {group.name: [] for group in groups}
-  for path, leaf in paths.named_leaves(params):
+  for path, leaf in trees.named_leaves(params):
     leaves[group_of(path, groups).name].append(math.prod(leaf.shape))
   lines = [f'{"group":<20}{"leaves":>8}{"parameters":>14}  decay  clipping']
   for group in groups:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nfnet_jax import trees
 from nfnet_jax.optim import agc as agc_lib
 from nfnet_jax.optim import groups as groups_lib
-from nfnet_jax.optim import paths
 
 
 def nfnet_sgd(
@@ -61,7 +61,7 @@ def nfnet_sgd(
   """
 
   def is_decayed(tree):
-    return paths.map_named(
+    return trees.map_named(
       lambda path, _: groups_lib.group_of(path, groups).decay, tree
     )
 
@@ -125,7 +125,7 @@ def clipped_units(
     {'kernels': 16}
   """
   units = {}
-  for path, leaf in paths.named_leaves(params):
+  for path, leaf in trees.named_leaves(params):
     group = groups_lib.group_of(path, groups)
     if group.clip:
       axes = agc_lib.output_last_axes(path, leaf.shape)
@@ -156,7 +156,7 @@ def warmup_cosine(
   return _warm_up(peak, warmup_steps, cosine)
 
 
-def warmup_stairs(
+def warmup_step_decay(
   peak: float, warmup_steps: float, factor: float, every_steps: float
 ) -> optax.Schedule:
   """Rises linearly from 0 to `peak`, which is multiplied at fixed intervals.

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nfnet_jax.optim import paths
-from nfnet_jax.training import buckets, files
+from nfnet_jax import trees
+from nfnet_jax.storage import buckets, failures, files
 from nfnet_jax.training import state as state_lib
 
 _STATE = 'state'
@@ -223,7 +223,7 @@ class Checkpoints:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
         self._unreadable.add(step)
-        is_outage |= files.is_outage(error)
+        is_outage |= failures.is_outage(error)
     if not steps:
       return None
     line = (
@@ -288,7 +288,7 @@ class Checkpoints:
       self._manager.reload()
 
 
-class Elsewhere(contextlib.AbstractContextManager):
+class NullCheckpoints(contextlib.AbstractContextManager):
   """Stands for `Checkpoints` in processes that leave saving to process 0."""
 
   def __exit__(self, *error) -> None:
@@ -316,5 +316,5 @@ def _to_host(tree: Any) -> Any:
 
 
 def _checksums(tree: Any) -> Iterator[tuple[str, int]]:
-  for path, leaf in paths.named_leaves(tree):
+  for path, leaf in trees.named_leaves(tree):
     yield path, zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data)

@@ -4,7 +4,8 @@ import os
 
 from etils import epath
 
-from nfnet_jax.training import metrics, pictures
+from nfnet_jax import plotting
+from nfnet_jax.training import metrics
 
 _PANELS = (
   ('loss', {'loss': 'training', 'eval/loss': 'raw', 'eval_ema/loss': 'EMA'}),
@@ -21,7 +22,7 @@ def plot(workdir: str | os.PathLike) -> epath.Path:
   """
   workdir = epath.Path(workdir)
   rows = metrics.read_metrics(workdir / 'metrics.jsonl')
-  figure, axes = pictures.subplots(2, 2, figsize=(10, 6.5), sharex=True)
+  figure, axes = plotting.subplots(2, 2, figsize=(10, 6.5), sharex=True)
   for axis, (title, names) in zip(axes.flat, _PANELS):
     for name, label in (names or _clipping_names(rows)).items():
       points = [
@@ -45,7 +46,7 @@ def plot(workdir: str | os.PathLike) -> epath.Path:
     axis.set_xlabel('step')
   figure.tight_layout()
   picture = workdir / 'curves.png'
-  pictures.save(figure, picture)
+  plotting.save(figure, picture)
   return picture
 
 

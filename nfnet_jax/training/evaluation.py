@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax.models import registry
-from nfnet_jax.training import files
-from nfnet_jax.training import parallel as parallel_lib
+from nfnet_jax.storage import files
+from nfnet_jax.training import data_parallel
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
@@ -76,7 +76,7 @@ def weights_of(state: state_lib.TrainState) -> Weights:
 
 def evaluate(
   eval_step: Callable,
-  parallel: parallel_lib.DataParallel,
+  parallel: data_parallel.DataParallel,
   weights: Weights,
   batches: Iterable[Mapping[str, np.ndarray]],
   poll: Callable[[], None] = lambda: None,

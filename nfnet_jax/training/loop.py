@@ -8,19 +8,17 @@ import itertools
 import jax
 import numpy as np
 
+from nfnet_jax.distributed import collectives, preemption, processes
 from nfnet_jax.training import checkpoint as checkpoint_lib
 from nfnet_jax.training import (
-  diagnosis,
+  data_parallel,
   evaluation,
-  exchange,
-  interrupt,
-  processes,
+  nonfinite,
   profiling,
-  sharding,
+  sharded_update,
   timing,
 )
 from nfnet_jax.training import metrics as metrics_lib
-from nfnet_jax.training import parallel as parallel_lib
 from nfnet_jax.training import progress as progress_lib
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
@@ -68,15 +66,15 @@ class Loop:
   """
 
   trainer: step_lib.Trainer
-  parallel: parallel_lib.DataParallel
+  parallel: data_parallel.DataParallel
   train_batches: Callable[[int], Iterator[Batch]]
   eval_batches: Callable[[], Iterator[Batch]]
   cadence: Cadence
   checkpoints: checkpoint_lib.Checkpoints
   writer: metrics_lib.MetricsWriter
   progress: progress_lib.Progress
-  stop: interrupt.StopRequest
-  sharded: sharding.ShardedTrainer | None = None
+  stop: preemption.StopRequest
+  sharded: sharded_update.ShardedTrainer | None = None
   tracer: profiling.Tracer = dataclasses.field(default_factory=profiling.Tracer)
   watch: timing.Stopwatch = dataclasses.field(default_factory=timing.Stopwatch)
   throughput: timing.Throughput = dataclasses.field(init=False)
@@ -97,7 +95,7 @@ class Loop:
     self._last_row = None
 
   @property
-  def _updating(self) -> step_lib.Trainer | sharding.ShardedTrainer:
+  def _updating(self) -> step_lib.Trainer | sharded_update.ShardedTrainer:
     return self.sharded or self.trainer
 
   def run(self, state: state_lib.TrainState) -> dict[str, float]:
@@ -110,15 +108,15 @@ class Loop:
       The metrics of the last evaluation.
 
     Raises:
-      interrupt.Interrupted: if asked to stop; the state is saved.
-      diagnosis.NonFiniteError: if loss, gradient or learning rate ceased to
+      preemption.Interrupted: if asked to stop; the state is saved.
+      nonfinite.NonFiniteError: if loss, gradient or learning rate ceased to
         be finite; the last good state is saved.
     """
     step = int(state.step)
     state = self.parallel.distribute(self._updating, state)
     batches = self._place(self.train_batches(step))
     if step < self.cadence.total:
-      self.progress.note('Compiling the training step ...')
+      self.progress.log('Compiling the training step ...')
     # Without the end of the pipeline, which takes seconds.
     with self.watch.during(timing.TRAINING), self.tracer:
       try:
@@ -130,7 +128,7 @@ class Loop:
           step += 1
           with self.watch.during(timing.SAVING):
             self.tracer.end_at(step, state)
-      except interrupt.Interrupted:
+      except preemption.Interrupted:
         self._save(state)
         self._wait_until_saved()
         raise
@@ -247,14 +245,14 @@ class Loop:
     self._store(state)
     self._wait_until_saved()
     # Asked once the first process has saved, which a failure would end.
-    have_data = exchange.everywhere(self._failure is None)
+    have_data = collectives.all_true(self._failure is None)
     if self._failure:
       raise self._failure
     if not have_data:
       processes.await_failure()
     state = self._collect(state)
     bad_batch = next(self.train_batches(int(state.step)))
-    raise diagnosis.diagnose(self.trainer, self.parallel, state, bad_batch)
+    raise nonfinite.diagnose(self.trainer, self.parallel, state, bad_batch)
 
   def _evaluate(self, state: state_lib.TrainState, step: int) -> None:
     self._flush(state)
@@ -270,7 +268,7 @@ class Loop:
       )
     self.writer.write([{'step': step, **results}])
     self.writer.publish()
-    self.progress.note(
+    self.progress.log(
       f'evaluation at step {step}: '
       f'top-1 {100 * results["eval/top1"]:.2f}% raw, '
       f'{100 * results["eval_ema/top1"]:.2f}% EMA '
@@ -293,4 +291,4 @@ class Loop:
 
   def _stop_if_asked(self) -> None:
     if self.stop.poll():
-      raise interrupt.Interrupted
+      raise preemption.Interrupted

@@ -11,7 +11,8 @@ import tempfile
 from etils import epath
 import tensorboardX
 
-from nfnet_jax.training import exchange, files, processes
+from nfnet_jax.distributed import collectives, processes
+from nfnet_jax.storage import failures, files
 
 Row = dict[str, float]
 
@@ -47,7 +48,7 @@ class MetricsWriter:
       self._open(resumed_step)
     # All processes must skip the same evaluations when they resume.
     self._note_evaluations(
-      exchange.from_primary(lambda: list(self.evaluations.values()))
+      collectives.from_primary(lambda: list(self.evaluations.values()))
     )
 
   def _open(self, resumed_step: int) -> None:
@@ -136,7 +137,7 @@ def read_metrics(path: str | os.PathLike) -> list[Row]:
     OSError: if it is there but cannot be read.
   """
   path = epath.Path(path)
-  with files.as_os_error(f'Reading {path}'):
+  with failures.as_os_error(f'Reading {path}'):
     if not path.exists():
       return []
     lines = path.read_text().splitlines(keepends=True)

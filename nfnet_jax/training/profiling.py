@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 import jax
 
-from nfnet_jax.training import files
+from nfnet_jax.storage import files
 
 _EXPORTS = ('.xplane.pb', 'perfetto_trace.json.gz')
 
@@ -46,7 +46,7 @@ class Tracer:
     self,
     workdir: str | os.PathLike = '',
     steps: range = range(0),
-    note: Callable[[str], None] = lambda line: None,
+    log_fn: Callable[[str], None] = lambda line: None,
   ):
     """Prepares to trace.
 
@@ -58,7 +58,7 @@ class Tracer:
     """
     self._folder = folder_of(workdir, steps)
     self._steps = steps
-    self._note = note
+    self._log_fn = log_fn
     self._local: str | None = None  # While a trace is being taken.
     self._reached = steps.start
 
@@ -76,7 +76,7 @@ class Tracer:
     try:
       self._begin()
     except Exception as error:  # The profiler raises many kinds.
-      self._note(f'{self._about(self._steps.stop)}: not taken ({error})')
+      self._log_fn(f'{self._about(self._steps.stop)}: not taken ({error})')
 
   def _begin(self) -> None:
     options = jax.profiler.ProfileOptions()
@@ -112,9 +112,9 @@ class Tracer:
     try:
       jax.profiler.stop_trace()
       self._copy(pathlib.Path(local))
-      self._note(f'{about}: {self._folder}')
+      self._log_fn(f'{about}: {self._folder}')
     except Exception as error:  # The profiler, and buckets, raise many kinds.
-      self._note(f'{about}: not written ({error})')
+      self._log_fn(f'{about}: not written ({error})')
     finally:
       shutil.rmtree(local, ignore_errors=True)
 

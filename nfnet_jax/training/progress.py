@@ -72,7 +72,7 @@ class Progress:
       shown['clipped'] = f'{100 * row["clipped"]:.1f}%'
     shown['eta'] = self._time_left(step)
     if self._bar.disable:
-      self.note(
+      self.log(
         f'step {step}/{self._total}  '
         + '  '.join(f'{name} {value}' for name, value in shown.items())
       )
@@ -81,7 +81,7 @@ class Progress:
       self._bar.update(step - self._step)
     self._step = step
 
-  def note(self, line: str) -> None:
+  def log(self, line: str) -> None:
     """Writes a line beside the bar."""
     self._bar.write(line, file=self._stream)
     self._stream.flush()

@@ -127,16 +127,18 @@ class Trainer:
       after a bad step all later ones leave the state alone too, until the host
       looks.
     """
-    uphill = self.uphill(state, batch)
-    (loss, (top1, model_state)), grads = self.gradients(uphill, batch)
+    perturbed_state = self.perturbed_state(state, batch)
+    (loss, (top1, model_state)), grads = self.gradients(perturbed_state, batch)
 
-    strays = self.strays(state, batch)
-    loss, top1, strays, grads = reduce((loss, top1, strays, grads))
+    batch_mismatch = self.batch_mismatch(state, batch)
+    loss, top1, batch_mismatch, grads = reduce(
+      (loss, top1, batch_mismatch, grads)
+    )
     model_state = self.mean(model_state, reduce)
     grad_norm = optax.tree.norm(grads)
-    applied = self.is_good(state.step, strays, loss, grad_norm)
+    applied = self.is_applicable(state.step, batch_mismatch, loss, grad_norm)
     new_state = self.update(state, grads, model_state)
-    return keep_unless(applied, state, new_state), {
+    return select_tree(applied, state, new_state), {
       **self.metrics(state, loss, top1, grad_norm, applied),
       **clipping_metrics(new_state.opt_state),
     }
@@ -161,14 +163,16 @@ class Trainer:
       ),
     )
 
-  def strays(self, state: state_lib.TrainState, batch: Batch) -> jax.Array:
+  def batch_mismatch(
+    self, state: state_lib.TrainState, batch: Batch
+  ) -> jax.Array:
     """Returns 1 where this device's batch is not for this step, else 0."""
     return (batch['step'] != state.step).astype(jnp.float32)
 
-  def is_good(
+  def is_applicable(
     self,
     step: jax.Array,
-    strays: jax.Array,
+    batch_mismatch: jax.Array,
     loss: jax.Array,
     grad_norm: jax.Array,
   ) -> jax.Array:
@@ -182,7 +186,7 @@ class Trainer:
       grad_norm: of the global gradient.
     """
     needed = jnp.stack([loss, grad_norm, self.schedule(step)])
-    return jnp.isfinite(needed).all() & (strays == 0)
+    return jnp.isfinite(needed).all() & (batch_mismatch == 0)
 
   def metrics(
     self,
@@ -201,7 +205,7 @@ class Trainer:
       'applied': applied.astype(jnp.float32),
     }
 
-  def uphill(
+  def perturbed_state(
     self, state: state_lib.TrainState, batch: Batch
   ) -> state_lib.TrainState:
     """Returns the state to descend from: with SAM, of other parameters.
@@ -309,7 +313,7 @@ class Trainer:
 
 
 @jax.named_scope('update')
-def keep_unless(applied: jax.Array, state: Tree, new_state: Tree) -> Tree:
+def select_tree(applied: jax.Array, state: Tree, new_state: Tree) -> Tree:
   """Returns the new state where the step is applied, else the old one."""
   choose = lambda new, old: jnp.where(applied, new, old)
   return jax.tree.map(choose, new_state, state)

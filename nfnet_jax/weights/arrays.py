@@ -14,7 +14,7 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 # Member of an `.npz`, and key of a safetensors header, that holds the note.
-_NOTE = 'nfnet_jax'
+_METADATA = 'nfnet_jax'
 _KINDS = 'fiub'  # Of dtypes: float, int, unsigned, bool.
 # What a compressed file may unpack to: a few times its size, or this.
 _MOST_RATIO, _MOST_BYTES = 16, 1 << 30
@@ -51,8 +51,8 @@ def read_npz(file: BinaryIO) -> tuple[Arrays, dict[str, Any]]:
     raise
   except Exception as error:  # A damaged archive raises anything.
     raise DamagedError(f'the .npz is damaged: {error}') from error
-  note = arrays.pop(_NOTE, None)
-  return arrays, {} if note is None else _parse_note(str(note))
+  metadata = arrays.pop(_METADATA, None)
+  return arrays, {} if metadata is None else _parse_metadata(str(metadata))
 
 
 def _array_name(member: zipfile.ZipInfo) -> str:
@@ -88,7 +88,7 @@ def _read_member(
       shape, dtype = _read_header(stream)
     except ValueError as error:
       raise DamagedError(f'{where} is no array: {error}') from error
-    kinds = 'U' if _array_name(member) == _NOTE else _KINDS
+    kinds = 'U' if _array_name(member) == _METADATA else _KINDS
     if dtype.kind not in kinds:
       raise DamagedError(f'{where} has the dtype {dtype}; it was not loaded')
     if math.prod(shape) * dtype.itemsize > member.file_size:
@@ -116,10 +116,12 @@ def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def write_npz(
-  path: epath.Path, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]
+  path: epath.Path,
+  arrays: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
 ) -> None:
   """Writes arrays and a note to an `.npz`, atomically."""
-  members = {**arrays, _NOTE: np.asarray(json.dumps(note))}
+  members = {**arrays, _METADATA: np.asarray(json.dumps(metadata))}
   with path.open('wb') as file:
     np.savez(file, **members)
 
@@ -146,12 +148,14 @@ def read_safetensors(data: bytes) -> tuple[Arrays, dict[str, Any]]:
       raise DamagedError(f'the tensor {name!r} has the dtype {array.dtype}')
   length = int.from_bytes(data[:8], 'little')
   header = json.loads(data[8 : 8 + length])
-  note = (header.get('__metadata__') or {}).get(_NOTE)
-  return arrays, {} if note is None else _parse_note(note)
+  metadata = (header.get('__metadata__') or {}).get(_METADATA)
+  return arrays, {} if metadata is None else _parse_metadata(metadata)
 
 
 def write_safetensors(
-  path: epath.Path, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]
+  path: epath.Path,
+  arrays: Mapping[str, np.ndarray],
+  metadata: Mapping[str, Any],
 ) -> None:
   """Writes arrays and a note as safetensors."""
   from safetensors import numpy as safetensors_numpy
@@ -159,15 +163,15 @@ def write_safetensors(
   # Not ascontiguousarray, which adds an axis to scalars.
   arrays = {name: np.asarray(a, order='C') for name, a in arrays.items()}
   path.write_bytes(
-    safetensors_numpy.save(arrays, metadata={_NOTE: json.dumps(note)})
+    safetensors_numpy.save(arrays, metadata={_METADATA: json.dumps(metadata)})
   )
 
 
-def _parse_note(text: str) -> dict[str, Any]:
+def _parse_metadata(text: str) -> dict[str, Any]:
   try:
-    note = json.loads(text)
+    metadata = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise DamagedError(f'the note inside is damaged: {error}') from error
-  if not isinstance(note, dict):
+  if not isinstance(metadata, dict):
     raise DamagedError('the note inside is damaged')
-  return note
+  return metadata

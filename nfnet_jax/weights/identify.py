@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax.models import registry
-from nfnet_jax.optim import paths
 
 Tree = Mapping[str, Mapping[str, Any]]
 
@@ -141,7 +140,7 @@ def _shapes(trees: tuple[Tree, Tree]) -> dict[str, list[int]]:
   return {
     path: list(np.shape(leaf))
     for tree in trees
-    for path, leaf in paths.named_leaves(tree)
+    for path, leaf in trees.named_leaves(tree)
   }
 
 

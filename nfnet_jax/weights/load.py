@@ -14,7 +14,7 @@ from etils import epath
 import numpy as np
 
 from nfnet_jax.models import registry
-from nfnet_jax.training import files
+from nfnet_jax.storage import failures, files
 from nfnet_jax.weights import arrays as arrays_lib
 from nfnet_jax.weights import classes, identify, pickles, timm
 
@@ -39,7 +39,7 @@ _MARGIN = 32
 _CROPS = ('squash', 'centre')
 _EVALUATION = ('size', 'crop', 'margin')
 # What a note may say, if it says anything.
-_NOTE_CHECKS = {
+_METADATA_CHECKS = {
   'model': lambda value: isinstance(value, str),
   'options': lambda value: isinstance(value, dict),
   'size': lambda value: type(value) is int and value > 0,
@@ -101,7 +101,7 @@ class Weights:
         raise WeightsError(f"'{self.model}' has no option {name}.")
     return dataclasses.replace(self, options={**self.options, **options})
 
-  def note(self) -> dict[str, Any]:
+  def metadata(self) -> dict[str, Any]:
     """Returns everything but the arrays, as a file of weights holds it."""
     return {
       'model': self.model,
@@ -149,12 +149,12 @@ def load_weights(path: str | os.PathLike) -> Weights:
 
 
 def _is_folder(path: epath.Path) -> bool:
-  with files.as_os_error('looking for them'):
+  with failures.as_os_error('looking for them'):
     return path.is_dir()
 
 
 def _from_file(path: epath.Path) -> Weights:
-  with files.as_os_error('reading them'):
+  with failures.as_os_error('reading them'):
     data = path.read_bytes()
   if data.startswith(b'PK'):
     return _from_arrays(*arrays_lib.read_npz(io.BytesIO(data)))
@@ -196,18 +196,18 @@ def _is_tree(value: Any) -> bool:
 
 
 def _from_arrays(
-  arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]
+  arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> Weights:
   """Makes sense of flat names: timm's, or the paths of this project."""
   if timm.is_timm(arrays):
-    return _describe(timm.from_timm(arrays), {}, note)
+    return _describe(timm.from_timm(arrays), {}, metadata)
   trees = {PARAMS: {}, STATE: {}}
   for name, array in arrays.items():
     module, _, leaf = name.rpartition('/')
     kind, _, path = module.partition('/')
     tree = trees[kind if kind in trees else PARAMS]
     tree.setdefault(path if kind in trees else module, {})[leaf] = array
-  return _describe(trees[PARAMS], trees[STATE], note)
+  return _describe(trees[PARAMS], trees[STATE], metadata)
 
 
 def _from_run(path: epath.Path) -> Weights:
@@ -229,14 +229,14 @@ def _from_run(path: epath.Path) -> Weights:
   ) as checkpoints:
     state = checkpoints.restore_fields(fields, step)
   names = workdir / 'classes.txt'
-  note = {
-    **_config_note(workdir / 'config.json'),
+  metadata = {
+    **_metadata_of_config(workdir / 'config.json'),
     'class_names': names.read_text().splitlines() if names.exists() else None,
   }
-  return _describe(*(state[field] for field in fields), note)
+  return _describe(*(state[field] for field in fields), metadata)
 
 
-def _config_note(path: epath.Path) -> dict[str, Any]:
+def _metadata_of_config(path: epath.Path) -> dict[str, Any]:
   """Takes from a run's configuration what a note says."""
   try:
     config = json.loads(path.read_text())
@@ -251,12 +251,12 @@ def _config_note(path: epath.Path) -> dict[str, Any]:
 
 
 def _describe(
-  params: Tree, model_state: Tree, note: Mapping[str, Any]
+  params: Tree, model_state: Tree, metadata: Mapping[str, Any]
 ) -> Weights:
   """Checks trees against the model that they are of, and adds its defaults."""
-  _check_note(note)
+  _check_metadata(metadata)
   trees = (params, model_state)
-  name, options = note.get('model'), note.get('options') or {}
+  name, options = metadata.get('model'), metadata.get('options') or {}
   if name is None:
     options = {}
     name, num_classes = identify.identify(*trees)
@@ -264,7 +264,7 @@ def _describe(
     num_classes = identify.count_classes(params)
     identify.check(name, num_classes, options, trees)
   spec = registry.get_spec(name)
-  class_names = classes.in_words(note.get('class_names'), num_classes)
+  class_names = classes.in_words(metadata.get('class_names'), num_classes)
   if len(class_names) != num_classes:
     raise WeightsError(
       f'they have {num_classes} classes and {len(class_names)} names for them'
@@ -276,15 +276,15 @@ def _describe(
     num_classes=num_classes,
     options=options,
     class_names=class_names,
-    size=note.get('size') or spec.test_size,
-    crop=note.get('crop') or spec.eval_crop,
-    margin=_MARGIN if note.get('margin') is None else note['margin'],
+    size=metadata.get('size') or spec.test_size,
+    crop=metadata.get('crop') or spec.eval_crop,
+    margin=_MARGIN if metadata.get('margin') is None else metadata['margin'],
   )
 
 
-def _check_note(note: Mapping[str, Any]) -> None:
-  for key, is_good in _NOTE_CHECKS.items():
-    value = note.get(key)
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+  for key, is_good in _METADATA_CHECKS.items():
+    value = metadata.get(key)
     if value is not None and not is_good(value):
       raise WeightsError(f'their note has {value!r} as {key}')
 

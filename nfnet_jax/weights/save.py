@@ -6,8 +6,7 @@ from etils import epath
 import numpy as np
 
 from nfnet_jax.models import nfnet, registry
-from nfnet_jax.optim import paths
-from nfnet_jax.training import files
+from nfnet_jax.storage import files
 from nfnet_jax.weights import arrays as arrays_lib
 from nfnet_jax.weights import load, timm
 
@@ -41,7 +40,7 @@ def save_weights(
     )
   arrays = _arrays(weights, layout)
   with files.atomically(path) as temporary:
-    _WRITERS[path.suffix](temporary, arrays, weights.note())
+    _WRITERS[path.suffix](temporary, arrays, weights.metadata())
 
 
 def _arrays(weights: load.Weights, layout: str) -> dict[str, np.ndarray]:
@@ -56,4 +55,4 @@ def _arrays(weights: load.Weights, layout: str) -> dict[str, np.ndarray]:
   if layout != 'haiku':
     raise ValueError(f"Unknown layout '{layout}'; known: {', '.join(LAYOUTS)}.")
   trees = {load.PARAMS: weights.params, load.STATE: weights.model_state}
-  return {path: np.asarray(leaf) for path, leaf in paths.named_leaves(trees)}
+  return {path: np.asarray(leaf) for path, leaf in trees.named_leaves(trees)}

@@ -76,8 +76,8 @@ def spec(source, allowed=0, augmentation=RECIPE):
 
 
 def take(spec, count=12, start=0, notes=None):
-  note = (lambda line: None) if notes is None else notes.append
-  batches = pipeline.train_batches(spec, start, note=note)
+  log_fn = (lambda line: None) if notes is None else notes.append
+  batches = pipeline.train_batches(spec, start, log_fn=log_fn)
   return list(itertools.islice(batches, count))
 
 
@@ -169,7 +169,7 @@ def test_evaluation_leaves_allowed_bad_records_out(tmp_path):
     batch_size=16,
     image_size=16,
     max_bad_records=2,
-    note=notes.append,
+    log_fn=notes.append,
   )
   assert sum(batch['mask'].sum() for batch in batches) == GOOD - 2
   assert len(notes) == 2

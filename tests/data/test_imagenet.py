@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from nfnet_jax.data import examples, pipeline, records, sources
-from nfnet_jax.models import fast_stem
+from nfnet_jax.models.fast import stem
 from tests import imagenet
 
 RECIPE = examples.Augmentation(
@@ -86,7 +86,7 @@ def test_blocks_hold_the_same_images(spec, augmentation):
   whole = take(spec, 1)
   blocks = take(dataclasses.replace(spec, block=4), 1)
   assert blocks[0]['image'].dtype == np.uint8
-  whole[0]['image'] = np.asarray(fast_stem.to_blocks(whole[0]['image']))
+  whole[0]['image'] = np.asarray(stem.to_blocks(whole[0]['image']))
   assert_same(blocks, whole)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnet_jax.data import examples, pipeline, preprocess, sources
-from nfnet_jax.models import fast_stem
+from nfnet_jax.models.fast import stem
 
 SIZE = 53
 
@@ -112,7 +112,7 @@ def test_blocks_hold_the_same_images(spec):
   blocks = take(dataclasses.replace(spec, block=4), 3)
   assert blocks[0]['image'].shape == (8, 2, 2, 48)
   for batch in whole:
-    batch['image'] = np.asarray(fast_stem.to_blocks(batch['image']))
+    batch['image'] = np.asarray(stem.to_blocks(batch['image']))
   assert_same(blocks, whole)
 
 

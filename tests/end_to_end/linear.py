@@ -10,18 +10,14 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 
-from nfnet_jax.experiments import cli, errors, several, shared, train
-from nfnet_jax.training import (
-  exchange,
-  installation,
-  loop,
-  processes,
-  sharding,
-  state,
-)
+from nfnet_jax import errors
+from nfnet_jax.cli import command, common_flags, session
+from nfnet_jax.distributed import collectives, environment, processes
+from nfnet_jax.experiments import train
+from nfnet_jax.training import loop, sharded_update, state
 from tests.training import test_loop
 
-for _name in ('workdir', *several.FLAGS):
+for _name in ('workdir', *session.FLAGS):
   flags.declare_key_flag(_name)
 
 TOTAL = 12
@@ -49,7 +45,7 @@ class Experiment:
     if not _SHARDED.value:
       return None
     trainer, like = self.trainer, self.abstract_state()
-    sharded = sharding.ShardedTrainer(trainer, like, devices, least=1)
+    sharded = sharded_update.ShardedTrainer(trainer, like, devices, least=1)
     assert sharded.split_paths == {'linear/w'}
     return sharded
 
@@ -94,7 +90,7 @@ def slow_down_saving():
   finalize = ocp.PyTreeCheckpointHandler.finalize
 
   def slowly(handler, directory):
-    cli.say('Saving ...')
+    command.log('Saving ...')
     time.sleep(_SECONDS_A_SAVE.value)
     finalize(handler, directory)
 
@@ -102,18 +98,18 @@ def slow_down_saving():
 
 
 def main():
-  told = installation.describe()
+  told = environment.describe()
   if _ODD.value >= 0 and _ODD.value == flags.FLAGS.process_id:
     told['jax'] = 'another'
-  installation.describe = lambda: told
+  environment.describe = lambda: told
   if _SECONDS_A_SAVE.value:
     slow_down_saving()
-  with several.together() as say:
+  with session.distributed_session() as log:
     differs = _DIFFERS.value == jax.process_index()
     with errors.as_input_error():
-      exchange.agree({'seed': str(int(differs))})
-    return train.run(Experiment(), shared.get_workdir(), say)
+      collectives.assert_equal({'seed': str(int(differs))})
+    return train.run(Experiment(), common_flags.get_workdir(), log)
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  command.run(main)

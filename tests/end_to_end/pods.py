@@ -30,7 +30,7 @@ class Process:
 
   def __init__(
     self,
-    door,
+    run_command,
     *arguments,
     devices=8,
     largest_file=None,
@@ -40,7 +40,7 @@ class Process:
     # The last of two settings holds; the others are those of the tests.
     flags = os.environ['XLA_FLAGS']
     flags += f' --xla_force_host_platform_device_count={devices}'
-    command = [sys.executable, '-m', door, *map(str, arguments)]
+    command = [sys.executable, '-m', run_command, *map(str, arguments)]
     if late:
       command = ['sh', '-c', f'sleep {late}; exec "$@"', 'sh', *command]
     if largest_file:
@@ -104,7 +104,9 @@ class Process:
 class Pod(list):
   """The processes of one run on this machine."""
 
-  def __init__(self, door, *arguments, count, devices=1, absent=(), **own):
+  def __init__(
+    self, run_command, *arguments, count, devices=1, absent=(), **own
+  ):
     """Starts them.
 
     Args:
@@ -125,7 +127,9 @@ class Pod(list):
         f'--process_id={index}',
         *options.pop('arguments', ()),
       ]
-      self.append(Process(door, *arguments, *place, devices=devices, **options))
+      self.append(
+        Process(run_command, *arguments, *place, devices=devices, **options)
+      )
 
   @property
   def said(self):

@@ -14,7 +14,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from nfnet_jax.experiments import evaluate, train
-from nfnet_jax.training import checkpoint, files, metrics
+from nfnet_jax.storage import files
+from nfnet_jax.training import checkpoint, metrics
 from nfnet_jax.weights import load, save
 from tests.end_to_end import pods
 
@@ -73,10 +74,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def local(door, recipe, folder):
+def local(run_command, recipe, folder):
   """The undisturbed run on a disk that those in the bucket are to equal."""
   if not list(folder.iterdir()):
-    code, _, err = door(train.main, *recipe, f'--workdir={folder}')
+    code, _, err = run_command(train.main, *recipe, f'--workdir={folder}')
     assert code == 0, err
   return folder
 
@@ -84,9 +85,9 @@ def local(door, recipe, folder):
 class TestRun:
   """One run there, and what becomes of it."""
 
-  def test_trains(self, door, recipe, local, buckets, bucket):
+  def test_trains(self, run_command, recipe, local, buckets, bucket):
     buckets.requests.clear()
-    code, out, err = door(train.main, *recipe, '--workdir=gs://runs/one')
+    code, out, err = run_command(train.main, *recipe, '--workdir=gs://runs/one')
     assert code == 0, err
     assert not out
     assert 'gs://runs/one/curves.png' in err
@@ -123,9 +124,9 @@ class TestRun:
       first = next(i for i, n in enumerate(wrote) if n.startswith(prefix))
       assert upload < first
 
-  def test_is_evaluated(self, door):
+  def test_is_evaluated(self, run_command):
     arguments = '--workdir=gs://runs/one', '--json'
-    code, out, err = door(evaluate.main, *arguments, on_a_run=True)
+    code, out, err = run_command(evaluate.main, *arguments, on_a_run=True)
     assert code == 0, err
     (row,) = (r for r in rows_of('gs://runs/one') if 'eval/top1' in r)
     assert json.loads(out)['loss'] == pytest.approx(row['eval/loss'], rel=1e-6)
@@ -140,20 +141,20 @@ class TestRun:
     again = load.load_weights('gs://runs/mine.npz')
     jax.tree.map(np.testing.assert_array_equal, again.params, weights.params)
 
-  def test_is_left_alone_by_another_experiment(self, door, recipe):
+  def test_is_left_alone_by_another_experiment(self, run_command, recipe):
     arguments = *recipe, '--config.seed=1', '--workdir=gs://runs/one'
-    code, _, err = door(train.main, *arguments)
+    code, _, err = run_command(train.main, *arguments)
     assert code == 2
     assert "'gs://runs/one' holds another experiment" in err
 
   def test_resumes_before_a_damaged_checkpoint(
-    self, door, recipe, local, bucket
+    self, run_command, recipe, local, bucket
   ):
     (data, *_) = (
       n for n in bucket if n.startswith('one/checkpoints/6/state/d')
     )
     bucket[data] = bytes(len(bucket[data]))
-    code, _, err = door(train.main, *recipe, '--workdir=gs://runs/one')
+    code, _, err = run_command(train.main, *recipe, '--workdir=gs://runs/one')
     assert code == 0, err
     assert 'Resuming after step 3.' in err
     assert any(n.startswith('one/checkpoints/6.unreadable/') for n in bucket)
@@ -175,19 +176,19 @@ class TestRun:
     ],
   )
   def test_a_lost_upload_loses_no_step(
-    self, door, recipe, local, buckets, lost
+    self, run_command, recipe, local, buckets, lost
   ):
     name = lost.replace('/', '-')
     buckets.fault = lambda method, path: (
       403 if method != 'GET' and path.startswith(f'{name}/{lost}') else None
     )
     arguments = *recipe, f'--workdir=gs://runs/{name}'
-    code, _, err = door(train.main, *arguments)
+    code, _, err = run_command(train.main, *arguments)
     assert code == 1, err
     assert err.splitlines()[-1].startswith('nfnet_jax: ')
     assert f'See to gs://runs/{name}; then the same command resumes' in err
     buckets.forgive()
-    code, _, err = door(train.main, *arguments)
+    code, _, err = run_command(train.main, *arguments)
     assert code == 0, err
     resumed = 'Resuming after step 3.' in err
     assert resumed == lost.startswith('checkpoints/6'), err
@@ -195,12 +196,12 @@ class TestRun:
 
 
 def test_refuses_what_cannot_hold_a_run(
-  door, recipe, buckets, bucket, monkeypatch
+  run_command, recipe, buckets, bucket, monkeypatch
 ):
   held = dict(bucket)
 
   def assert_refused(workdir, text):
-    code, _, err = door(train.main, *recipe, f'--workdir={workdir}')
+    code, _, err = run_command(train.main, *recipe, f'--workdir={workdir}')
     assert code == 2, err
     (line,) = (n for n in err.splitlines() if n.startswith('nfnet_jax: '))
     assert text in line
@@ -222,13 +223,13 @@ def test_refuses_what_cannot_hold_a_run(
 
 
 def test_a_bucket_that_is_too_busy_may_be_tried_again(
-  door, recipe, buckets, monkeypatch
+  run_command, recipe, buckets, monkeypatch
 ):
   def busy(*_):
     raise exceptions.ServiceUnavailable('try again')
 
   def assert_failed(text):
-    code, _, err = door(train.main, *recipe, '--workdir=gs://runs/busy')
+    code, _, err = run_command(train.main, *recipe, '--workdir=gs://runs/busy')
     assert code == 1, err
     assert 'Traceback' not in err
     (line,) = (n for n in err.splitlines() if n.startswith('nfnet_jax: '))
@@ -250,8 +251,10 @@ def test_a_bucket_that_is_too_busy_may_be_tried_again(
     ('s3://runs/one', 'neither a local folder nor gs://BUCKET'),
   ],
 )
-def test_evaluate_refuses_what_holds_no_run(door, workdir, text):
-  code, _, err = door(evaluate.main, f'--workdir={workdir}', on_a_run=True)
+def test_evaluate_refuses_what_holds_no_run(run_command, workdir, text):
+  code, _, err = run_command(
+    evaluate.main, f'--workdir={workdir}', on_a_run=True
+  )
   assert code == 2
   # Google's libraries may say first that there are no credentials here.
   (line,) = [line for line in err.splitlines() if 'nfnet_jax: ' in line]
@@ -286,11 +289,11 @@ def test_an_object_changes_whole_or_not_at_all(bucket):
 
 
 @pytest.mark.slow
-def test_survives_kills(door, recipe, buckets, tmp_path):
+def test_survives_kills(run_command, recipe, buckets, tmp_path):
   """Kills while a checkpoint is on its way, and between two of them."""
   arguments = *recipe, '--config.train_for=12 steps', '--workdir=gs://runs/kill'
   whole = *arguments[:-1], f'--workdir={tmp_path}'
-  code, _, err = door(train.main, *whole)
+  code, _, err = run_command(train.main, *whole)
   assert code == 0, err
   for last in (
     'checkpoints/3/state/_METADATA',

@@ -6,7 +6,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from nfnet_jax.experiments import evaluate, train, workdirs
+from nfnet_jax.config import workdir as workdir_lib
+from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.training import metrics
 from tests import imagenet
 
@@ -15,8 +16,8 @@ def rows(workdir):
   return metrics.read_metrics(workdir / 'metrics.jsonl')
 
 
-def test_two_epochs_of_the_recipe(door, small_recipe, tmp_path):
-  code, _, err = door(train.main, *small_recipe, f'--workdir={tmp_path}')
+def test_two_epochs_of_the_recipe(run_command, small_recipe, tmp_path):
+  code, _, err = run_command(train.main, *small_recipe, f'--workdir={tmp_path}')
   assert code == 0
   assert (
     'distorted crop, flip, MixUp and CutMix (fresh), RandAugment 4 x 5' in err
@@ -25,9 +26,9 @@ def test_two_epochs_of_the_recipe(door, small_recipe, tmp_path):
   steps = [row for row in rows(tmp_path) if 'loss' in row]
   assert [row['step'] for row in steps] == list(range(1, 13))
   assert all(np.isfinite(row['loss']) for row in steps)
-  saved = workdirs.load(tmp_path)
+  saved = workdir_lib.load(tmp_path)
   assert saved.data.randaugment_magnitude == 5
-  code, out, _ = door(
+  code, out, _ = run_command(
     evaluate.main, f'--workdir={tmp_path}', '--json', on_a_run=True
   )
   assert code == 0
@@ -37,25 +38,27 @@ def test_two_epochs_of_the_recipe(door, small_recipe, tmp_path):
   assert abs(results['loss'] - np.log(1000)) < 0.2
 
 
-def test_recipe_resumes_bit_for_bit(door, small_recipe, tmp_path):
+def test_recipe_resumes_bit_for_bit(run_command, small_recipe, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   in_batch = [*small_recipe, '--config.data.partners=in_batch']
-  assert door(train.main, *in_batch, f'--workdir={whole}')[0] == 0
+  assert run_command(train.main, *in_batch, f'--workdir={whole}')[0] == 0
 
   half = [*in_batch, f'--workdir={parts}']
-  code, _, err = door(train.main, *half, '--config.run.data_dir=/nowhere')
+  code, _, err = run_command(
+    train.main, *half, '--config.run.data_dir=/nowhere'
+  )
   assert code == 2
   assert 'not prepared under /nowhere' in err
 
   stop_after = 7
-  run_and_fail(door, half, stop_after)
-  code, _, err = door(train.main, *half)
+  run_and_fail(run_command, half, stop_after)
+  code, _, err = run_command(train.main, *half)
   assert code == 0
   assert f'Resuming after step {stop_after}.' in err
   assert rows(parts) == rows(whole)
 
 
-def run_and_fail(door, flags, steps):
+def run_and_fail(run_command, flags, steps):
   """Lets the data give out after some steps; what was learnt is saved."""
   from nfnet_jax.data import faults, pipeline
 
@@ -69,7 +72,7 @@ def run_and_fail(door, flags, steps):
 
   pipeline.train_batches = failing
   try:
-    code, _, err = door(train.main, *flags)
+    code, _, err = run_command(train.main, *flags)
   finally:
     pipeline.train_batches = stream
   assert code == 2
@@ -78,14 +81,14 @@ def run_and_fail(door, flags, steps):
   )
 
 
-def test_images_in_a_folder_are_learnt(door, tmp_path):
+def test_images_in_a_folder_are_learnt(run_command, tmp_path):
   """Six images of each of three colours, with the recipe's crops and mixing."""
   for index in range(12):
     for name, colour in (('r', 'red'), ('g', 'lime'), ('b', 'blue')):
       folder = tmp_path / 'photos' / ('train' if index < 8 else 'test') / name
       folder.mkdir(parents=True, exist_ok=True)
       Image.new('RGB', (40, 30), colour).save(folder / f'{index}.png')
-  code, out, _ = door(
+  code, out, _ = run_command(
     train.main,
     '--config=f0',
     '--config.model.name=nfnet_pico',

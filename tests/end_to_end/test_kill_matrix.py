@@ -277,7 +277,7 @@ def test_a_damaged_checkpoint(undisturbed, half, tmp_path, damage):
   assert_same_bits(run, undisturbed(**TWO))
 
 
-def test_any_moment_of_the_real_run(small, tmp_path, door):
+def test_any_moment_of_the_real_run(small, tmp_path, run_command):
   """`kill -9` of a process alone, until the run is done."""
   arguments = [
     *small,
@@ -286,7 +286,7 @@ def test_any_moment_of_the_real_run(small, tmp_path, door):
     '--config.run.checkpoint_every=1 step',
   ]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  code, _, err = door(train.main, *arguments, f'--workdir={whole}')
+  code, _, err = run_command(train.main, *arguments, f'--workdir={whole}')
   assert code == 0, err
   rng = np.random.default_rng(0)
   reached = []

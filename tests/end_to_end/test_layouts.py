@@ -27,8 +27,10 @@ def arguments(small):
   ]
 
 
-def run(count, *arguments, door=pods.TRAIN, **own):
-  pod = pods.Pod(door, *arguments, count=count, devices=8 // count, **own)
+def run(count, *arguments, run_command=pods.TRAIN, **own):
+  pod = pods.Pod(
+    run_command, *arguments, count=count, devices=8 // count, **own
+  )
   assert pod.finish() == [0] * count, pod.said
   return pod
 
@@ -54,7 +56,7 @@ def test_ten_steps_are_the_same_on_every_layout(arguments, tmp_path):
   # And evaluated on yet another layout, where process 0 alone has a disk.
   workdir = f'--workdir={tmp_path / "1"}'
   unseen = {'arguments': [f'--workdir={tmp_path / "unseen"}']}
-  first, second = run(2, workdir, '--json', door=EVALUATE, of_1=unseen)
+  first, second = run(2, workdir, '--json', run_command=EVALUATE, of_1=unseen)
   (line,) = [line for line in first.lines if line.startswith('{')]
   result = json.loads(line)
   assert result['examples'] == rows[1][-1]['eval/examples']

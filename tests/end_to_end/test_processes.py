@@ -252,8 +252,12 @@ def test_hosts_with_other_versions_do_not_start(tmp_path, odd):
   ],
   ids=['cache', 'weights to begin with', 'weights to evaluate'],
 )
-def test_what_would_part_hosts_ways_is_said(small, tmp_path, door, odd, line):
-  pod = pods.Pod(door, *small, f'--workdir={tmp_path}', count=2, of_1=odd)
+def test_what_would_part_hosts_ways_is_said(
+  small, tmp_path, run_command, odd, line
+):
+  pod = pods.Pod(
+    run_command, *small, f'--workdir={tmp_path}', count=2, of_1=odd
+  )
   assert pod.finish(90) == [2, 2], pod.said
   assert all(line in process.lines[-1] for process in pod), pod.said
 
@@ -285,9 +289,11 @@ def arguments(small):
   ]
 
 
-def test_killed_stopped_and_resumed_is_the_same_run(arguments, tmp_path, door):
+def test_killed_stopped_and_resumed_is_the_same_run(
+  arguments, tmp_path, run_command
+):
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  code, _, err = door(train.main, *arguments, f'--workdir={whole}')
+  code, _, err = run_command(train.main, *arguments, f'--workdir={whole}')
   assert code == 0, err
 
   def start():

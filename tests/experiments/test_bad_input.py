@@ -10,20 +10,16 @@ from absl import flags as flags_lib
 import jax
 import pytest
 
-from nfnet_jax.experiments import (
-  convert,
-  evaluate,
-  models,
-  naming,
-  plan,
-  several,
-  train,
-  workdirs,
-)
-from nfnet_jax.training import files, parallel, processes
+from nfnet_jax.cli import session
+from nfnet_jax.config import lookup
+from nfnet_jax.config import workdir as workdir_lib
+from nfnet_jax.distributed import processes
+from nfnet_jax.experiments import convert, evaluate, models, plan, train
+from nfnet_jax.storage import failures, files
+from nfnet_jax.training import data_parallel
 
 # Of the doors that are made here.
-for _name in ('config', 'json', *several.FLAGS):
+for _name in ('config', 'json', *session.FLAGS):
   flags_lib.declare_key_flag(_name)
 
 
@@ -55,8 +51,8 @@ def complaint(result):
     ('bn_resnet_pico', 2, "'bn_resnet_pico' normalises batches, and"),
   ],
 )
-def test_parts_that_cannot_be(door, tmp_path, model, parts, said):
-  result = door(
+def test_parts_that_cannot_be(run_command, tmp_path, model, parts, said):
+  result = run_command(
     train.main,
     '--config=digits',
     f'--workdir={tmp_path}',
@@ -74,8 +70,8 @@ def test_parts_that_cannot_be(door, tmp_path, model, parts, said):
     ('nfnet_pico', 30, 'multiple of 4, not 30: leave it out, or take 28 or 32'),
   ],
 )
-def test_a_fast_stem_that_cannot_be(door, tmp_path, model, size, said):
-  result = door(
+def test_a_fast_stem_that_cannot_be(run_command, tmp_path, model, size, said):
+  result = run_command(
     train.main,
     '--config=digits',
     f'--workdir={tmp_path}',
@@ -86,8 +82,8 @@ def test_a_fast_stem_that_cannot_be(door, tmp_path, model, size, said):
   assert said in complaint(result)
 
 
-def test_a_form_that_an_activation_rules_out(door, tmp_path):
-  result = door(
+def test_a_form_that_an_activation_rules_out(run_command, tmp_path):
+  result = run_command(
     train.main,
     '--config=digits',
     f'--workdir={tmp_path}',
@@ -131,8 +127,10 @@ def test_a_form_that_an_activation_rules_out(door, tmp_path):
     ),
   ],
 )
-def test_flags_of_other_doors_are_refused(door, door_module, arguments, said):
-  assert said in complaint(door(door_module.main, *arguments))
+def test_flags_of_other_doors_are_refused(
+  run_command, door_module, arguments, said
+):
+  assert said in complaint(run_command(door_module.main, *arguments))
 
 
 @pytest.mark.parametrize(
@@ -149,8 +147,8 @@ def test_doors_of_their_own_refuse_them_too(name, arguments, said):
   assert said in complaint((run.returncode, run.stdout, run.stderr))
 
 
-def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
-  result = door(
+def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
+  result = run_command(
     evaluate.main,
     f'--workdir={tmp_path}',
     '--config.run.eval_batch_size=8',
@@ -289,17 +287,17 @@ def test_evaluate_takes_overrides_of_the_run(door, tmp_path):
     ),
   ],
 )
-def test_train(door, data_dir, tmp_path, arguments, message):
+def test_train(run_command, data_dir, tmp_path, arguments, message):
   if any(argument == '--config=digits' for argument in arguments):
     arguments = [*arguments, f'--config.run.data_dir={data_dir}']
   workdir = tmp_path / 'run'
-  result = door(train.main, *arguments, f'--workdir={workdir}')
+  result = run_command(train.main, *arguments, f'--workdir={workdir}')
   assert message in complaint(result)
   assert not workdir.exists()
 
 
-def test_train_without_a_workdir(door):
-  result = door(train.main, '--config=digits')
+def test_train_without_a_workdir(run_command):
+  result = run_command(train.main, '--config=digits')
   assert '--workdir=DIR' in complaint(result)
 
 
@@ -312,33 +310,39 @@ def test_train_without_a_workdir(door):
     ('c = digits.get_config(); c.optimizer.learning_rte = 5', 'learning_rate'),
   ],
 )
-def test_a_config_file_that_is_wrong(door, tmp_path, body, message):
+def test_a_config_file_that_is_wrong(run_command, tmp_path, body, message):
   path = tmp_path / 'mine.py'
   imports = 'import math, ml_collections; '
   imports += 'from nfnet_jax.experiments.configs import digits'
   path.write_text(f'{imports}\ndef get_config():\n  {body}\n')
-  result = door(train.main, f'--config={path}', f'--workdir={tmp_path}/run')
+  result = run_command(
+    train.main, f'--config={path}', f'--workdir={tmp_path}/run'
+  )
   assert message in complaint(result)
 
 
-def test_a_config_file_without_a_config(door, tmp_path):
+def test_a_config_file_without_a_config(run_command, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('config = None\n')
   said = f"nfnet_jax: '{path}' defines no get_config()."
-  result = door(train.main, f'--config={path}', f'--workdir={tmp_path}/run')
+  result = run_command(
+    train.main, f'--config={path}', f'--workdir={tmp_path}/run'
+  )
   assert complaint(result) == said
   plans = '--config=f0', '--topology=v3:2x2', f'--compare={path}'
-  assert complaint(door(plan.main, *plans)) == said
+  assert complaint(run_command(plan.main, *plans)) == said
   path.write_text('def get_config():\n  return 1 / 0\n')
-  assert f'{path}:2: ZeroDiv' in complaint(door(plan.main, *plans))
+  assert f'{path}:2: ZeroDiv' in complaint(run_command(plan.main, *plans))
 
 
 @pytest.mark.parametrize('name', ['{tmp}/file/run', 's3://bucket/run'])
-def test_a_workdir_that_cannot_be_written(door, data_dir, tmp_path, name):
+def test_a_workdir_that_cannot_be_written(
+  run_command, data_dir, tmp_path, name
+):
   (tmp_path / 'file').write_text('')
   workdir = name.format(tmp=tmp_path)
   data = f'--config.run.data_dir={data_dir}'
-  code, _, err = door(
+  code, _, err = run_command(
     train.main, '--config=digits', data, f'--workdir={workdir}'
   )
   assert code == 2
@@ -346,30 +350,30 @@ def test_a_workdir_that_cannot_be_written(door, data_dir, tmp_path, name):
   assert 'Traceback' not in err
 
 
-def test_evaluate_without_a_run(door, tmp_path):
-  result = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
+def test_evaluate_without_a_run(run_command, tmp_path):
+  result = run_command(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no run: there is no config.json in it' in complaint(result)
 
 
-def test_evaluate_before_the_first_checkpoint(door, data_dir, tmp_path):
-  from nfnet_jax.experiments import checks
+def test_evaluate_before_the_first_checkpoint(run_command, data_dir, tmp_path):
+  from nfnet_jax.config import validate
   from nfnet_jax.experiments.configs import digits
 
   settings = digits.get_config()
   settings.run.data_dir = data_dir
-  workdirs.save(checks.resolve_and_check(settings), tmp_path, [])
-  result = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
+  workdir_lib.save(validate.resolve_and_check(settings), tmp_path, [])
+  result = run_command(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no checkpoint yet' in complaint(result)
 
 
-def test_configs_can_be_listed(door):
-  code, out, err = door(train.main, '--list_configs')
+def test_configs_can_be_listed(run_command):
+  code, out, err = run_command(train.main, '--list_configs')
   assert (code, err) == (0, '')
   assert out.startswith('digits ')
   assert 'NFNet-nano with AGC on the UCI handwritten digits.' in out
 
 
-def test_a_config_may_take_an_argument(tmp_path, door):
+def test_a_config_may_take_an_argument(tmp_path, run_command):
   path = tmp_path / 'mine.py'
   path.write_text(
     'from nfnet_jax.experiments.configs import digits\n'
@@ -379,47 +383,51 @@ def test_a_config_may_take_an_argument(tmp_path, door):
     '  return config\n'
   )
   seen = []
-  main = lambda: seen.append(naming.get_config().batch_size)
-  assert door(main, f'--config={path}:24')[0] == 0
-  assert door(main, '--config', f'{path}:40')[0] == 0
+  main = lambda: seen.append(lookup.get_config().batch_size)
+  assert run_command(main, f'--config={path}:24')[0] == 0
+  assert run_command(main, '--config', f'{path}:40')[0] == 0
   assert seen == [24, 40]
 
 
-def test_json_is_one_object_only(door):
-  code, out, _ = door(lambda: print(json.dumps({'top1': 1.0})), '--json')
+def test_json_is_one_object_only(run_command):
+  code, out, _ = run_command(lambda: print(json.dumps({'top1': 1.0})), '--json')
   assert (code, json.loads(out)) == (0, {'top1': 1.0})
 
 
 @pytest.mark.parametrize('main', [train.main, evaluate.main])
-def test_another_platform_than_the_required_is_refused(door, tmp_path, main):
+def test_another_platform_than_the_required_is_refused(
+  run_command, tmp_path, main
+):
   arguments = '--config=digits', f'--workdir={tmp_path}'
-  line = complaint(door(main, *arguments, '--require_platform=tpu'))
+  line = complaint(run_command(main, *arguments, '--require_platform=tpu'))
   assert '--require_platform=tpu, but JAX found only cpu devices' in line
   assert not list(tmp_path.iterdir())
 
 
-def test_gpus_of_any_make_are_what_slurm_asks_for(door, monkeypatch):
+def test_gpus_of_any_make_are_what_slurm_asks_for(run_command, monkeypatch):
   """JAX calls the platform of CUDA and of ROCm `gpu`, too."""
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert door(enter, '--require_platform=gpu') == (0, '', '')
-  line = complaint(door(enter, '--require_platform=cpu'))
+  assert run_command(enter, '--require_platform=gpu') == (0, '', '')
+  line = complaint(run_command(enter, '--require_platform=cpu'))
   assert '--require_platform=cpu, but JAX found only gpu devices' in line
 
 
 def test_a_workdir_that_does_not_answer_may_at_another_attempt(
-  door, tmp_path, monkeypatch
+  run_command, tmp_path, monkeypatch
 ):
   def fail(doing):
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-  monkeypatch.setattr(files, 'as_os_error', fail)
-  code, _, err = door(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
+  monkeypatch.setattr(failures, 'as_os_error', fail)
+  code, _, err = run_command(
+    evaluate.main, f'--workdir={tmp_path}', on_a_run=True
+  )
   assert (code, len(err.splitlines())) == (1, 1)
   assert os.strerror(errno.EIO) in err
 
 
 def enter():
-  with several.together():
+  with session.distributed_session():
     pass
 
 
@@ -438,7 +446,7 @@ NEVER = 'Unknown backend tpu'
   ],
 )
 def test_devices_that_are_busy_may_be_free_at_another_attempt(
-  door, monkeypatch, found, asked, code, said
+  run_command, monkeypatch, found, asked, code, said
 ):
   def answer(text, *_):
     if text != 'cpu':
@@ -447,7 +455,7 @@ def test_devices_that_are_busy_may_be_free_at_another_attempt(
 
   monkeypatch.setattr(jax, 'default_backend', lambda: answer(found))
   monkeypatch.setattr(jax, 'devices', lambda name: answer(asked, name))
-  ended, out, err = door(enter, '--require_platform=tpu')
+  ended, out, err = run_command(enter, '--require_platform=tpu')
   assert (ended, out) == (code, '')
   assert said in err
   assert len(err.splitlines()) == 1
@@ -465,32 +473,32 @@ def test_devices_that_are_busy_may_be_free_at_another_attempt(
   ],
 )
 def test_a_disk_that_is_full_at_the_start_may_be_emptied(
-  door, tmp_path, monkeypatch, number, code
+  run_command, tmp_path, monkeypatch, number, code
 ):
-  from nfnet_jax.experiments import config
+  from nfnet_jax.config import base
 
   def fail(path, text):
     raise OSError(number, os.strerror(number), path)
 
   monkeypatch.setattr(files, 'write_atomically', fail)
-  main = lambda: workdirs.save(config.base(), tmp_path, ['a'])
-  ended, _, err = door(main)
+  main = lambda: workdir_lib.save(base.base(), tmp_path, ['a'])
+  ended, _, err = run_command(main)
   assert ended == code
   assert os.strerror(number) in err
   assert len(err.splitlines()) == 1
 
 
-def test_other_processes_devices_are_no_ones_own(door, monkeypatch):
+def test_other_processes_devices_are_no_ones_own(run_command, monkeypatch):
   """A host of a pod that was told to stay alone."""
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
-  line = complaint(door(enter, '--num_processes=1'))
+  line = complaint(run_command(enter, '--num_processes=1'))
   assert 'the devices of 4 processes here, which were not joined' in line
 
 
-def test_devices_that_do_not_answer_are_counted(door, monkeypatch):
+def test_devices_that_do_not_answer_are_counted(run_command, monkeypatch):
   monkeypatch.setattr(processes, 'are_several', lambda: True)
-  monkeypatch.setattr(parallel.DataParallel, 'count', lambda self: 7)
-  code, _, err = door(enter)
+  monkeypatch.setattr(data_parallel.DataParallel, 'count', lambda self: 7)
+  code, _, err = run_command(enter)
   assert code == 1
   assert err.startswith('nfnet_jax: 7 of 8 devices answered.')
 
@@ -510,6 +518,6 @@ def test_devices_that_do_not_answer_are_counted(door, monkeypatch):
     (['--require_platform=gpus'], 'should be one of <tpu|gpu|cpu>'),
   ],
 )
-def test_processes_that_cannot_be(door, tmp_path, flags, message):
+def test_processes_that_cannot_be(run_command, tmp_path, flags, message):
   arguments = '--config=digits', f'--workdir={tmp_path}'
-  assert message in complaint(door(train.main, *arguments, *flags))
+  assert message in complaint(run_command(train.main, *arguments, *flags))

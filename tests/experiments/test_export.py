@@ -9,7 +9,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.experiments import export
-from nfnet_jax.weights import fold, saved_model
+from nfnet_jax.export import fold, saved_model
 from tests import trained_weights
 
 FILES = {'model.json', 'model.stablehlo', 'weights.npz'}
@@ -28,9 +28,11 @@ def names(folder):
   return {path.name for path in folder.iterdir()}
 
 
-def test_what_is_written(door, tmp_path, weights):
+def test_what_is_written(run_command, tmp_path, weights):
   out = tmp_path / 'new' / 'exported'
-  code, printed, err = door(export.main, weights, f'--out={out}', '--size=40')
+  code, printed, err = run_command(
+    export.main, weights, f'--out={out}', '--size=40'
+  )
   assert (code, err) == (0, '')
   assert '10 batch norms into convolutions, 6 left' in printed
   assert 'at 40 px' in printed
@@ -55,9 +57,9 @@ def test_what_is_written(door, tmp_path, weights):
   assert str(loaded.in_avals[-1]) == 'float32[batch,40,40,3]'
 
 
-def test_report(door, tmp_path, weights):
+def test_report(run_command, tmp_path, weights):
   flags = weights, f'--out={tmp_path}/exported', '--json'
-  code, printed, err = door(export.main, *flags)
+  code, printed, err = run_command(export.main, *flags)
   assert (code, err) == (0, '')
   report = json.loads(printed)
   assert set(report.pop('files')) == FILES
@@ -73,11 +75,11 @@ def test_report(door, tmp_path, weights):
 
 
 def test_an_earlier_export_is_replaced_as_one(
-  door, tmp_path, weights, monkeypatch
+  run_command, tmp_path, weights, monkeypatch
 ):
   out = tmp_path / 'exported'
   flags = weights, f'--out={out}'
-  assert door(export.main, *flags, '--size=40')[0] == 0
+  assert run_command(export.main, *flags, '--size=40')[0] == 0
 
   def fail(*args, **kwargs):
     raise OSError('disk full')
@@ -85,18 +87,18 @@ def test_an_earlier_export_is_replaced_as_one(
   with monkeypatch.context() as patch:
     patch.setattr(np, 'savez', fail)
     with pytest.raises(OSError, match='disk full'):
-      door(export.main, *flags)
+      run_command(export.main, *flags)
   facts = json.loads((out / 'model.json').read_text())
   assert facts['size'] == 40
   assert names(out) == FILES
   (out / 'weights.npz.tmp').write_text('left by a process that was killed')
-  assert door(export.main, *flags)[0] == 0
+  assert run_command(export.main, *flags)[0] == 0
   facts = json.loads((out / 'model.json').read_text())
   assert facts['size'] == 32
   assert names(out) == FILES
 
 
-def test_saved_model(door, tmp_path, weights):
+def test_saved_model(run_command, tmp_path, weights):
   import tensorflow as tf
 
   out = tmp_path / 'exported'
@@ -104,23 +106,23 @@ def test_saved_model(door, tmp_path, weights):
   try:
     saved_model.check()
   except ValueError:
-    code, _, err = door(export.main, *flags, '--saved_model')
+    code, _, err = run_command(export.main, *flags, '--saved_model')
     assert code == 2
     assert 'is too old for the programs of JAX' in err
     return
   for _ in range(2):  # The second replaces the first.
-    assert door(export.main, *flags, '--saved_model')[0] == 0
+    assert run_command(export.main, *flags, '--saved_model')[0] == 0
   assert names(out) == FILES | {'saved_model'}
   loaded = tf.saved_model.load(out / 'saved_model')
   shares = loaded.predict(tf.zeros((2, 32, 32, 3)))['probabilities']
   np.testing.assert_allclose(np.sum(shares, 1), 1, rtol=1e-5)
   # It would stay behind, with weights of its own.
-  code, _, err = door(export.main, *flags)
+  code, _, err = run_command(export.main, *flags)
   assert (code, "holds 'saved_model'" in err) == (2, True)
 
 
 def test_a_fold_that_changes_logits_is_refused(
-  door, tmp_path, weights, monkeypatch
+  run_command, tmp_path, weights, monkeypatch
 ):
   def wrong(*args):
     folded = real(*args)
@@ -132,7 +134,7 @@ def test_a_fold_that_changes_logits_is_refused(
   for change in (1e-2, np.nan):
     wrong.change = change
     out = tmp_path / 'exported'
-    code, printed, err = door(export.main, weights, f'--out={out}')
+    code, printed, err = run_command(export.main, weights, f'--out={out}')
     assert (code, printed) == (2, '')
     assert 'these weights are not exported' in err
     assert len(err.splitlines()) == 1
@@ -157,10 +159,10 @@ def test_a_fold_that_changes_logits_is_refused(
     (['{weights}', '--out={tmp}/out', 'extra'], "Unexpected argument 'extra'"),
   ],
 )
-def test_bad_input(door, tmp_path, weights, monkeypatch, flags, said):
+def test_bad_input(run_command, tmp_path, weights, monkeypatch, flags, said):
   monkeypatch.setattr(fold, 'fold', None)  # Before any work.
   flags = [flag.format(tmp=tmp_path, weights=weights) for flag in flags]
-  code, printed, err = door(export.main, *flags)
+  code, printed, err = run_command(export.main, *flags)
   assert (code, printed) == (2, '')
   assert not (tmp_path / 'out').exists()
   assert err.startswith('nfnet_jax: ')
@@ -168,11 +170,13 @@ def test_bad_input(door, tmp_path, weights, monkeypatch, flags, said):
   assert len(err.splitlines()) == 1
 
 
-def test_a_folder_that_cannot_be_written(door, tmp_path, weights, monkeypatch):
+def test_a_folder_that_cannot_be_written(
+  run_command, tmp_path, weights, monkeypatch
+):
   def refuse(dir):
     raise PermissionError(13, 'Permission denied', str(dir))
 
   monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
-  code, _, err = door(export.main, weights, f'--out={tmp_path}/out')
+  code, _, err = run_command(export.main, weights, f'--out={tmp_path}/out')
   assert code == 2
   assert f"--out='{tmp_path}/out': Permission denied." in err

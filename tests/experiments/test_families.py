@@ -6,15 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from nfnet_jax.experiments import (
-  checks,
-  errors,
-  evaluate,
-  models,
-  naming,
-  signal_propagation,
-  train,
-)
+from nfnet_jax import errors
+from nfnet_jax.config import lookup, validate
+from nfnet_jax.experiments import evaluate, models, signal_propagation, train
 from nfnet_jax.experiments.configs import (
   efficientnet,
   f0,
@@ -41,15 +35,15 @@ slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
   ],
 )
 def test_family_trains_resumes_and_evaluates(
-  door, small, tmp_path, name, flags
+  run_command, small, tmp_path, name, flags
 ):
   flags = [*small, f'--config.model.name={name}', *flags]
   whole, parts = (f'--workdir={tmp_path / run}' for run in ('whole', 'parts'))
-  code, out, err = door(train.main, *flags, whole, '--json')
+  code, out, err = run_command(train.main, *flags, whole, '--json')
   assert code == 0, err
   trained = json.loads(out)
   assert np.isfinite(trained['loss'])
-  code, out, _ = door(evaluate.main, whole, '--json', on_a_run=True)
+  code, out, _ = run_command(evaluate.main, whole, '--json', on_a_run=True)
   evaluated = json.loads(out)
   assert 'top1' in evaluated
   assert evaluated.items() <= trained.items()
@@ -58,13 +52,13 @@ def test_family_trains_resumes_and_evaluates(
   checkpoints = tmp_path / 'parts' / 'checkpoints'
   checkpoints.mkdir()
   (tmp_path / 'whole' / 'checkpoints' / '3').rename(checkpoints / '3')
-  code, out, err = door(train.main, *flags, parts, '--json')
+  code, out, err = run_command(train.main, *flags, parts, '--json')
   assert (code, 'Resuming after step 3' in err) == (0, True)
   assert evaluated.items() <= json.loads(out).items()
 
 
 def resolved(config):
-  return checks.resolve_and_check(config)
+  return validate.resolve_and_check(config)
 
 
 def test_resnets():
@@ -152,26 +146,28 @@ def test_unknown_activation_is_refused():
     resolved(config)
 
 
-def test_table_of_models_without_a_pattern_is_whole(door, monkeypatch):
+def test_table_of_models_without_a_pattern_is_whole(run_command, monkeypatch):
   names = ['nfnet_pico', 'senet_pico']
   monkeypatch.setattr(registry, 'list_models', lambda: names)
-  code, out, _ = door(models.main, takes='[PATTERN]')
+  code, out, _ = run_command(models.main, takes='[PATTERN]')
   assert code == 0
   assert [line.split()[0] for line in out.splitlines()] == ['model', *names]
 
 
-def test_table_of_models(door):
-  code, out, _ = door(models.main, '*_pico', takes='[PATTERN]')
+def test_table_of_models(run_command):
+  code, out, _ = run_command(models.main, '*_pico', takes='[PATTERN]')
   assert code == 0
   lines = out.splitlines()
   assert lines[0].split()[:2] == ['model', 'parameters']
   assert len(lines) >= 6
-  code, out, _ = door(models.main, 'resnet50', '--json', takes='[PATTERN]')
+  code, out, _ = run_command(
+    models.main, 'resnet50', '--json', takes='[PATTERN]'
+  )
   row = json.loads(out)['resnet50']
   assert row['parameters'] == 25_557_032
   assert row['reported_top1'] == 78.6
   assert row['macs'] == pytest.approx(4.09e9, rel=0.01)
-  code, _, err = door(models.main, 'vgg*', takes='[PATTERN]')
+  code, _, err = run_command(models.main, 'vgg*', takes='[PATTERN]')
   assert code == 2
   assert "No model matches 'vgg*'; known: nfnet_f0, " in err
 
@@ -181,12 +177,12 @@ def read_table(path):
     return list(csv.DictReader(file))
 
 
-def test_signal_propagation(door, tmp_path):
+def test_signal_propagation(run_command, tmp_path):
   for name, expected in (
     ('nf_resnet_pico', [1.04, 1.04, 1.08, 1.04, 1.04]),
     ('bn_resnet_pico', [1.36, 1.36, 2.05, 1.36, 1.36]),
   ):
-    code, out, err = door(
+    code, out, err = run_command(
       signal_propagation.main,
       f'--model={name}',
       f'--out={tmp_path}/new',
@@ -202,10 +198,10 @@ def test_signal_propagation(door, tmp_path):
     np.testing.assert_allclose(var, expected, rtol=0.35)
 
 
-def test_signal_propagation_of_a_run_on_images(door, data_dir, tmp_path):
+def test_signal_propagation_of_a_run_on_images(run_command, data_dir, tmp_path):
   _, weights = trained_weights.random_weights('nfnet_pico')
   trained_weights.write_run(tmp_path / 'run', weights)
-  code, _, err = door(
+  code, _, err = run_command(
     signal_propagation.main,
     f'--weights={tmp_path}/run',
     '--dataset=digits',
@@ -225,29 +221,33 @@ def test_signal_propagation_of_a_run_on_images(door, data_dir, tmp_path):
     (['--model=nfnet_pico', '--dataset=no_such'], 'TFDS knows no dataset'),
   ],
 )
-def test_signal_propagation_of_nothing(door, flags, said, tmp_path):
-  code, _, err = door(signal_propagation.main, *flags, f'--out={tmp_path}')
+def test_signal_propagation_of_nothing(run_command, flags, said, tmp_path):
+  code, _, err = run_command(
+    signal_propagation.main, *flags, f'--out={tmp_path}'
+  )
   assert code == 2
   assert said in err
 
 
-def test_a_table_is_whole_or_not_there(door, monkeypatch, tmp_path):
+def test_a_table_is_whole_or_not_there(run_command, monkeypatch, tmp_path):
   rows = [{'block': 0}, {'no_column': 1}]
   monkeypatch.setattr(signal_propagation, 'measure', lambda *network: rows)
   with pytest.raises(ValueError, match='no_column'):
-    door(signal_propagation.main, '--model=nfnet_pico', f'--out={tmp_path}')
+    run_command(
+      signal_propagation.main, '--model=nfnet_pico', f'--out={tmp_path}'
+    )
   assert not list(tmp_path.iterdir())
 
 
-def test_signal_propagation_to_nowhere(door, monkeypatch):
+def test_signal_propagation_to_nowhere(run_command, monkeypatch):
   monkeypatch.delattr(signal_propagation, 'measure')  # The work.
   flags = '--model=nfnet_pico', '--out=/proc'
-  code, out, err = door(signal_propagation.main, *flags)
+  code, out, err = run_command(signal_propagation.main, *flags)
   assert (code, out) == (2, '')
   assert err.startswith("nfnet_jax: --out='/proc': ")
 
 
 def test_configs_are_listed():
-  table = naming.config_table()
+  table = lookup.config_table()
   for name in ('resnet', 'nf_regnet', 'efficientnet', 'ladder', 'f7_plus'):
     assert f'\n{name} ' in f'\n{table}'

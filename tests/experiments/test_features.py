@@ -9,8 +9,9 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.data import files, pipeline
-from nfnet_jax.experiments import convert, features, inference
+from nfnet_jax.experiments import convert, features
 from nfnet_jax.training import step
+from nfnet_jax.weights import inference
 from tests import trained_weights
 from tests.weights import trees
 
@@ -30,12 +31,12 @@ def folder(tmp_path_factory, trained):
 
 
 @pytest.fixture
-def extract(door, folder, tmp_path):
+def extract(run_command, folder, tmp_path):
   """Runs the door: `extract(*arguments) -> (code, err, arrays or None)`."""
 
   def extract(*arguments):
     to = tmp_path / 'out.npz'
-    code, out, err = door(
+    code, out, err = run_command(
       features.main,
       f'--weights={folder}/w.npz',
       f'--to={to}',
@@ -96,12 +97,12 @@ class TestFeatures:
     )
 
   def test_batches_agree(self, extract, folder, monkeypatch):
-    _, _, together = extract(folder / 'photos')
+    _, _, distributed_session = extract(folder / 'photos')
     monkeypatch.setattr(features, '_BATCH', 2)
     _, _, alone = extract(folder / 'photos')
-    assert alone['paths'].tolist() == together['paths'].tolist()
+    assert alone['paths'].tolist() == distributed_session['paths'].tolist()
     np.testing.assert_allclose(
-      alone['features'], together['features'], rtol=1e-3, atol=1e-5
+      alone['features'], distributed_session['features'], rtol=1e-3, atol=1e-5
     )
 
   def test_size(self, extract, folder, trained):
@@ -203,19 +204,21 @@ class TestFeatures:
 
 
 class TestConvert:
-  def run(self, door, *arguments):
-    return door(convert.main, *map(str, arguments))
+  def run(self, run_command, *arguments):
+    return run_command(convert.main, *map(str, arguments))
 
   @pytest.mark.parametrize('layout', ['haiku', 'timm'])
   @pytest.mark.parametrize('ending', ['npz', 'safetensors'])
-  def test_round_trip(self, door, folder, tmp_path, trained, ending, layout):
+  def test_round_trip(
+    self, run_command, folder, tmp_path, trained, ending, layout
+  ):
     to = tmp_path / f'a.{ending}'
     flags = f'--weights={folder}/w.npz', f'--to={to}', f'--layout={layout}'
-    code, out, err = self.run(door, *flags)
+    code, out, err = self.run(run_command, *flags)
     assert (code, err) == (0, '')
     assert out == f'{to}: nfnet_pico, 91,802 parameters\n'
     back = tmp_path / 'back.npz'
-    assert self.run(door, f'--weights={to}', f'--to={back}')[0] == 0
+    assert self.run(run_command, f'--weights={to}', f'--to={back}')[0] == 0
     for path in (to, back):
       weights = nfnet_jax.load_weights(path)
       trees.assert_equal(weights.params, trained.params)
@@ -232,30 +235,30 @@ class TestConvert:
       assert ('head.fc.weight' in names) == (layout == 'timm')
 
   @pytest.mark.parametrize('ending', ['npz', 'safetensors'])
-  def test_running_statistics(self, door, tmp_path, ending):
+  def test_running_statistics(self, run_command, tmp_path, ending):
     _, weights = trained_weights.random_weights('bn_resnet_pico')
     nfnet_jax.save_weights(tmp_path / 'bn.npz', weights)
     to = tmp_path / f'to.{ending}'
     flags = f'--weights={tmp_path}/bn.npz', f'--to={to}'
-    assert self.run(door, *flags)[0] == 0
+    assert self.run(run_command, *flags)[0] == 0
     loaded = nfnet_jax.load_weights(to)
     trees.assert_equal(loaded.model_state, weights.model_state)
     trees.assert_equal(loaded.params, weights.params)
 
-  def test_published_file(self, door, tmp_path):
+  def test_published_file(self, run_command, tmp_path):
     params, _ = trees.filled(num_classes=1000)
     (tmp_path / 'F0_haiku.npz').write_bytes(pickle.dumps(params, 4))
     to = tmp_path / 'plain.npz'
     flags = f'--weights={tmp_path}/F0_haiku.npz', f'--to={to}'
-    assert self.run(door, *flags)[0] == 0
+    assert self.run(run_command, *flags)[0] == 0
     loaded = nfnet_jax.load_weights(to)
     trees.assert_equal(loaded.params, params)
     assert (loaded.class_names[0], loaded.size) == ('tench', 32)
 
-  def test_size(self, door, folder, tmp_path):
+  def test_size(self, run_command, folder, tmp_path):
     to = tmp_path / 'a.npz'
     flags = f'--weights={folder}/w.npz', f'--to={to}', '--size=64'
-    code, _, _ = self.run(door, *flags)
+    code, _, _ = self.run(run_command, *flags)
     assert code == 0
     assert nfnet_jax.load_weights(to).size == 64
 
@@ -272,30 +275,32 @@ class TestConvert:
       (['{w}', '--to={tmp}/a.npz', 'extra'], "Unexpected argument 'extra'"),
     ],
   )
-  def test_bad_input(self, door, folder, tmp_path, flags, said):
+  def test_bad_input(self, run_command, folder, tmp_path, flags, said):
     places = {'tmp': tmp_path, 'w': f'--weights={folder}/w.npz'}
-    code, out, err = self.run(door, *(flag.format(**places) for flag in flags))
+    code, out, err = self.run(
+      run_command, *(flag.format(**places) for flag in flags)
+    )
     assert (code, out) == (2, '')
     assert len(err.splitlines()) == 1
     assert said.format(**places) in err
     assert not list(tmp_path.iterdir())
 
   @pytest.mark.parametrize('name', ['bn_resnet_pico', 'nf_regnet_pico'])
-  def test_layout_of_another_family(self, door, tmp_path, name):
+  def test_layout_of_another_family(self, run_command, tmp_path, name):
     _, weights = trained_weights.random_weights(name)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     flags = f'--weights={tmp_path}/w.npz', f'--to={tmp_path}/a.npz'
-    code, out, err = self.run(door, *flags, '--layout=timm')
+    code, out, err = self.run(run_command, *flags, '--layout=timm')
     assert (code, out) == (2, '')
     assert err == (
       f"nfnet_jax: timm's layout is that of NFNets; '{name}' has none.\n"
     )
     assert not (tmp_path / 'a.npz').exists()
 
-  def test_a_place_that_cannot_be_written(self, door, folder, tmp_path):
+  def test_a_place_that_cannot_be_written(self, run_command, folder, tmp_path):
     (tmp_path / 'a.npz').mkdir()
     flags = f'--weights={folder}/w.npz', f'--to={tmp_path}/a.npz'
-    code, out, err = self.run(door, *flags)
+    code, out, err = self.run(run_command, *flags)
     assert (code, out) == (2, '')
     assert len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ['a.npz']

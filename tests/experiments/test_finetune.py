@@ -9,20 +9,15 @@ import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax.experiments import (
-  assemble,
-  checks,
-  describe,
-  errors,
-  evaluate,
-  features,
-  predict,
-  train,
-)
-from nfnet_jax.experiments import config as config_lib
+from nfnet_jax import errors
+from nfnet_jax.cli import summary
+from nfnet_jax.config import base as config_lib
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import validate
+from nfnet_jax.experiments import evaluate, features, predict, train
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import finetune, pretrain
-from nfnet_jax.training import checkpoint, parallel
+from nfnet_jax.training import checkpoint, data_parallel
 from tests import trained_weights
 from tests.weights import trees
 
@@ -67,8 +62,8 @@ def settings(path, data_dir, **model):
 
 
 def begin(path, source, data_dir, **model):
-  config = checks.resolve_and_check(settings(path, data_dir, **model))
-  experiment = assemble.Experiment(config, source)
+  config = validate.resolve_and_check(settings(path, data_dir, **model))
+  experiment = experiment_lib.Experiment(config, source)
   return experiment, jax.device_get(experiment.create_state())
 
 
@@ -82,7 +77,7 @@ class TestBeginning:
     trees.assert_equal(state.params, trained.params)
     trees.assert_equal(state.ema_params, trained.params)
     assert state.step == 0
-    (said,) = describe._origin(experiment)
+    (said,) = summary._origin(experiment)
     assert said == f'weights    {folder}/ten.npz'
     assert not any(
       np.any(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim
@@ -95,7 +90,9 @@ class TestBeginning:
     fresh = config_lib.base()
     fresh.update(experiment.config.to_dict())
     fresh.weights = None
-    initial = assemble.Experiment(fresh.lock(), digits).create_state().params
+    initial = (
+      experiment_lib.Experiment(fresh.lock(), digits).create_state().params
+    )
     for tree in (state.params, state.ema_params):
       tree = dict(tree)
       head = tree.pop(HEAD)
@@ -103,7 +100,7 @@ class TestBeginning:
       trees.assert_equal({HEAD: head}, {HEAD: jax.device_get(initial[HEAD])})
       others = {k: v for k, v in trained.params.items() if k != HEAD}
       trees.assert_equal(tree, others)
-    (said,) = describe._origin(experiment)
+    (said,) = summary._origin(experiment)
     assert said.endswith('seven.npz, classifier new (7 classes there)')
 
   def test_a_step_may_take_the_state_over(
@@ -111,10 +108,10 @@ class TestBeginning:
   ):
     before = jax.tree.map(np.array, trained.params)
     config = settings(folder / 'ten.npz', data_dir)
-    config = checks.resolve_and_check(config)
-    state = assemble.Experiment(config, digits).create_state()
+    config = validate.resolve_and_check(config)
+    state = experiment_lib.Experiment(config, digits).create_state()
     # On one device, where a copy may be left out.
-    single = parallel.DataParallel(jax.local_devices()[:1])
+    single = data_parallel.DataParallel(jax.local_devices()[:1])
 
     def step(state, batch, reduce):
       times = lambda factor, tree: jax.tree.map(lambda x: factor * x, tree)
@@ -169,30 +166,30 @@ class TestSettings:
     weights = trained.with_options(**options)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     config = settings(tmp_path / 'w.npz', data_dir)
-    model = checks.resolve_and_check(config).model
+    model = validate.resolve_and_check(config).model
     assert model.name == 'nfnet_pico'
     assert (model.activation, model.timm_forward) == ('silu', True)
     assert config.model.name is None  # The caller's own is left alone.
     config.model.activation = 'relu'  # Said by the person.
-    assert checks.resolve_and_check(config).model.activation == 'relu'
+    assert validate.resolve_and_check(config).model.activation == 'relu'
 
   def test_an_option_that_no_config_sets(self, tmp_path, trained, data_dir):
     weights = trained.with_options(alpha=0.3)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     with pytest.raises(errors.InputError, match=r'alpha=0\.3, which no config'):
-      checks.resolve_and_check(settings(tmp_path / 'w.npz', data_dir))
+      validate.resolve_and_check(settings(tmp_path / 'w.npz', data_dir))
 
   def test_paths_become_absolute(self, folder, data_dir, monkeypatch):
     monkeypatch.chdir(folder)
-    config = checks.resolve_and_check(settings('ten.npz', data_dir))
+    config = validate.resolve_and_check(settings('ten.npz', data_dir))
     assert config.weights == f'{folder}/ten.npz'
 
   @pytest.mark.parametrize('name', ['ten.npz', 'seven.npz'])
   def test_another_size(self, folder, digits, data_dir, name):
     config = settings(folder / name, data_dir)
     config.data.image_size, config.data.eval_size = 48, 64
-    config = checks.resolve_and_check(config)
-    experiment = assemble.Experiment(config, digits)
+    config = validate.resolve_and_check(config)
+    experiment = experiment_lib.Experiment(config, digits)
     state = experiment.create_state()
     assert experiment.abstract_state() == jax.eval_shape(lambda: state)
     batch = next(experiment.train_batches(0, print))
@@ -200,7 +197,7 @@ class TestSettings:
     assert next(experiment.eval_batches(print))['image'].shape[1] == 64
 
   def test_native_sizes_otherwise(self, tmp_path, folder, data_dir):
-    config = checks.resolve_and_check(settings(folder / 'ten.npz', data_dir))
+    config = validate.resolve_and_check(settings(folder / 'ten.npz', data_dir))
     assert (config.data.image_size, config.data.eval_size) == (32, 32)
 
 
@@ -283,7 +280,7 @@ class TestRecipes:
     if module is finetune:
       assert config.model.name is None
       config.model.name = 'nfnet_f4'
-    resolved = checks.resolve_and_check(config)
+    resolved = validate.resolve_and_check(config)
     assert published(resolved) == {**FINETUNE, **changes}
     clipping = 0.0 if arguments == ['resnet'] else 0.01
     assert resolved.optimizer.clipping == clipping
@@ -297,7 +294,7 @@ class TestRecipes:
     config.dataset = 'any'
     for name in (model, 'nfnet_f4_plus', 'bn_resnet50'):
       config.model.name = name
-      data = checks.resolve_and_check(config).data
+      data = validate.resolve_and_check(config).data
       assert (data.image_size, data.eval_size) == (224, 224)
 
   def test_rate_of_finetuning_does_not_follow_the_batch(self, data_dir):
@@ -306,13 +303,13 @@ class TestRecipes:
     config.model.name = 'nfnet_pico'
     for batch in (16, 512):
       config.batch_size = batch
-      rate = checks.resolve_and_check(config).optimizer.learning_rate
+      rate = validate.resolve_and_check(config).optimizer.learning_rate
       assert rate == 0.1
 
   @pytest.mark.parametrize('name', ['finetune:lora', 'pretrain:vit'])
-  def test_unknown_argument(self, door, tmp_path, name):
+  def test_unknown_argument(self, run_command, tmp_path, name):
     flags = f'--config={name}', f'--workdir={tmp_path}/run'
-    code, out, err = door(train.main, *flags, '--config.dataset=digits')
+    code, out, err = run_command(train.main, *flags, '--config.dataset=digits')
     assert (code, out) == (2, '')
     assert len(err.splitlines()) == 1
     assert f"'{name.split(':')[1]}' is no" in err
@@ -338,12 +335,12 @@ def tune(folder, data_dir):
 
 
 @pytest.fixture
-def run(door, folder, tune):
+def run(run_command, folder, tune):
   """The folder of a finished run, made once."""
   workdir = folder / 'run'
   if not workdir.exists():
     flags = [*tune, f'--config.weights={folder}/seven.npz']
-    code, _, err = door(train.main, *flags, f'--workdir={workdir}')
+    code, _, err = run_command(train.main, *flags, f'--workdir={workdir}')
     assert code == 0, err
     assert 'seven.npz, classifier new (7 classes there)' in err
   return workdir
@@ -369,8 +366,8 @@ class TestRun:
     weights = nfnet_jax.load_weights(run)
     assert weights.class_names == tuple(names)
 
-  def test_averages_are_what_evaluate_reports(self, door, run, data_dir):
-    code, out, err = door(
+  def test_averages_are_what_evaluate_reports(self, run_command, run, data_dir):
+    code, out, err = run_command(
       evaluate.main, f'--workdir={run}', '--json', on_a_run=True
     )
     assert code == 0, err
@@ -383,7 +380,7 @@ class TestRun:
       '--config.data.eval_split=test',
       '--config.run.eval_batch_size=50',
     ]
-    code, out, err = door(evaluate.main, *flags, '--json', on_a_run=True)
+    code, out, err = run_command(evaluate.main, *flags, '--json', on_a_run=True)
     assert code == 0, err
     of_weights = json.loads(out)
     assert set(of_weights) == {'examples', 'loss', 'top1', 'top5'}
@@ -392,19 +389,21 @@ class TestRun:
       expected = pytest.approx(of_run[f'ema_{name}'], rel=1e-5)
       assert of_weights[name] == expected
     assert of_run['loss'] != pytest.approx(of_run['ema_loss'], rel=1e-5)
-    code, out, _ = door(evaluate.main, *flags, on_a_run=True)
+    code, out, _ = run_command(evaluate.main, *flags, on_a_run=True)
     assert (code, len(out.splitlines())) == (0, 1)
     assert out.startswith('weights: top-1 ')
     assert out.endswith(' on 355 images\n')
 
-  def test_it_needs_its_first_weights_no_more(self, door, run, folder, tune):
+  def test_it_needs_its_first_weights_no_more(
+    self, run_command, run, folder, tune
+  ):
     (folder / 'seven.npz').rename(folder / 'away.npz')
-    checks.read_weights.cache_clear()
+    validate.read_weights.cache_clear()
     resume = [*tune, f'--config.weights={folder}/seven.npz']
     try:
-      evaluated = door(evaluate.main, f'--workdir={run}', on_a_run=True)
-      resumed = door(train.main, *resume, f'--workdir={run}')
-      anew = door(train.main, *resume, f'--workdir={folder}/anew')
+      evaluated = run_command(evaluate.main, f'--workdir={run}', on_a_run=True)
+      resumed = run_command(train.main, *resume, f'--workdir={run}')
+      anew = run_command(train.main, *resume, f'--workdir={folder}/anew')
     finally:
       (folder / 'away.npz').rename(folder / 'seven.npz')
     assert evaluated[0] == 0, evaluated[2]
@@ -413,20 +412,20 @@ class TestRun:
     assert anew[0] == 2
     assert 'seven.npz' in anew[2]
 
-  def test_other_doors_take_it(self, door, run, tmp_path, data_dir):
+  def test_other_doors_take_it(self, run_command, run, tmp_path, data_dir):
     photos = trained_weights.write_photos(tmp_path / 'photos', 2)
     flags = f'--weights={run}', str(photos[0]), '--json'
-    code, out, _ = door(predict.main, *flags, takes='IMAGE...')
+    code, out, _ = run_command(predict.main, *flags, takes='IMAGE...')
     assert code == 0
     top = json.loads(out)['images'][0]['top5']
     assert {guess['name'] for guess in top} <= set('0123456789')
     flags = f'--weights={run}', str(photos[0]), f'--to={tmp_path}/f.npz'
-    assert door(features.main, *flags, takes='[IMAGE...]')[0] == 0
+    assert run_command(features.main, *flags, takes='[IMAGE...]')[0] == 0
 
   def test_an_interrupted_run_does_not_begin_anew(
-    self, door, run, folder, tune, tmp_path, monkeypatch
+    self, run_command, run, folder, tune, tmp_path, monkeypatch
   ):
-    stream = assemble.Experiment.train_batches
+    stream = experiment_lib.Experiment.train_batches
 
     def failing(self, first_step, note):
       for batch in stream(self, first_step, note):
@@ -437,12 +436,12 @@ class TestRun:
     flags = [*tune, f'--config.weights={folder}/seven.npz']
     flags += [f'--workdir={tmp_path}/parts']
     with monkeypatch.context() as patch:
-      patch.setattr(assemble.Experiment, 'train_batches', failing)
+      patch.setattr(experiment_lib.Experiment, 'train_batches', failing)
       with pytest.raises(RuntimeError, match='power cut'):
-        door(train.main, *flags)
+        run_command(train.main, *flags)
     with monkeypatch.context() as patch:
-      patch.setattr(assemble.Experiment, 'create_state', None)
-      code, _, err = door(train.main, *flags)
+      patch.setattr(experiment_lib.Experiment, 'create_state', None)
+      code, _, err = run_command(train.main, *flags)
     assert code == 0, err
     assert 'Resuming after step ' in err
     ours, theirs = (state_of(w, 6) for w in (tmp_path / 'parts', run))
@@ -451,11 +450,11 @@ class TestRun:
       np.testing.assert_array_equal(a, b)
 
   def test_other_weights_are_another_experiment(
-    self, door, run, folder, tune, monkeypatch
+    self, run_command, run, folder, tune, monkeypatch
   ):
     monkeypatch.setattr(jax, 'pmap', None)
     flags = [*tune, f'--config.weights={folder}/ten.npz', f'--workdir={run}']
-    code, _, err = door(train.main, *flags)
+    code, _, err = run_command(train.main, *flags)
     assert code == 2
     assert f'weights: {folder}/seven.npz there, {folder}/ten.npz here' in err
     assert len(err.splitlines()) == 1
@@ -485,20 +484,24 @@ class TestRun:
     ),
   ],
 )
-def test_bad_input(door, folder, tune, tmp_path, monkeypatch, flags, said):
+def test_bad_input(
+  run_command, folder, tune, tmp_path, monkeypatch, flags, said
+):
   monkeypatch.setattr(jax, 'pmap', None)
   flags = [flag.format(tmp=folder) for flag in flags]
-  code, out, err = door(train.main, *tune, *flags, f'--workdir={tmp_path}/run')
+  code, out, err = run_command(
+    train.main, *tune, *flags, f'--workdir={tmp_path}/run'
+  )
   assert (code, out) == (2, '')
   assert len(err.splitlines()) == 1
   assert said.format(tmp=folder) in err
   assert not (tmp_path / 'run').exists()
 
 
-def test_no_dataset(door, folder, tmp_path):
+def test_no_dataset(run_command, folder, tmp_path):
   flags = f'--config.weights={folder}/ten.npz', f'--workdir={tmp_path}/run'
   for config in ('finetune', 'pretrain'):
-    code, _, err = door(train.main, f'--config={config}', *flags)
+    code, _, err = run_command(train.main, f'--config={config}', *flags)
     assert code == 2
     assert err == 'nfnet_jax: Name a dataset: --config.dataset=NAME.\n'
 
@@ -519,25 +522,29 @@ class TestEvaluateWeights:
       (['--weights={tmp}/none'], "There are no weights '{tmp}/none'"),
     ],
   )
-  def test_refusals(self, door, folder, data_dir, monkeypatch, flags, said):
+  def test_refusals(
+    self, run_command, folder, data_dir, monkeypatch, flags, said
+  ):
     monkeypatch.setattr(jax, 'pmap', None)
     flags = [flag.format(tmp=folder) for flag in flags]
     data = f'--config.run.data_dir={data_dir}'
-    code, out, err = door(
+    code, out, err = run_command(
       evaluate.main, '--config=digits', data, *flags, on_a_run=True
     )
     assert (code, out) == (2, '')
     assert len(err.splitlines()) == 1
     assert said.format(tmp=folder) in err
 
-  def test_without_a_config(self, door, folder):
+  def test_without_a_config(self, run_command, folder):
     flag = f'--weights={folder}/ten.npz'
-    code, _, err = door(evaluate.main, flag, on_a_run=True)
+    code, _, err = run_command(evaluate.main, flag, on_a_run=True)
     assert code == 2
     assert 'Give an experiment: --config=NAME' in err
 
   def test_settings_are_the_config_s(self, folder, trained):
     config = digits_config.get_config()
     config.model.name = 'nfnet_pico'
-    adopted = checks.resolve_and_check(checks.adopt(config, trained))
+    adopted = validate.resolve_and_check(
+      validate.set_model_from_weights(config, trained)
+    )
     assert adopted.data.eval_margin == config.data.eval_margin

@@ -9,8 +9,11 @@ import jax
 import pytest
 from tensorboardX.proto import event_pb2
 
-from nfnet_jax.experiments import assemble, ending, evaluate, train
-from nfnet_jax.training import metrics, processes, profiling
+from nfnet_jax.cli import results
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.distributed import processes
+from nfnet_jax.experiments import evaluate, train
+from nfnet_jax.training import metrics, profiling
 from tests.experiments import test_train
 
 
@@ -34,9 +37,9 @@ def tags_of(workdir):
 class TestRun:
   """One run of six steps, traced, and what is said and kept of it."""
 
-  def test_it_is_summed_up(self, door, small, workdir):
+  def test_it_is_summed_up(self, run_command, small, workdir):
     arguments = [*small, f'--workdir={workdir}', '--profile=2:4', '--json']
-    code, out, err = door(train.main, *arguments)
+    code, out, err = run_command(train.main, *arguments)
     assert code == 0, err
     lines = err.splitlines()
     said = dict(re.split('  +| ', line, maxsplit=1) for line in lines[-8:])
@@ -76,18 +79,20 @@ class TestRun:
     for row in metrics.read_metrics(workdir / 'metrics.jsonl'):
       assert 'images_per_second' not in row
 
-  def test_steps_of_the_past_cannot_be_traced(self, door, small, workdir):
+  def test_steps_of_the_past_cannot_be_traced(
+    self, run_command, small, workdir
+  ):
     arguments = [*small, f'--workdir={workdir}', '--profile=3:4']
-    assert door(train.main, *arguments) == (
+    assert run_command(train.main, *arguments) == (
       2,
       '',
       'nfnet_jax: --profile=3:4 begins before the step that the run resumes '
       'from, 6.\n',
     )
 
-  def test_the_same_command_still_resumes(self, door, small, workdir):
+  def test_the_same_command_still_resumes(self, run_command, small, workdir):
     arguments = [*small, f'--workdir={workdir}', '--profile=2:4', '--json']
-    code, out, err = door(train.main, *arguments)
+    code, out, err = run_command(train.main, *arguments)
     assert code == 0, err
     assert 'profile of steps' not in err
     assert 'speed      no step was timed' in err
@@ -96,12 +101,12 @@ class TestRun:
     assert result['images_per_second'] is None
 
   def test_the_next_start_compiles_nothing_and_is_the_same(
-    self, door, small, workdir, tmp_path
+    self, run_command, small, workdir, tmp_path
   ):
     events = []
     note = lambda name, **details: events.append(name)
     jax.monitoring.register_event_listener(note)
-    code, _, err = door(train.main, *small, f'--workdir={tmp_path}')
+    code, _, err = run_command(train.main, *small, f'--workdir={tmp_path}')
     jax.monitoring.unregister_event_listener(note)
     assert code == 0, err
     folder = jax.config.jax_compilation_cache_dir
@@ -110,17 +115,17 @@ class TestRun:
     assert events.count('/jax/compilation_cache/cache_hits') >= 2
     assert test_train.rows_of(tmp_path) == test_train.rows_of(workdir)
 
-  def test_evaluate_says_where_programs_are(self, door, workdir):
+  def test_evaluate_says_where_programs_are(self, run_command, workdir):
     arguments = f'--workdir={workdir}', '--json'
-    code, _, err = door(evaluate.main, *arguments, on_a_run=True)
+    code, _, err = run_command(evaluate.main, *arguments, on_a_run=True)
     assert code == 0, err
     assert err == f'programs   {jax.config.jax_compilation_cache_dir}\n'
 
 
 def test_an_interrupted_run_says_how_far_it_came(
-  door, small, tmp_path, monkeypatch
+  run_command, small, tmp_path, monkeypatch
 ):
-  stream = assemble.Experiment.train_batches
+  stream = experiment_lib.Experiment.train_batches
 
   def interrupted(self, first_step, note):
     for batch in stream(self, first_step, note):
@@ -128,9 +133,9 @@ def test_an_interrupted_run_says_how_far_it_came(
         signal.raise_signal(signal.SIGTERM)
       yield batch
 
-  monkeypatch.setattr(assemble.Experiment, 'train_batches', interrupted)
+  monkeypatch.setattr(experiment_lib.Experiment, 'train_batches', interrupted)
   arguments = [*small, f'--workdir={tmp_path}', '--profile=1:6']
-  code, out, err = door(train.main, *arguments)
+  code, out, err = run_command(train.main, *arguments)
   assert (code, out) == (75, '')
   traced, last = err.splitlines()[-2:]
   match = re.fullmatch(
@@ -142,7 +147,7 @@ def test_an_interrupted_run_says_how_far_it_came(
   assert match[1] == match[2]
   assert traced.startswith(f'profile of steps 1 to {match[1]}: ')
   monkeypatch.undo()
-  code, _, err = door(train.main, *arguments)
+  code, _, err = run_command(train.main, *arguments)
   assert code == 0, err
   assert f'Resuming after step {match[1]}.' in err
   assert f'steps      {6 - int(match[1])} here, 6 in all' in err
@@ -153,10 +158,10 @@ def test_several_processes_tell_the_speed_of_each_device(monkeypatch):
   throughput = types.SimpleNamespace(overall=lambda: speed)
   finished = types.SimpleNamespace(throughput=throughput)
   said = '8,000 images/s, waiting for data 2 % of the time'
-  assert ending._speed(finished) == said
+  assert results._speed(finished) == said
   monkeypatch.setattr(processes, 'are_several', lambda: True)
   said = '8,000 images/s (1,000 a device), waiting for data 2 % of the time'
-  assert ending._speed(finished) == said
+  assert results._speed(finished) == said
 
 
 def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
@@ -164,10 +169,10 @@ def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
     def __init__(self, peak):
       self.memory_stats = lambda: peak and {'peak_bytes_in_use': peak}
 
-  assert ending.peak_bytes() is None
+  assert results.peak_bytes() is None
   devices = [Device(3), Device(7), Device(None)]
   monkeypatch.setattr(jax, 'local_devices', lambda: devices)
-  assert ending.peak_bytes() == 7
+  assert results.peak_bytes() == 7
 
 
 @pytest.mark.parametrize(
@@ -175,4 +180,4 @@ def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
   [(0.04, '0.0 s'), (119.9, '119.9 s'), (150, '2.5 min'), (9000, '2.5 h')],
 )
 def test_durations_are_short(seconds, text):
-  assert ending._duration(seconds) == text
+  assert results._duration(seconds) == text

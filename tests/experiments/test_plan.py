@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from nfnet_jax.cli import command
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import lookup, resolve, validate
 from nfnet_jax.data import known
-from nfnet_jax.experiments import assemble, checks, cli, derive, naming, plan
-from nfnet_jax.pods import compiling, problems, topology
-from nfnet_jax.training import parallel
+from nfnet_jax.experiments import plan
+from nfnet_jax.planning import compilation, plan_errors, topology
+from nfnet_jax.training import data_parallel
 
 flags_lib.declare_key_flag('config')  # Of the door that is made here.
 
@@ -40,15 +43,15 @@ class Compiler:
       needed = GIB + images[1] * GIB // 2
     available = topology.parse(pod).memory_bytes
     if needed > available:
-      raise problems.DoesNotFitError(needed, available)
-    return compiling.Compiled(TEXT, needed, 0, 0, 0, 0, 1e12, 2.0)
+      raise plan_errors.DoesNotFitError(needed, available)
+    return compilation.Compiled(TEXT, needed, 0, 0, 0, 0, 1e12, 2.0)
 
 
 @pytest.fixture
 def compiler(monkeypatch):
   """Plans with 8 CPU devices for a pod, whatever its name."""
   made = Compiler()
-  monkeypatch.setattr(compiling, 'compile_step', made.compile_step)
+  monkeypatch.setattr(compilation, 'compile_step', made.compile_step)
   monkeypatch.setattr(
     topology,
     'get_pod',
@@ -57,8 +60,8 @@ def compiler(monkeypatch):
   return made
 
 
-def test_plan(door, compiler):
-  code, out, err = door(plan.main, *PICO)
+def test_plan(run_command, compiler):
+  code, out, err = run_command(plan.main, *PICO)
   assert code == 0, err
   assert compiler.lowered == [('v3:2x2', (8, 8, 8, 8, 48), 'full')]
   assert 'Compiling nfnet_pico for v3:2x2, 8 images a core (full) ...' in err
@@ -70,22 +73,24 @@ def test_plan(door, compiler):
   assert 'convolutions, stage 2' in out
 
 
-def test_counts_what_is_published_in_either_form(door, compiler):
+def test_counts_what_is_published_in_either_form(run_command, compiler):
   rows = []
   for fast in True, False:
     flags = '--json', f'--config.run.fast_stem={fast}'
-    rows.append(json.loads(door(plan.main, *PICO, *flags)[1]))
+    rows.append(json.loads(run_command(plan.main, *PICO, *flags)[1]))
   sides = [images[2:] for _, images, _ in compiler.lowered]
   assert sides == [(8, 8, 48), (32, 32, 3)]
   name = 'model_flops_per_step'
   assert rows[0][name] == rows[1][name] > 0
 
 
-def test_each_device_keeps_its_share_if_the_update_is_sharded(door, compiler):
+def test_each_device_keeps_its_share_if_the_update_is_sharded(
+  run_command, compiler
+):
   rows = []
   for shard in True, False:
     flags = '--json', f'--config.run.shard_update={shard}'
-    rows.append(json.loads(door(plan.main, *PICO, *flags)[1]))
+    rows.append(json.loads(run_command(plan.main, *PICO, *flags)[1]))
   assert [row['shard_update'] for row in rows] == [True, False]
   whole = rows[0]['state_bytes']
   assert whole == rows[1]['state_bytes'] == rows[1]['state_bytes_per_device']
@@ -93,27 +98,29 @@ def test_each_device_keeps_its_share_if_the_update_is_sharded(door, compiler):
   assert whole / 8 < rows[0]['state_bytes_per_device'] < whole / 2
 
 
-def test_work_of_sams_ascent_is_counted_by_its_own_parts(door, compiler):
+def test_work_of_sams_ascent_is_counted_by_its_own_parts(run_command, compiler):
   flags = '--json', '--config.run.accumulate=4', '--config.optimizer.sam_rho=.1'
-  _, out, _ = door(plan.main, *PICO, *flags)
+  _, out, _ = run_command(plan.main, *PICO, *flags)
   # The compiler saw a part of 2 of 8 images a core, and of SAM's 2 one.
   expected = 8 * 1e12 * (8 + 2) / (2 + 1)
   assert json.loads(out)['flops_per_step'] == pytest.approx(expected)
 
 
 def test_choices_are_those_for_the_devices_of_the_pod(
-  door, compiler, monkeypatch
+  run_command, compiler, monkeypatch
 ):
-  monkeypatch.setitem(derive._PARTS[False], 'nfnet_pico', 2)
-  parts = lambda: json.loads(door(plan.main, *PICO, '--json')[1])['accumulate']
+  monkeypatch.setitem(resolve._PARTS[False], 'nfnet_pico', 2)
+  parts = lambda: json.loads(run_command(plan.main, *PICO, '--json')[1])[
+    'accumulate'
+  ]
   assert parts() == 1
   pod = topology.Pod('v3:2x1', topology.parse('v3:2x1'), jax.devices()[:4], 1)
   monkeypatch.setattr(topology, 'get_pod', lambda name: pod)
   assert parts() == 2
 
 
-def test_json_has_stable_names(door, compiler):
-  code, out, _ = door(plan.main, *PICO, '--json', '--quick')
+def test_json_has_stable_names(run_command, compiler):
+  code, out, _ = run_command(plan.main, *PICO, '--json', '--quick')
   row = json.loads(out)
   assert (code, row['effort'], compiler.lowered[0][2]) == (0, 'quick', 'quick')
   assert {
@@ -146,9 +153,11 @@ def test_json_has_stable_names(door, compiler):
   } <= set(row)
 
 
-def test_what_does_not_fit_gets_the_largest_batch_that_does(door, compiler):
+def test_what_does_not_fit_gets_the_largest_batch_that_does(
+  run_command, compiler
+):
   flags = [*PICO, '--config.batch_size=256', '--json']
-  code, out, _ = door(plan.main, *flags)
+  code, out, _ = run_command(plan.main, *flags)
   row = json.loads(out)
   assert (code, row['fits']) == (0, False)
   assert row['lacking_bytes'] == 17 * GIB - int(15.48 * GIB)
@@ -182,22 +191,22 @@ def test_what_does_not_fit_gets_the_largest_batch_that_does(door, compiler):
   ],
 )
 def test_train_takes_the_batch_that_is_suggested(
-  door, compiler, flags, suggested
+  run_command, compiler, flags, suggested
 ):
   flags = [*PICO, *flags]
-  code, out, _ = door(plan.main, *flags, '--config.batch_size=256')
+  code, out, _ = run_command(plan.main, *flags, '--config.batch_size=256')
   assert code == 0
   (line,) = [line for line in out.splitlines() if line.startswith('largest')]
   assert [word for word in line.split() if word[0] == '-'] == suggested
   # The plan's own checks are those of training.
-  code, out, err = door(plan.main, *flags, *suggested)
+  code, out, err = run_command(plan.main, *flags, *suggested)
   assert code == 0, err
   assert 'to spare' in out
 
 
-def test_compare_changes_one_thing_at_a_time(door, compiler, tmp_path):
+def test_compare_changes_one_thing_at_a_time(run_command, compiler, tmp_path):
   out_dir = tmp_path / 'new'
-  code, out, err = door(
+  code, out, err = run_command(
     plan.main,
     *PICO,
     '--compare=128,v2:2x2,resnet:nf_resnet50,256',
@@ -216,9 +225,11 @@ def test_compare_changes_one_thing_at_a_time(door, compiler, tmp_path):
   assert not list(tmp_path.glob('*.png'))
 
 
-def test_no_picture_unless_asked_for(door, compiler, tmp_path, monkeypatch):
+def test_no_picture_unless_asked_for(
+  run_command, compiler, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
-  assert door(plan.main, *PICO)[0] == 0
+  assert run_command(plan.main, *PICO)[0] == 0
   assert list(tmp_path.iterdir()) == []
 
 
@@ -257,8 +268,10 @@ def test_no_picture_unless_asked_for(door, compiler, tmp_path, monkeypatch):
     ),
   ],
 )
-def test_bad_input_is_one_line_before_compiling(door, compiler, flags, said):
-  code, out, err = door(plan.main, *flags)
+def test_bad_input_is_one_line_before_compiling(
+  run_command, compiler, flags, said
+):
+  code, out, err = run_command(plan.main, *flags)
   assert (code, out) == (2, '')
   (line,) = err.splitlines()
   assert line.startswith('nfnet_jax: ')
@@ -266,14 +279,14 @@ def test_bad_input_is_one_line_before_compiling(door, compiler, flags, said):
   assert not compiler.lowered
 
 
-def test_missing_libtpu_is_one_line(door, monkeypatch):
-  find = problems.importlib.util.find_spec
+def test_missing_libtpu_is_one_line(run_command, monkeypatch):
+  find = plan_errors.importlib.util.find_spec
   monkeypatch.setattr(
-    problems.importlib.util,
+    plan_errors.importlib.util,
     'find_spec',
     lambda name, *rest: None if name == 'libtpu' else find(name, *rest),
   )
-  code, out, err = door(plan.main, *PICO)
+  code, out, err = run_command(plan.main, *PICO)
   assert (code, out) == (2, '')
   assert err == (
     'nfnet_jax: The TPU compiler is not installed; run: pip install '
@@ -281,21 +294,21 @@ def test_missing_libtpu_is_one_line(door, monkeypatch):
   )
 
 
-def test_unknown_datasets_by_their_numbers(door, compiler):
+def test_unknown_datasets_by_their_numbers(run_command, compiler):
   flags = [*PICO, '--config.dataset=cifar10', '--num_classes=10', '--json']
-  row = json.loads(door(plan.main, *flags, '--examples=50_000')[1])
+  row = json.loads(run_command(plan.main, *flags, '--examples=50_000')[1])
   assert row['total_steps'] == 360 * 50_000 // 64
   # Durations in steps need no number of examples.
   steps = ['--config.train_for=500 steps', '--config.optimizer.warmup=10 steps']
-  row = json.loads(door(plan.main, *flags, *steps)[1])
+  row = json.loads(run_command(plan.main, *flags, *steps)[1])
   assert (row['total_steps'], row['epoch_minutes']) == (500, None)
 
 
-def experiment(flags, door):
+def experiment(flags, run_command):
   seen = []
-  result = door(lambda: seen.append(naming.get_config()), *flags)
+  result = run_command(lambda: seen.append(lookup.get_config()), *flags)
   assert result[0] == 0, result
-  return assemble.Experiment.open(checks.resolve_and_check(seen[0]))
+  return experiment_lib.Experiment.open(validate.resolve_and_check(seen[0]))
 
 
 def shapes(batch):
@@ -312,24 +325,24 @@ def shapes(batch):
     ['--config.run.fast_stem=True'],
   ],
 )
-def test_shapes_are_those_of_the_stream(door, small_recipe, extra):
-  run = experiment([*small_recipe, *extra], door)
+def test_shapes_are_those_of_the_stream(run_command, small_recipe, extra):
+  run = experiment([*small_recipe, *extra], run_command)
   planned = {
     name: (each.shape, each.dtype) for name, each in run.train_shapes().items()
   }
   assert planned == shapes(next(run.train_batches(0, print)))
 
 
-def test_what_is_lowered_is_what_is_run(door, small):
+def test_what_is_lowered_is_what_is_run(run_command, small):
   """The same program for shapes as for arrays that are there."""
-  run = experiment(small, door)
-  devices = parallel.DataParallel(jax.devices())
+  run = experiment(small, run_command)
+  devices = data_parallel.DataParallel(jax.devices())
   trainer = run.sharded_trainer(len(jax.devices())) or run.trainer
   planned = devices.lower(trainer, run.abstract_state(), run.train_shapes())
   state = devices.distribute(trainer, run.create_state())
   batch = devices.split(next(run.train_batches(0, print)))
   real = devices.train_step(trainer).lower(state, batch)
-  text = lambda lowered: compiling.without_places(
+  text = lambda lowered: compilation.without_places(
     lowered.as_text(debug_info=True)
   )
   assert text(planned) == text(real)
@@ -346,16 +359,16 @@ def test_known_numbers_are_those_of_the_datasets(digits):
 
 
 @pytest.mark.parametrize('name', ['f0', 'resnet:nf_resnet50'])
-def test_a_config_is_called_as_it_was_asked_for(door, compiler, name):
+def test_a_config_is_called_as_it_was_asked_for(run_command, compiler, name):
   flags = [f'--config={name}', *PICO[1:], '--config.data.image_size=32']
-  code, out, err = door(plan.main, *flags, '--json')
+  code, out, err = run_command(plan.main, *flags, '--json')
   assert code == 0, err
   assert json.loads(out)['config'] == name
 
 
 def test_progress_of_something_long(capfd):
-  with cli.working('Compiling ...'):
+  with command.working('Compiling ...'):
     pass
   assert capfd.readouterr().err == 'Compiling ...\n'
-  with pytest.raises(ValueError), cli.working('Compiling ...'):
+  with pytest.raises(ValueError), command.working('Compiling ...'):
     raise ValueError

@@ -11,7 +11,8 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.data import files
-from nfnet_jax.experiments import inference, predict
+from nfnet_jax.experiments import predict
+from nfnet_jax.weights import inference
 from tests import trained_weights
 from tests.weights import trees
 
@@ -45,13 +46,13 @@ def flag(folder, kind='npz'):
 
 
 @pytest.fixture
-def ask(door, folder):
+def ask(run_command, folder):
   """Runs the door: `ask(*arguments, kind='npz') -> (code, out, err)`."""
 
   def ask(*arguments, kind='npz'):
     arguments = [str(argument) for argument in arguments]
     flags = [] if kind is None else [flag(folder, kind)]
-    return door(predict.main, *flags, *arguments, takes='IMAGE...')
+    return run_command(predict.main, *flags, *arguments, takes='IMAGE...')
 
   return ask
 
@@ -120,8 +121,10 @@ def test_kinds_of_weights_agree(ask_json, folder, kind):
 @pytest.mark.parametrize('size', [1, 3])
 def test_batch_sizes_agree(ask_json, folder, size):
   alone = ask_json(folder / 'photos', f'--batch_size={size}')
-  together = ask_json(folder / 'photos')
-  for ours, theirs in zip(alone['images'], together['images'], strict=True):
+  distributed_session = ask_json(folder / 'photos')
+  for ours, theirs in zip(
+    alone['images'], distributed_session['images'], strict=True
+  ):
     assert ours['path'] == theirs['path']
     for guess, other in zip(ours['top5'], theirs['top5'], strict=True):
       assert guess['class'] == other['class']

@@ -11,8 +11,8 @@ from nfnet_jax.data import sources
 from nfnet_jax.experiments import prepare
 
 
-def prepared(door, data_dir, *arguments):
-  return door(
+def prepared(run_command, data_dir, *arguments):
+  return run_command(
     prepare.main,
     'imagenet2012',
     f'--data_dir={data_dir}',
@@ -21,9 +21,11 @@ def prepared(door, data_dir, *arguments):
   )
 
 
-def test_partial_imagenet_is_built_and_counted(door, imagenet_tars, tmp_path):
+def test_partial_imagenet_is_built_and_counted(
+  run_command, imagenet_tars, tmp_path
+):
   code, out, _ = prepared(
-    door, tmp_path, f'--manual_dir={imagenet_tars}', '--partial'
+    run_command, tmp_path, f'--manual_dir={imagenet_tars}', '--partial'
   )
   assert code == 0
   assert re.search(r'train +96 images\n', out)
@@ -34,11 +36,11 @@ def test_partial_imagenet_is_built_and_counted(door, imagenet_tars, tmp_path):
   source = sources.load('imagenet2012', str(tmp_path))
   assert source.num_examples('train') == 96
   # Once more: it is there, and not taken for the whole.
-  code, _, err = prepared(door, tmp_path)
+  code, _, err = prepared(run_command, tmp_path)
   assert code == 2
   assert "split 'train'" in err
   assert '96 examples and should have 1,281,167' in err
-  assert prepared(door, tmp_path, '--partial')[0] == 0
+  assert prepared(run_command, tmp_path, '--partial')[0] == 0
 
 
 @pytest.fixture
@@ -67,10 +69,12 @@ def tars(imagenet_tars, tmp_path):
     ),
   ],
 )
-def test_tars_that_will_not_do(door, tars, tmp_path, spoil, partial, said):
+def test_tars_that_will_not_do(
+  run_command, tars, tmp_path, spoil, partial, said
+):
   spoil(tars)
   flags = [f'--manual_dir={tars}', *(['--partial'] if partial else [])]
-  code, _, err = prepared(door, tmp_path, *flags)
+  code, _, err = prepared(run_command, tmp_path, *flags)
   assert code == 2
   assert len(err.splitlines()) == 1
   assert re.search(said, err)
@@ -87,17 +91,17 @@ def drop_first_image(path):
       tar.add(path.parent / name, name)
 
 
-def test_no_folder_of_tars(door, tmp_path):
-  code, _, err = prepared(door, tmp_path)
+def test_no_folder_of_tars(run_command, tmp_path):
+  code, _, err = prepared(run_command, tmp_path)
   assert code == 2
   assert '--manual_dir=DIR' in err
 
 
-def test_too_little_space(door, tars, tmp_path, monkeypatch):
+def test_too_little_space(run_command, tars, tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
   code, _, err = prepared(
-    door, tmp_path / 'new', f'--manual_dir={tars}', '--partial'
+    run_command, tmp_path / 'new', f'--manual_dir={tars}', '--partial'
   )
   assert code == 2
   assert '0.0 GB free' in err
@@ -111,8 +115,8 @@ def test_too_little_space(door, tars, tmp_path, monkeypatch):
     (['mnist', 'cifar10'], "Unexpected argument 'cifar10'"),
   ],
 )
-def test_bad_arguments(door, arguments, said, tmp_path):
-  code, _, err = door(
+def test_bad_arguments(run_command, arguments, said, tmp_path):
+  code, _, err = run_command(
     prepare.main, *arguments, f'--data_dir={tmp_path}', takes='DATASET'
   )
   assert code == 2

@@ -3,14 +3,9 @@
 import ml_collections
 import pytest
 
-from nfnet_jax.experiments import (
-  assemble,
-  checks,
-  config,
-  derive,
-  describe,
-  naming,
-)
+from nfnet_jax.cli import summary
+from nfnet_jax.config import base, lookup, resolve, validate
+from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import f0
 from nfnet_jax.models import nfnet, registry
@@ -31,13 +26,13 @@ NAMES = [*PUBLISHED, *(f'{name}_plus' for name in PUBLISHED)]
 
 def load(name) -> ml_collections.ConfigDict:
   scope = {}
-  exec(naming.config_path(name).read_text(), scope)
+  exec(lookup.config_path(name).read_text(), scope)
   return scope['get_config']()
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_recipe(name):
-  resolved = checks.resolve_and_check(load(name))
+  resolved = validate.resolve_and_check(load(name))
   dropout, train_size, test_size, magnitude = PUBLISHED[name[:2]]
   assert resolved.model.name == f'nfnet_{name}'
   assert nfnet.VARIANTS[name].dropout == dropout
@@ -78,11 +73,11 @@ def test_recipe(name):
   ('name', 'top1', 'step_ms'), [('f5', 86.3, 1958.0), ('f6', 86.5, 2774.1)]
 )
 def test_recipe_with_sam(name, top1, step_ms):
-  expected = checks.resolve_and_check(load(name)).to_dict()
+  expected = validate.resolve_and_check(load(name)).to_dict()
   expected['optimizer'] |= {'sam_rho': 0.05, 'sam_share': 0.2}
-  resolved = checks.resolve_and_check(load(f'{name}_sam'))
+  resolved = validate.resolve_and_check(load(f'{name}_sam'))
   assert resolved.to_dict() == expected
-  docstring = naming.config_path(f'{name}_sam').read_text()
+  docstring = lookup.config_path(f'{name}_sam').read_text()
   assert f'--config={name}_sam ' in docstring
   assert f'{top1} % top-1' in docstring
   hours = round(112_602 * step_ms / 1000 / 3600)
@@ -93,18 +88,20 @@ def test_sam_reaches_the_trainer_and_the_log(digits):
   config = load('digits')
   config.model.name = 'nfnet_pico'
   said = ', clipping 0.01 by unit, SAM rho 0.05 on 30 %\n'
-  resolved = checks.resolve_and_check(config)
-  assert 'SAM' not in describe.summary(assemble.Experiment(resolved, digits))
+  resolved = validate.resolve_and_check(config)
+  assert 'SAM' not in summary.summary(
+    experiment_lib.Experiment(resolved, digits)
+  )
   config.optimizer.update(sam_rho=0.05, sam_share=0.3)
-  resolved = checks.resolve_and_check(config)
-  experiment = assemble.Experiment(resolved, digits)
-  assert said in describe.summary(experiment)
+  resolved = validate.resolve_and_check(config)
+  experiment = experiment_lib.Experiment(resolved, digits)
+  assert said in summary.summary(experiment)
   trainer = experiment.trainer
   assert (trainer.sam_rho, trainer.sam_share) == (0.05, 0.3)
 
 
 def test_published_length():
-  units = config.Units(batch_size=4096, examples=1_281_167)
+  units = base.Units(batch_size=4096, examples=1_281_167)
   assert int(units.steps('360 epochs')) == 112_602
   assert units.steps('5 epochs') == pytest.approx(1563.92, abs=0.01)
 
@@ -113,7 +110,7 @@ def test_what_depends_on_the_variant_follows_an_override():
   overridden = f0.get_config()
   overridden.model.name = 'nfnet_f3'
   overridden.batch_size = 1024
-  resolved = checks.resolve_and_check(overridden)
+  resolved = validate.resolve_and_check(overridden)
   assert resolved.data.image_size == 320
   assert resolved.data.randaugment_magnitude == 15
   assert resolved.optimizer.learning_rate == 0.4
@@ -122,7 +119,7 @@ def test_what_depends_on_the_variant_follows_an_override():
 def test_a_model_without_published_magnitude_has_no_randaugment():
   overridden = f0.get_config()
   overridden.model.name = 'nfnet_nano'
-  assert checks.resolve_and_check(overridden).data.randaugment_layers == 0
+  assert validate.resolve_and_check(overridden).data.randaugment_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -132,13 +129,13 @@ def test_a_model_without_published_magnitude_has_no_randaugment():
 def test_accelerators_compute_in_bfloat16(platform, dtype):
   spec = registry.get_spec('nfnet_f0')
   for experiment in (f0, digits_config):
-    resolved = derive.resolve(experiment.get_config(), spec, platform, 8)
+    resolved = resolve.resolve(experiment.get_config(), spec, platform, 8)
     assert resolved.compute_dtype == dtype
 
 
 def test_large_models_are_resolved_for_the_devices_that_are_here():
   parts = lambda *where: (
-    checks.resolve_and_check(load('f4'), 'tpu', *where).run.accumulate
+    validate.resolve_and_check(load('f4'), 'tpu', *where).run.accumulate
   )
   assert (parts(), parts(1)) == (1, 2)
 
@@ -150,14 +147,14 @@ def test_large_models_are_resolved_for_the_devices_that_are_here():
 def test_shards_follow_the_batch(batch_size, shards):
   overridden = f0.get_config()
   overridden.batch_size = batch_size
-  resolved = checks.resolve_and_check(overridden)
+  resolved = validate.resolve_and_check(overridden)
   assert resolved.data.shards == shards
   assert batch_size % shards == 0
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_docstring_has_the_authors_accuracy_and_the_command(name):
-  docstring = naming.config_path(name).read_text()
+  docstring = lookup.config_path(name).read_text()
   assert f'--config={name} ' in docstring
   reported = registry.get_spec(f'nfnet_{name}').reported_top1
   assert (f'{reported} % top-1' in docstring) == (reported is not None)

@@ -4,11 +4,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from nfnet_jax.experiments import assemble, show_batch
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.experiments import show_batch
 
 
-def test_contact_sheets(door, small_recipe, tmp_path):
-  code, out, err = door(
+def test_contact_sheets(run_command, small_recipe, tmp_path):
+  code, out, err = run_command(
     show_batch.main,
     *small_recipe,
     f'--out={tmp_path}/new',
@@ -41,8 +42,12 @@ def test_titles_name_classes_with_their_shares():
     ('--out=/dev/null/sheets', "--out='/dev/null/sheets': Not a directory."),
   ],
 )
-def test_bad_input(door, small_recipe, tmp_path, monkeypatch, flag, said):
-  monkeypatch.delattr(assemble.Experiment, 'train_batches')  # The work.
-  code, _, err = door(show_batch.main, *small_recipe, f'--out={tmp_path}', flag)
+def test_bad_input(
+  run_command, small_recipe, tmp_path, monkeypatch, flag, said
+):
+  monkeypatch.delattr(experiment_lib.Experiment, 'train_batches')  # The work.
+  code, _, err = run_command(
+    show_batch.main, *small_recipe, f'--out={tmp_path}', flag
+  )
   assert code == 2
   assert said in err

@@ -8,7 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from nfnet_jax.experiments import assemble, checks, evaluate, train, workdirs
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import validate
+from nfnet_jax.config import workdir as workdir_lib
+from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.training import checkpoint, loop
 
 
@@ -18,8 +21,8 @@ def rows_of(workdir):
 
 
 def state_of(workdir, step):
-  config = checks.resolve_and_check(workdirs.load(workdir))
-  like = assemble.Experiment.open(config).abstract_state()
+  config = validate.resolve_and_check(workdir_lib.load(workdir))
+  like = experiment_lib.Experiment.open(config).abstract_state()
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     return checkpoints.restore(step, like)
 
@@ -40,7 +43,7 @@ def compilations():
 
 def crash_at(monkeypatch, step, error):
   """Makes the data stream fail where it should deliver a step's batch."""
-  stream = assemble.Experiment.train_batches
+  stream = experiment_lib.Experiment.train_batches
 
   def failing(self, first_step, note):
     for batch in stream(self, first_step, note):
@@ -48,7 +51,7 @@ def crash_at(monkeypatch, step, error):
         raise error
       yield batch
 
-  monkeypatch.setattr(assemble.Experiment, 'train_batches', failing)
+  monkeypatch.setattr(experiment_lib.Experiment, 'train_batches', failing)
 
 
 @pytest.fixture(scope='module')
@@ -57,10 +60,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def workdir(door, small, folder):
+def workdir(run_command, small, folder):
   """The work folder of the finished run, whichever tests were selected."""
   if not (folder / 'metrics.jsonl').exists():
-    code, _, err = door(train.main, *small, f'--workdir={folder}')
+    code, _, err = run_command(train.main, *small, f'--workdir={folder}')
     assert code == 0, err
   return folder
 
@@ -69,12 +72,12 @@ class TestRun:
   """One run of six steps, and what a person finds afterwards."""
 
   def test_trains_and_says_so(
-    self, door, small, folder, compilations, monkeypatch
+    self, run_command, small, folder, compilations, monkeypatch
   ):
     run = loop.Loop.run
     guard = jax.transfer_guard('disallow')  # The loop transfers by name only.
     monkeypatch.setattr(loop.Loop, 'run', guard(run))
-    code, out, err = door(train.main, *small, f'--workdir={folder}')
+    code, out, err = run_command(train.main, *small, f'--workdir={folder}')
     assert code == 0, err
     assert not out
     for text in (
@@ -121,10 +124,12 @@ class TestRun:
     assert evaluation['eval/examples'] == 355
     assert evaluation['eval_ema/examples'] == 355
 
-  def test_evaluate_repeats_the_last_evaluation(self, door, workdir):
+  def test_evaluate_repeats_the_last_evaluation(self, run_command, workdir):
     # Half the batch, so that padding differs.
     arguments = f'--workdir={workdir}', '--config.run.eval_batch_size=30'
-    code, out, err = door(evaluate.main, *arguments, '--json', on_a_run=True)
+    code, out, err = run_command(
+      evaluate.main, *arguments, '--json', on_a_run=True
+    )
     assert code == 0, err
     result = json.loads(out)
     (row,) = [row for row in rows_of(workdir) if 'eval/top1' in row]
@@ -137,27 +142,27 @@ class TestRun:
       )
 
   def test_evaluates_on_a_device_count_that_fits_nothing(
-    self, door, workdir, monkeypatch
+    self, run_command, workdir, monkeypatch
   ):
     three = jax.local_devices()[:3]
     monkeypatch.setattr(jax, 'local_devices', lambda: three)
     monkeypatch.setattr(jax, 'device_count', lambda: 3)
     arguments = f'--workdir={workdir}', '--json'
-    code, out, err = door(evaluate.main, *arguments, on_a_run=True)
+    code, out, err = run_command(evaluate.main, *arguments, on_a_run=True)
     assert code == 0, err
     (row,) = [row for row in rows_of(workdir) if 'eval/top1' in row]
     assert json.loads(out)['top1'] == row['eval/top1']
     assert json.loads(out)['examples'] == 355
 
   def test_crashed_and_resumed_is_the_same_run_bit_for_bit(
-    self, door, small, workdir, tmp_path, monkeypatch
+    self, run_command, small, workdir, tmp_path, monkeypatch
   ):
     with monkeypatch.context() as patch:
       crash_at(patch, 5, ZeroDivisionError('the disk burnt'))
       with pytest.raises(ZeroDivisionError):
-        door(train.main, *small, f'--workdir={tmp_path}')
+        run_command(train.main, *small, f'--workdir={tmp_path}')
     assert [row['step'] for row in rows_of(tmp_path)][:3] == [1, 2, 3]
-    code, _, err = door(train.main, *small, f'--workdir={tmp_path}')
+    code, _, err = run_command(train.main, *small, f'--workdir={tmp_path}')
     assert code == 0, err
     assert 'Resuming after step 3.' in err
     assert rows_of(tmp_path) == rows_of(workdir)
@@ -173,10 +178,12 @@ class TestRun:
     ],
   )
   def test_other_forms_train_alike(
-    self, door, small, workdir, tmp_path, forms, said
+    self, run_command, small, workdir, tmp_path, forms, said
   ):
     flags = [f'--config.run.{name}={on}' for name, on in forms.items()]
-    code, _, err = door(train.main, *small, *flags, f'--workdir={tmp_path}')
+    code, _, err = run_command(
+      train.main, *small, *flags, f'--workdir={tmp_path}'
+    )
     assert code == 0, err
     assert f'peak learning rate 0.1, float32{said}\n' in err
     assert '91,802 parameters, 0.000796 G multiply-adds' in err
@@ -186,11 +193,13 @@ class TestRun:
 
   @pytest.mark.slow
   def test_resumes_bit_for_bit_with_sam(
-    self, door, small, workdir, tmp_path, monkeypatch
+    self, run_command, small, workdir, tmp_path, monkeypatch
   ):
-    uphill = '--config.optimizer.sam_rho=0.05'
+    perturbed_state = '--config.optimizer.sam_rho=0.05'
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    code, _, err = door(train.main, *small, uphill, f'--workdir={whole}')
+    code, _, err = run_command(
+      train.main, *small, perturbed_state, f'--workdir={whole}'
+    )
     assert code == 0, err
     plain, rows = rows_of(workdir), rows_of(whole)
     assert rows[0]['step'] == plain[0]['step'] == 1
@@ -198,20 +207,22 @@ class TestRun:
     with monkeypatch.context() as patch:
       crash_at(patch, 5, ZeroDivisionError('the disk burnt'))
       with pytest.raises(ZeroDivisionError):
-        door(train.main, *small, uphill, f'--workdir={parts}')
-    code, _, err = door(train.main, *small, uphill, f'--workdir={parts}')
+        run_command(train.main, *small, perturbed_state, f'--workdir={parts}')
+    code, _, err = run_command(
+      train.main, *small, perturbed_state, f'--workdir={parts}'
+    )
     assert code == 0, err
     assert 'Resuming after step 3.' in err
     assert rows_of(parts) == rows
     jax.tree.map(
       np.testing.assert_array_equal, state_of(parts, 6), state_of(whole, 6)
     )
-    code, _, err = door(train.main, *small, f'--workdir={parts}')
+    code, _, err = run_command(train.main, *small, f'--workdir={parts}')
     assert code == 2
     assert 'optimizer.sam_rho: 0.05 there, 0.0 here' in err
 
   def test_files_that_cannot_be_read_now_cost_no_step(
-    self, door, small, tmp_path, monkeypatch
+    self, run_command, small, tmp_path, monkeypatch
   ):
     from nfnet_jax.data import faults, pipeline
 
@@ -226,7 +237,7 @@ class TestRun:
     arguments = *small, f'--workdir={tmp_path}'
     with monkeypatch.context() as patch:
       patch.setattr(pipeline, 'train_batches', failing)
-      code, _, err = door(train.main, *arguments)
+      code, _, err = run_command(train.main, *arguments)
     assert code == 1
     assert err.splitlines()[-1] == (
       'nfnet_jax: the bucket is busy; all files are well. The same command '
@@ -235,13 +246,15 @@ class TestRun:
     # Batches are fetched ahead of the step that is to take them.
     assert (tmp_path / 'checkpoints' / '3').is_dir()
     saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
-    code, _, err = door(train.main, *arguments)
+    code, _, err = run_command(train.main, *arguments)
     assert code == 0, err
     assert f'Resuming after step {saved}.' in err
 
-  def test_finished_run_is_only_evaluated(self, door, small, workdir):
+  def test_finished_run_is_only_evaluated(self, run_command, small, workdir):
     before = rows_of(workdir)
-    code, out, err = door(train.main, *small, f'--workdir={workdir}', '--json')
+    code, out, err = run_command(
+      train.main, *small, f'--workdir={workdir}', '--json'
+    )
     assert code == 0, err
     assert json.loads(out)['step'] == 6
     assert 'Resuming after step 6.' in err
@@ -250,22 +263,26 @@ class TestRun:
     ]
 
   @pytest.mark.parametrize('main', [train.main, evaluate.main])
-  def test_another_experiment_is_refused(self, door, small, workdir, main):
+  def test_another_experiment_is_refused(
+    self, run_command, small, workdir, main
+  ):
     arguments = [*small, '--config.seed=1', f'--workdir={workdir}']
-    code, _, err = door(main, *arguments)
+    code, _, err = run_command(main, *arguments)
     assert code == 2
     assert 'holds another experiment (seed: 0 there, 1 here)' in err
     assert len(err.strip().splitlines()) == 1
 
-  def test_an_evaluation_can_be_interrupted(self, door, workdir, monkeypatch):
-    stream = assemble.Experiment.eval_batches
+  def test_an_evaluation_can_be_interrupted(
+    self, run_command, workdir, monkeypatch
+  ):
+    stream = experiment_lib.Experiment.eval_batches
 
     def interrupted(self, note):
       for batch in stream(self, note):
         signal.raise_signal(signal.SIGTERM)
         yield batch
 
-    monkeypatch.setattr(assemble.Experiment, 'eval_batches', interrupted)
-    result = door(evaluate.main, f'--workdir={workdir}', on_a_run=True)
+    monkeypatch.setattr(experiment_lib.Experiment, 'eval_batches', interrupted)
+    result = run_command(evaluate.main, f'--workdir={workdir}', on_a_run=True)
     assert result[:2] == (1, '')
     assert result[2].splitlines()[-1] == 'nfnet_jax: Interrupted.'

@@ -10,7 +10,7 @@ import yaml
 from tests.launch import conftest
 
 LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
-DOOR = ['-m', 'nfnet_jax.experiments.train']
+COMMAND = ['-m', 'nfnet_jax.experiments.train']
 
 
 @pytest.mark.parametrize('code', [0, 1, 2, 75])
@@ -26,7 +26,7 @@ def test_slurm_runs_the_door_and_queues_again_if_interrupted(tmp_path, code):
     env={'PATH': f'{tmp_path}/bin:/usr/bin:/bin', 'SLURM_JOB_ID': '7'},
   )
   assert run.returncode == code
-  command = ['.venv/bin/python', *DOOR, '--require_platform=gpu']
+  command = ['.venv/bin/python', *COMMAND, '--require_platform=gpu']
   command += ['--config=f3', '--config.note=a "b" c']
   requeued = ['scontrol requeue 7'] if code == 75 else []
   assert notes.read_text().splitlines() == command + requeued
@@ -67,7 +67,7 @@ def test_kubernetes_fills_one_slice_and_resumes():
   assert (job['completionMode'], job['backoffLimit']) == ('Indexed', 0)
   assert pod['restartPolicy'] == 'Never'
   assert job_set['spec']['failurePolicy']['maxRestarts'] > 0
-  assert container['command'] == ['python', *DOOR]
+  assert container['command'] == ['python', *COMMAND]
   assert '--require_platform=tpu' in container['args']
   assert '--workdir=gs://BUCKET/runs/f3' in container['args']
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import nfnet_jax
+from nfnet_jax import trees
 from nfnet_jax.models import batch_norm, layers, registry
-from nfnet_jax.optim import paths
 from tests.models import reference
 
 # Compiling takes seconds: one of each kind in the quick suite.
@@ -73,7 +73,7 @@ def test_gradients_reach_every_parameter(name):
     return loss, outputs
 
   grads, outputs = compile_quickly(jax.grad(loss, has_aux=True), params)
-  for path, grad in paths.named_leaves(grads):
+  for path, grad in trees.named_leaves(grads):
     assert np.isfinite(grad).all(), path
     assert np.abs(grad).max() > 1e-7, path
   assert outputs.pop('features').ndim == 2
@@ -111,7 +111,7 @@ def test_bfloat16_is_close_to_float32(name):
   error = jnp.linalg.norm(rounded.astype(jnp.float32) - exact)
   assert error < 0.2 * jnp.linalg.norm(exact)
   for (path, ours), (_, theirs) in zip(
-    paths.named_leaves(low_state), paths.named_leaves(exact_state)
+    trees.named_leaves(low_state), trees.named_leaves(exact_state)
   ):
     assert ours.dtype == theirs.dtype, path
 

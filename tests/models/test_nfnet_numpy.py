@@ -265,16 +265,16 @@ def test_dropout_rescales_pooled_features():
 
 def test_draws_depend_on_key_and_position_only():
   params, logits = create_training()
-  images, places = random_images(24, 17, 17, 3), np.arange(16)
+  images, block_specs = random_images(24, 17, 17, 3), np.arange(16)
   first = run(logits, params, 0, images[:16])
   order = np.random.default_rng(2).permutation(16)
   assert_equal(run(logits, params, 0, images[order], order), first[order])
-  shifted = run(logits, params, 0, images[8:], places + 8)
+  shifted = run(logits, params, 0, images[8:], block_specs + 8)
   assert_equal(shifted[:8], first[8:])
   same = np.repeat(images[:1], 16, 0)
   alike = run(logits, params, 0, same, np.full(16, 7))
   assert_equal(alike, np.repeat(alike[:1], 16, 0))
-  assert (np.ptp(run(logits, params, 0, same, places), 0) > 0).all()
+  assert (np.ptp(run(logits, params, 0, same, block_specs), 0) > 0).all()
   assert (run(logits, params, 1, images[:16]) != first).any()
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 import nfnet_jax
+from nfnet_jax import trees
 from nfnet_jax.models import complexity, registry
-from nfnet_jax.optim import groups, paths
+from nfnet_jax.optim import groups
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 STRUCTURE = GOLDEN / 'structure.json'
@@ -60,7 +61,7 @@ def describe(name):
   spec = registry.get_spec(name)
   listing = [
     f'{path} {list(leaf.shape)} {leaf.dtype}'
-    for path, leaf in paths.named_leaves(params) + paths.named_leaves(state)
+    for path, leaf in trees.named_leaves(params) + trees.named_leaves(state)
   ]
   return {
     'leaves': len(jax.tree.leaves(params)),
@@ -199,7 +200,7 @@ def test_golden_numbers_of_known_networks(name, parameters, gmacs, tolerance):
 def test_every_parameter_is_in_one_group(name):
   params, _, _ = trace(name)
   members = {group.name: [] for group in groups.NFNET_GROUPS}
-  for path, _ in paths.named_leaves(params):
+  for path, _ in trees.named_leaves(params):
     members[groups.group_of(path).name].append(path)
   (kernel,) = members['classifier kernel']
   assert kernel.endswith('/~/linear/w')
@@ -219,7 +220,7 @@ def test_class_count_changes_the_classifier_only():
   changed = [
     path
     for (path, ours), (_, theirs) in zip(
-      paths.named_leaves(params), paths.named_leaves(other)
+      trees.named_leaves(params), trees.named_leaves(other)
     )
     if ours.shape != theirs.shape
   ]

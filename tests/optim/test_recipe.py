@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import nfnet_jax
-from nfnet_jax.optim import ema, groups, paths
+from nfnet_jax import trees
+from nfnet_jax.optim import ema, groups
 
 
 def random_like(tree, seed, scale):
@@ -49,9 +50,9 @@ def test_chain_is_the_papers_update(pico_params):
     updates, state = update(grads, state, params)
     params = optax.apply_updates(params, updates)
   rates = [0.0, 0.2, 0.4, 0.4 * 0.5 * (1 + math.cos(math.pi / 4))]
-  named_grads = [dict(paths.named_leaves(grads)) for grads in all_grads]
-  start = dict(paths.named_leaves(pico_params))
-  for path, param in paths.named_leaves(params):
+  named_grads = [dict(trees.named_leaves(grads)) for grads in all_grads]
+  start = dict(trees.named_leaves(pico_params))
+  for path, param in trees.named_leaves(params):
     grads = [named[path] for named in named_grads]
     expected = by_hand(path, grads, start[path], rates)
     np.testing.assert_allclose(
@@ -78,7 +79,7 @@ def test_only_the_classifier_kernel_escapes_clipping(pico_params):
   kept = [
     path
     for (path, update), (_, grad) in zip(
-      paths.named_leaves(updates), paths.named_leaves(grads)
+      trees.named_leaves(updates), trees.named_leaves(grads)
     )
     if np.array_equal(update, -grad)
   ]
@@ -89,7 +90,7 @@ def test_decay_reaches_kernels_only(pico_params):
   tx = nfnet_jax.nfnet_sgd(1.0, weight_decay=0.5, momentum=0.0)
   zeros = jax.tree.map(jnp.zeros_like, pico_params)
   updates, _ = tx.update(zeros, tx.init(pico_params), pico_params)
-  for path, update in paths.named_leaves(updates):
+  for path, update in trees.named_leaves(updates):
     assert bool(jnp.any(update != 0)) == path.endswith('/w'), path
 
 
@@ -176,7 +177,7 @@ def clipped_by(kind, params, grads, clipping=0.01):
     1.0, momentum=0.0, weight_decay=0.0, clipping=clipping, clip_by=kind
   )
   updates, _ = tx.update(grads, tx.init(params), params)
-  return dict(paths.named_leaves(jax.tree.map(jnp.negative, updates)))
+  return dict(trees.named_leaves(jax.tree.map(jnp.negative, updates)))
 
 
 @pytest.mark.parametrize(
@@ -185,9 +186,9 @@ def clipped_by(kind, params, grads, clipping=0.01):
 def test_rival_clippings_bound_their_ratio(pico_params, kind, axes):
   grads = random_like(pico_params, 0, 1.0)
   clipped = clipped_by(kind, pico_params, grads)
-  whole = dict(paths.named_leaves(grads))
+  whole = dict(trees.named_leaves(grads))
   (path,) = [p for p in clipped if p.endswith('nf_block_1/~/conv0/w')][:1]
-  param = np.asarray(dict(paths.named_leaves(pico_params))[path])
+  param = np.asarray(dict(trees.named_leaves(pico_params))[path])
   as_matrix = lambda x: np.asarray(x, np.float64).reshape(-1, x.shape[-1])
   norm = lambda x: np.sqrt(np.sum(as_matrix(x) ** 2, axis=axes, keepdims=True))
   if kind == 'input_unit':  # Its units are the slices of axis 0.
@@ -203,7 +204,7 @@ def test_global_norm_bounds_all_gradients_together(pico_params):
   assert float(optax.tree.norm(clipped)) == pytest.approx(3.0, rel=1e-5)
   small = random_like(pico_params, 0, 1e-6)
   same = clipped_by('global_norm', pico_params, small, clipping=3.0)
-  for path, grad in paths.named_leaves(small):
+  for path, grad in trees.named_leaves(small):
     np.testing.assert_array_equal(same[path], grad)
 
 
@@ -213,7 +214,7 @@ def test_layerwise_rates_are_those_of_lars(pico_params):
   )
   grads = random_like(pico_params, 0, 1.0)
   updates, _ = tx.update(grads, tx.init(pico_params), pico_params)
-  named = [dict(paths.named_leaves(t)) for t in (updates, grads, pico_params)]
+  named = [dict(trees.named_leaves(t)) for t in (updates, grads, pico_params)]
   for path, update in named[0].items():
     grad, param = named[1][path], named[2][path]
     ratio = 0.1 * jnp.linalg.norm(param) / jnp.linalg.norm(grad)

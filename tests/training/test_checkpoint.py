@@ -14,7 +14,8 @@ from orbax.checkpoint.path import atomicity
 import pytest
 
 import nfnet_jax
-from nfnet_jax.training import checkpoint, files, state
+from nfnet_jax.storage import files
+from nfnet_jax.training import checkpoint, state
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.models import batch_norm
-from nfnet_jax.training import evaluation, parallel, state, step
+from nfnet_jax.training import data_parallel, evaluation, state, step
 
 BATCH = 32
 SIZE = 32
@@ -48,7 +48,7 @@ def make_batch(index):
 
 def train(trainer, devices, steps=STEPS):
   """Returns the initial and the last state, the rows, and where it ran."""
-  split = parallel.DataParallel(jax.local_devices()[:devices])
+  split = data_parallel.DataParallel(jax.local_devices()[:devices])
   initial = state.create_state(
     trainer.model, trainer.optimizer, seed=1, image_size=SIZE
   )
@@ -157,7 +157,7 @@ def test_shared_statistics_make_eight_devices_equal_one():
   """The layer alone; below, the whole step."""
 
   def forward(x, is_training):
-    norm = batch_norm.BatchNorm(cross_replica_axis=parallel.AXIS)
+    norm = batch_norm.BatchNorm(cross_replica_axis=data_parallel.AXIS)
     return norm(x, is_training)
 
   net = hk.transform_with_state(forward)
@@ -165,7 +165,7 @@ def test_shared_statistics_make_eight_devices_equal_one():
   x = (x * np.arange(1, 9)[:, None, None, None, None]).astype(np.float32)
   params, model_state = net.init(None, x[0], False)
   one_device = lambda x: net.apply(params, model_state, None, x, True)
-  y, states = jax.pmap(one_device, axis_name=parallel.AXIS)(x)
+  y, states = jax.pmap(one_device, axis_name=data_parallel.AXIS)(x)
   mean, var = x.mean((0, 1, 2, 3)), x.var((0, 1, 2, 3))
   expected = (x - mean) / np.sqrt(var + 1e-5)
   np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
@@ -180,7 +180,9 @@ def test_shared_statistics_make_eight_devices_equal_one():
 
 @pytest.mark.slow
 def test_shared_statistics_make_eight_devices_train_as_one(per_device):
-  trainer = make_trainer('bn_resnet_pico', cross_replica_axis=parallel.AXIS)
+  trainer = make_trainer(
+    'bn_resnet_pico', cross_replica_axis=data_parallel.AXIS
+  )
   _, eight, rows, _ = train(trainer, 8, steps=4)
   _, one, one_rows, _ = train(trainer, 1, steps=4)
   np.testing.assert_allclose(losses(rows), losses(one_rows), rtol=1e-3)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import nfnet_jax
+from nfnet_jax.distributed import preemption
 from nfnet_jax.models import registry
 from nfnet_jax.training import (
   checkpoint,
-  diagnosis,
+  data_parallel,
   evaluation,
-  interrupt,
   loop,
   metrics,
-  parallel,
+  nonfinite,
   profiling,
   progress,
   state,
@@ -98,7 +98,7 @@ class Run:
       trainer.model, trainer.optimizer, seed=0, image_size=SIZE
     )
     with (
-      stop or interrupt.StopRequest() as stop,
+      stop or preemption.StopRequest() as stop,
       checkpoint.Checkpoints(self.workdir / 'checkpoints', 9) as checkpoints,
     ):
       first = checkpoints.restore_latest(like=fresh) or fresh
@@ -109,7 +109,7 @@ class Run:
       ):
         return loop.Loop(
           trainer=trainer,
-          parallel=parallel.DataParallel(),
+          parallel=data_parallel.DataParallel(),
           train_batches=self.changes.get('train_batches', train_batches),
           eval_batches=self.changes.get('eval_batches', eval_batches),
           cadence=loop.Cadence(12, log=3, evaluate=4.5, checkpoint=5),
@@ -203,7 +203,7 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, at, number):
         os.kill(os.getpid(), number)
       yield batch
 
-  with pytest.raises(interrupt.Interrupted):
+  with pytest.raises(preemption.Interrupted):
     Run(tmp_path, train_batches=interrupted).go()
   resumed = Run(tmp_path)
   resumed.go()
@@ -218,7 +218,7 @@ def test_interrupted_evaluation_is_made_up_for(tmp_path, whole):
     yield from batches
 
   run = Run(tmp_path, eval_batches=interrupted)
-  with pytest.raises(interrupt.Interrupted):
+  with pytest.raises(preemption.Interrupted):
     run.go()
   assert run.saved() == [5]
   assert not [row for row in run.rows() if 'eval/top1' in row]
@@ -244,7 +244,7 @@ def test_a_second_sigterm_does_not_disturb_the_saving(
 
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, 'save', disturbed)
-    with pytest.raises(interrupt.Interrupted):
+    with pytest.raises(preemption.Interrupted):
       Run(tmp_path, train_batches=interrupted).go()
   resumed = Run(tmp_path)
   assert resumed.saved()
@@ -254,7 +254,7 @@ def test_a_second_sigterm_does_not_disturb_the_saving(
 
 def test_signals_are_handed_back():
   before = signal.getsignal(signal.SIGTERM)
-  with interrupt.StopRequest() as stop:
+  with preemption.StopRequest() as stop:
     assert not stop.poll()
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.poll()
@@ -270,7 +270,7 @@ def test_bad_images_end_the_run_with_the_last_good_state(tmp_path, whole, at):
       yield batch
 
   run = Run(tmp_path, train_batches=poisoned)
-  with pytest.raises(diagnosis.NonFiniteError, match="first in 'images'") as e:
+  with pytest.raises(nonfinite.NonFiniteError, match="first in 'images'") as e:
     run.go()
   assert e.value.step == at
   assert 'a lower learning rate' in str(e.value)
@@ -295,7 +295,7 @@ def test_explosion_names_the_first_tensor(tmp_path, scale, first):
       yield {**batch, 'image': batch['image'] * np.float32(scale)}
 
   run = Run(tmp_path, train_batches=huge)
-  with pytest.raises(diagnosis.NonFiniteError) as error:
+  with pytest.raises(nonfinite.NonFiniteError) as error:
     run.go()
   assert error.value.step == 0
   assert error.value.tensors[0] == first
@@ -305,7 +305,7 @@ def test_explosion_names_the_first_tensor(tmp_path, scale, first):
 def test_a_learning_rate_that_is_not_finite_is_not_applied(tmp_path):
   schedule = lambda step: jnp.where(step < 7, 0.1, jnp.nan)
   run = Run(tmp_path, trainer=make_trainer(schedule))
-  with pytest.raises(diagnosis.NonFiniteError, match="in 'learning rate'") as e:
+  with pytest.raises(nonfinite.NonFiniteError, match="in 'learning rate'") as e:
     run.go()
   assert (e.value.step, e.value.tensors) == (7, ['learning rate'])
   assert run.saved()[-1] == 7
@@ -318,8 +318,8 @@ def test_the_next_batches_are_placed_before_they_are_needed(
   tmp_path, monkeypatch
 ):
   placed, seen = [], []
-  split = parallel.DataParallel.split
-  wrap = parallel.DataParallel.train_step
+  split = data_parallel.DataParallel.split
+  wrap = data_parallel.DataParallel.train_step
 
   def noting_split(self, batch):
     placed.append('step' in batch)
@@ -334,8 +334,8 @@ def test_the_next_batches_are_placed_before_they_are_needed(
 
     return train_step
 
-  monkeypatch.setattr(parallel.DataParallel, 'split', noting_split)
-  monkeypatch.setattr(parallel.DataParallel, 'train_step', noting_wrap)
+  monkeypatch.setattr(data_parallel.DataParallel, 'split', noting_split)
+  monkeypatch.setattr(data_parallel.DataParallel, 'train_step', noting_wrap)
   Run(tmp_path).go()
   assert seen == [index + 3 for index in range(12)]
 

@@ -10,7 +10,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.models import nfnet, registry
-from nfnet_jax.training import parallel, state, step
+from nfnet_jax.training import data_parallel, state, step
 
 BATCH = 8
 
@@ -66,7 +66,7 @@ def lower(trainer):
   """Lowers the gradient at the point that a step takes it at."""
 
   def gradients(before, batch):
-    return trainer.gradients(trainer.uphill(before, batch), batch)
+    return trainer.gradients(trainer.perturbed_state(before, batch), batch)
 
   shapes = state.abstract_state(trainer.model, trainer.optimizer, 32)
   return jax.jit(gradients).lower(shapes, make_batch())
@@ -124,7 +124,7 @@ class TestAccumulation:
 
   def test_on_several_devices(self, plain):
     trainer = make_trainer(accumulate=2)
-    split = parallel.DataParallel(jax.local_devices()[:4])
+    split = data_parallel.DataParallel(jax.local_devices()[:4])
     run = split.train_step(trainer)
     placed = split.replicate(make_state(trainer))
     _, metrics = run(placed, split.split(make_batch()))

@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from nfnet_jax.training import curves, files, metrics
+from nfnet_jax.storage import files
+from nfnet_jax.training import curves, metrics
 
 
 def lines(path):

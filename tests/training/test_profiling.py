@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from nfnet_jax.training import diagnosis, interrupt, profiling
+from nfnet_jax.distributed import preemption
+from nfnet_jax.training import nonfinite, profiling
 from tests.training import test_loop
 
 
@@ -20,7 +21,7 @@ def traced(workdir, steps, **changes):
   run = test_loop.Run(workdir, tracer=tracer, **changes)
   try:
     run.go()
-  except (interrupt.Interrupted, diagnosis.NonFiniteError):
+  except (preemption.Interrupted, nonfinite.NonFiniteError):
     assert changes
   return said
 

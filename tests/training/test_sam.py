@@ -12,8 +12,9 @@ import optax
 import pytest
 
 import nfnet_jax
+from nfnet_jax.distributed import preemption
 from nfnet_jax.models import batch_norm, layers, registry
-from nfnet_jax.training import diagnosis, interrupt, parallel, sam, state, step
+from nfnet_jax.training import data_parallel, nonfinite, sam, state, step
 from tests.training import test_loop
 
 CLASSES, SIZE = test_loop.CLASSES, test_loop.SIZE
@@ -70,7 +71,7 @@ def make_state(trainer, size=SIZE):
 
 
 def take_step(trainer, batch, devices=1, size=SIZE):
-  split = parallel.DataParallel(jax.local_devices()[:devices])
+  split = data_parallel.DataParallel(jax.local_devices()[:devices])
   initial = split.replicate(make_state(trainer, size))
   placed = split.split(batch)
   compiled = split.train_step(trainer).lower(initial, placed).compile(HURRY)
@@ -181,8 +182,10 @@ def test_the_part_is_spread_evenly():
 def test_only_the_part_moves_the_weights_uphill():
   trainer = make_trainer(sam_rho=0.4)
   initial, batch = make_state(trainer), make_batch()
-  uphill = jax.jit(lambda batch: trainer.uphill(initial, batch).params)
-  expected = uphill(batch)
+  perturbed_state = jax.jit(
+    lambda batch: trainer.perturbed_state(initial, batch).params
+  )
+  expected = perturbed_state(batch)
   assert distance(expected, initial.params) == pytest.approx(0.4, rel=1e-4)
   others = [i for i in range(EACH) if i not in CHOSEN[0.2]]
   changes = {
@@ -191,17 +194,17 @@ def test_only_the_part_moves_the_weights_uphill():
     'image': np.nan,
   }
   for name, value in changes.items():
-    assert_same(uphill(change(batch, others, name, value)), expected)
+    assert_same(perturbed_state(change(batch, others, name, value)), expected)
     for example in CHOSEN[0.2]:
-      moved = uphill(change(batch, [example], name, value))
+      moved = perturbed_state(change(batch, [example], name, value))
       assert not distance(moved, expected) < 1e-3
 
 
 def test_all_else_of_the_state_is_left_alone():
   trainer = make_trainer(sam_rho=0.4)
   initial = make_state(trainer)
-  uphill = trainer.uphill(initial, make_batch())
-  assert_same(uphill._replace(params=initial.params), initial)
+  perturbed_state = trainer.perturbed_state(initial, make_batch())
+  assert_same(perturbed_state._replace(params=initial.params), initial)
 
 
 def test_without_rho_the_step_is_the_plain_one_bit_for_bit():
@@ -210,14 +213,16 @@ def test_without_rho_the_step_is_the_plain_one_bit_for_bit():
   assert_same(take_step(off, batch, 8), plain)
   # Nor is anything computed for it.
   initial = make_state(off)
-  assert off.uphill(initial, batch) is initial
+  assert off.perturbed_state(initial, batch) is initial
 
 
 def test_a_zero_gradient_moves_nothing_uphill():
   """Rows without weight, as of padding, have no gradient."""
   trainer = make_trainer(sam_rho=0.4)
   batch = change(make_batch(), CHOSEN[0.2], 'weight', 0)
-  assert_same(trainer.uphill(make_state(trainer), batch), make_state(trainer))
+  assert_same(
+    trainer.perturbed_state(make_state(trainer), batch), make_state(trainer)
+  )
   final, metrics = take_step(trainer, batch)
   plain, plain_metrics = take_step(make_trainer(), batch)
   assert metrics['applied'] == 1
@@ -244,11 +249,13 @@ def test_a_gradient_that_is_not_finite_stays_visible(bad):
 def test_bfloat16_computes_low_and_keeps_high():
   low = make_trainer(sam_rho=0.4, compute_dtype=jnp.dtype('bfloat16'))
   initial, batch = make_state(low), make_batch()
-  uphill = low.uphill(initial, batch).params
-  assert {p.dtype.name for p in jax.tree.leaves(uphill)} == {'float32'}
-  assert distance(uphill, initial.params) == pytest.approx(0.4, rel=1e-5)
+  perturbed_state = low.perturbed_state(initial, batch).params
+  assert {p.dtype.name for p in jax.tree.leaves(perturbed_state)} == {'float32'}
+  assert distance(perturbed_state, initial.params) == pytest.approx(
+    0.4, rel=1e-5
+  )
   high = make_trainer(sam_rho=0.4)
-  error = distance(uphill, high.uphill(initial, batch).params)
+  error = distance(perturbed_state, high.perturbed_state(initial, batch).params)
   assert 0 < error < 0.02 * 0.4
   final, metrics = take_step(low, batch)
   expected, expected_metrics = take_step(high, batch)
@@ -305,12 +312,14 @@ def test_running_statistics_are_those_of_the_descent():
   )
   statistics = final.model_state['batch_norm/~/mean_ema']
   average, counter = np.squeeze(statistics['average']), statistics['counter']
-  uphill = trainer.uphill(initial, batch).params
-  np.testing.assert_allclose(average, mean(uphill, x), rtol=1e-4, atol=1e-5)
+  perturbed_state = trainer.perturbed_state(initial, batch).params
+  np.testing.assert_allclose(
+    average, mean(perturbed_state, x), rtol=1e-4, atol=1e-5
+  )
   assert counter == 1
   # Neither where the step started, nor of the part.
   assert distance(average, mean(initial.params, x)) > 0.01
-  assert distance(average, mean(uphill, x[::2])) > 0.01
+  assert distance(average, mean(perturbed_state, x[::2])) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -356,8 +365,10 @@ def test_examples_draw_alike_in_both_passes(make_model):
   def reference(params):
     _, up = gradient(params, np.array(CHOSEN[0.3]))
     length = sum(jnp.sum(g**2) for g in jax.tree.leaves(up)) ** 0.5
-    uphill = jax.tree.map(lambda p, g: p + 0.2 * g / length, params, up)
-    loss, down = gradient(uphill, np.arange(EACH))
+    perturbed_state = jax.tree.map(
+      lambda p, g: p + 0.2 * g / length, params, up
+    )
+    loss, down = gradient(perturbed_state, np.arange(EACH))
     return loss, trainer.optimizer.update(down, initial.opt_state, params)[0]
 
   compiled = jax.jit(reference).lower(initial.params).compile(HURRY)
@@ -380,7 +391,7 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path):
   whole = test_loop.Run(tmp_path / 'whole', trainer=trainer)
   whole.go()
   parts = {'workdir': tmp_path / 'parts', 'trainer': trainer}
-  with pytest.raises(interrupt.Interrupted):
+  with pytest.raises(preemption.Interrupted):
     test_loop.Run(**parts, train_batches=interrupted).go()
   resumed = test_loop.Run(**parts)
   resumed.go()
@@ -397,9 +408,9 @@ def find_cause(trainer, batch):
   final, metrics = take_step(trainer, batch)
   assert metrics['applied'] == 0
   assert_same(final, make_state(trainer))
-  split = parallel.DataParallel(jax.local_devices()[:1])
+  split = data_parallel.DataParallel(jax.local_devices()[:1])
   initial = split.replicate(make_state(trainer))
-  return diagnosis.diagnose(trainer, split, initial, batch)
+  return nonfinite.diagnose(trainer, split, initial, batch)
 
 
 def test_diagnosis_tells_the_ascent_from_the_descent():

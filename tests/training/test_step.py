@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax.models import fast_stem, layers
-from nfnet_jax.optim import paths
-from nfnet_jax.training import diagnosis, parallel, state, step
+from nfnet_jax import trees
+from nfnet_jax.models import layers
+from nfnet_jax.models.fast import stem
+from nfnet_jax.training import data_parallel, nonfinite, state, step
 from tests.training import test_loop
 
 GOLDEN_LOSSES = pathlib.Path(__file__).parents[1] / 'golden' / 'losses.json'
@@ -56,14 +57,14 @@ class Runner:
 
   def __init__(self, trainer, devices, batch=None):
     self.trainer = trainer
-    self.parallel = parallel.DataParallel(jax.local_devices()[:devices])
+    self.parallel = data_parallel.DataParallel(jax.local_devices()[:devices])
     fresh = state.create_state(
       trainer.model, trainer.optimizer, seed=1, image_size=SIZE
     )
     # Skip gains off zero, so that the branches and their random draws count.
     self.initial = jax.device_get(
       fresh._replace(
-        params=paths.map_named(
+        params=trees.map_named(
           lambda path, p: p + 0.5 if path.endswith('skip_gain') else p,
           fresh.params,
         )
@@ -148,7 +149,7 @@ def test_metrics_and_state_after_ten_steps(ten_steps):
 
 def make_blocks(index):
   batch = make_batch(index)
-  return {**batch, 'image': np.asarray(fast_stem.to_blocks(batch['image']))}
+  return {**batch, 'image': np.asarray(stem.to_blocks(batch['image']))}
 
 
 def make_fast_trainer(*forms):
@@ -172,9 +173,9 @@ def test_fast_forms_train_alike(ten_steps, forms, make):
 
 
 def test_diagnosis_knows_the_order_of_a_fast_stem():
-  plain = diagnosis._creation_order(make_trainer(), make_batch(0))
+  plain = nonfinite._creation_order(make_trainer(), make_batch(0))
   trainer = make_fast_trainer('fast_stem')
-  fast = diagnosis._creation_order(trainer, make_blocks(0))
+  fast = nonfinite._creation_order(trainer, make_blocks(0))
   assert fast == plain
   assert plain[0] == 'NFNet/~/stem_conv0/w'
 
@@ -266,7 +267,7 @@ def test_diagnosis_names_the_gradient_that_broke_first(eight, monkeypatch):
 
   monkeypatch.setattr(layers.SqueezeExcite, '__call__', poisoned)
   batch = make_batch(0)
-  error = diagnosis.diagnose(
+  error = nonfinite.diagnose(
     make_trainer(), eight.parallel, eight.fresh_state(), batch
   )
   assert error.step == 0
@@ -301,7 +302,7 @@ def test_normalisation_has_imagenets_statistics():
 def test_normalisation_of_blocks():
   batch, blocks = (make(0)['image'] for make in (make_batch, make_blocks))
   np.testing.assert_array_equal(
-    step.normalize(blocks), fast_stem.to_blocks(step.normalize(batch))
+    step.normalize(blocks), stem.to_blocks(step.normalize(batch))
   )
 
 

@@ -56,9 +56,9 @@ def refused(read, data, match=None):
 def test_round_trips_are_exact(tmp_path, write, read):
   path = epath.Path(tmp_path) / 'file'
   write(path, EXAMPLES, NOTE)
-  ours, note = read(path)
-  assert note == NOTE
-  assert type(note['size']) is int
+  ours, metadata = read(path)
+  assert metadata == NOTE
+  assert type(metadata['size']) is int
   trees.assert_equal({'': ours}, {'': EXAMPLES})
 
 
@@ -66,8 +66,8 @@ def test_round_trips_are_exact(tmp_path, write, read):
 def test_npz_of_numpy(write):
   file = io.BytesIO()
   write(file, **EXAMPLES, big=np.arange(3, dtype='>f4'))
-  ours, note = read_npz(file.getvalue())
-  assert note == {}
+  ours, metadata = read_npz(file.getvalue())
+  assert metadata == {}
   np.testing.assert_array_equal(ours.pop('big'), [0, 1, 2])
   trees.assert_equal({'': ours}, {'': EXAMPLES})
 
@@ -170,23 +170,23 @@ def test_checkpoints_of_pytorch(folder):
 @pytest.mark.parametrize(
   'note',
   ['{', '[]', '3', '', '[' * 100_000, '{"a": ' * 20_000, '{"a": 1} x'],
-  ids=lambda note: note[:9],
+  ids=lambda metadata: metadata[:9],
 )
-def test_damaged_notes(note):
-  members = [('nfnet_jax.npy', trees.npy(np.asarray(note)))]
+def test_damaged_notes(metadata):
+  members = [('nfnet_jax.npy', trees.npy(np.asarray(metadata)))]
   refused(read_npz, trees.archive(members), 'note')
-  header = {'__metadata__': {'nfnet_jax': note}, 'w': F32}
+  header = {'__metadata__': {'nfnet_jax': metadata}, 'w': F32}
   data = trees.safetensors(header, b'1234')
   refused(arrays.read_safetensors, data, 'note')
 
 
 def test_notes_of_others_are_left_alone():
   header = {'__metadata__': {'format': 'pt'}, 'w': F32}
-  _, note = arrays.read_safetensors(trees.safetensors(header, b'1234'))
-  assert note == {}
+  _, metadata = arrays.read_safetensors(trees.safetensors(header, b'1234'))
+  assert metadata == {}
   header['__metadata__'] = None
-  _, note = arrays.read_safetensors(trees.safetensors(header, b'1234'))
-  assert note == {}
+  _, metadata = arrays.read_safetensors(trees.safetensors(header, b'1234'))
+  assert metadata == {}
 
 
 TENSORS = {
@@ -280,10 +280,10 @@ def test_flipped_bytes_raise_nothing_else(npz, tensors, edits):
       start = position % len(damaged)
       damaged[start : start + len(replacement)] = replacement
     try:
-      ours, note = read(bytes(damaged))
+      ours, metadata = read(bytes(damaged))
     except arrays.DamagedError:
       continue
-    assert isinstance(note, dict)
+    assert isinstance(metadata, dict)
     assert {array.dtype.kind for array in ours.values()} <= set('fiub')
 
 

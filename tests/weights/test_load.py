@@ -230,15 +230,15 @@ NOTE = {
 }
 
 
-def noted(tmp_path, pico, note):
+def noted(tmp_path, pico, metadata):
   path = epath.Path(tmp_path) / 'noted.npz'
-  arrays.write_npz(path, trees.flat(pico), note)
+  arrays.write_npz(path, trees.flat(pico), metadata)
   return path
 
 
 def test_notes_are_taken(tmp_path, pico):
   weights = nfnet_jax.load_weights(noted(tmp_path, pico, NOTE))
-  assert weights.note() == {**NOTE, 'num_classes': 10}
+  assert weights.metadata() == {**NOTE, 'num_classes': 10}
 
 
 def test_options_without_a_model_are_left(tmp_path, pico):

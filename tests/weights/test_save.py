@@ -44,7 +44,7 @@ def pico():
 def assert_equal(ours, theirs):
   trees.assert_equal(ours.params, theirs.params)
   trees.assert_equal(ours.model_state, theirs.model_state)
-  assert ours.note() == theirs.note()
+  assert ours.metadata() == theirs.metadata()
   for field in dataclasses.fields(load.Weights):
     ours_type = type(getattr(ours, field.name))
     assert ours_type is type(getattr(theirs, field.name)), field.name
@@ -97,9 +97,9 @@ def test_npz_is_plain_numpy(tmp_path, pico):
     assert set(file.files) == {*expected, 'nfnet_jax'}
     for name, array in expected.items():
       np.testing.assert_array_equal(file[name], array)
-    note = json.loads(str(file['nfnet_jax']))
-  assert note['model'] == 'nfnet_pico'
-  assert note['class_names'][-1] == 'ß'
+    metadata = json.loads(str(file['nfnet_jax']))
+  assert metadata['model'] == 'nfnet_pico'
+  assert metadata['class_names'][-1] == 'ß'
 
 
 def test_safetensors_are_plain(tmp_path, pico):
@@ -145,7 +145,7 @@ def test_a_write_that_stops_midway(tmp_path, monkeypatch, pico, ending, old):
   if old is not None:
     path.write_bytes(old)
 
-  def stop(temporary, arrays, note):
+  def stop(temporary, arrays, metadata):
     temporary.write_bytes(b'half')
     raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ cores; `experiments/digits/` has the measurements.
 
 import ml_collections
 
-from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.config import base as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ seeds); their latency on 128 TPUv3 cores makes 112,602 steps 2.3 hours.
 
 import ml_collections
 
-from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.config import base as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -21,7 +21,7 @@ label smoothing (here 0.1), and for F4 the size and the average's decay.
 import ml_collections
 from ml_collections import config_dict
 
-from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.config import base as config_lib
 
 _RECIPES = ('plain', 'sam')
 

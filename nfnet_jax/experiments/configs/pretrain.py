@@ -23,7 +23,7 @@ ImageNet recipe's), and clipping of the ResNets (here none).
 import ml_collections
 from ml_collections import config_dict
 
-from nfnet_jax.experiments import config as config_lib
+from nfnet_jax.config import base as config_lib
 from nfnet_jax.experiments.configs import resnet
 
 _KINDS = ('nfnet', 'resnet')

@@ -1,0 +1,1 @@
+"""What the commands share: start-up, flags, sessions, summaries."""

@@ -1,0 +1,1 @@
+"""From the name of an experiment to the objects of a run."""

@@ -1,0 +1,1 @@
+"""Several processes as one run, on top of `jax.distributed`."""

@@ -1,0 +1,1 @@
+"""Folded networks as programs for other runtimes."""

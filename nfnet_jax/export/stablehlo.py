@@ -1,0 +1,70 @@
+"""A folded network as a program and arrays that need JAX and NumPy alone."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+
+from nfnet_jax import trees
+from nfnet_jax.export import fold
+from nfnet_jax.training import step
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+Weights = Mapping[str, Any]
+Predict = Callable[[Weights, jax.Array], jax.Array]
+
+
+def flatten(params: fold.Params) -> dict[str, np.ndarray]:
+  """Maps '/'-joined names to arrays.
+
+  Example:
+    >>> flatten({'net/~/linear': {'w': np.ones(3)}})
+    {'net/~/linear/w': array([1., 1., 1.])}
+  """
+  return dict(trees.named_leaves(params))
+
+
+def predictor(folded: fold.Folded) -> Predict:
+  """Returns `(weights, images) -> probabilities [N, classes]`.
+
+  `weights` are as `flatten` makes them, `images [N, H, W, 3]` float pixels in
+  0..255.
+  """
+
+  def predict(weights: Weights, images: jax.Array) -> jax.Array:
+    params: dict[str, dict[str, Any]] = {}
+    for name, leaf in weights.items():
+      path, _, last = name.rpartition('/')
+      params.setdefault(path, {})[last] = leaf
+    return jax.nn.softmax(folded.apply(params, step.normalize(images)))
+
+  return predict
+
+
+def program(predict: Predict, weights: Weights, size: int) -> export.Exported:
+  """Lowers a predictor for `PLATFORMS`, with a symbolic batch size.
+
+  The weights are arguments: the program stays small, and below the 2 GB of its
+  container, whatever the network.
+
+  Args:
+    predict: see `predictor`.
+    weights: its first argument, or shapes.
+    size: pixels a side of its images.
+
+  Example:
+    >>> double = lambda weights, images: images.mean((1, 2)) * weights['w']
+    >>> exported = program(double, {'w': np.float32(2)}, size=4)
+    >>> exported.call({'w': np.float32(2)}, jnp.ones((5, 4, 4, 3))).shape
+    (5, 3)
+  """
+  (batch,) = export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(weights)
+  )
+  return export.export(jax.jit(predict), platforms=PLATFORMS)(shapes, images)

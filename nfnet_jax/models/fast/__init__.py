@@ -1,0 +1,1 @@
+"""Faster ways to the same values: the stem, the blocks, the convolutions."""

@@ -1,0 +1,1 @@
+"""Local files and buckets: atomic writes, and failures that may pass."""

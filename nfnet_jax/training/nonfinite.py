@@ -1,0 +1,139 @@
+"""Finding the tensor that broke a step."""
+
+import collections
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nfnet_jax import trees
+from nfnet_jax.training import data_parallel, sam
+from nfnet_jax.training import state as state_lib
+from nfnet_jax.training import step as step_lib
+
+_ADVICE = (
+  'The last good state is saved. Check the images; or start in a new workdir '
+  'with a lower learning rate, a lower clipping threshold'
+)
+_ELSE, _ELSE_WITH_SAM = (
+  ' or a longer warm-up.',
+  ', a longer warm-up or a smaller optimizer.sam_rho.',
+)
+
+
+class NonFiniteError(ArithmeticError):
+  """A step's loss, gradient or learning rate was not finite.
+
+  Attributes:
+    step: 0-based index of the step.
+    tensors: the names of the tensors that were not finite, first cause first.
+  """
+
+  def __init__(self, step: int, tensors: list[str], with_sam: bool = False):
+    self.step = step
+    self.tensors = tensors
+    first = f"first in '{tensors[0]}'" if tensors else 'not on replay'
+    others = f' ({len(tensors) - 1} more tensors)' if len(tensors) > 1 else ''
+    advice = _ADVICE + (_ELSE_WITH_SAM if with_sam else _ELSE)
+    super().__init__(f'Step {step} is not finite: {first}{others}. {advice}')
+
+
+def diagnose(
+  trainer: step_lib.Trainer,
+  parallel: data_parallel.DataParallel,
+  state: state_lib.TrainState,
+  batch: Mapping[str, np.ndarray],
+) -> NonFiniteError:
+  """Replays a step and looks at every tensor in the order of computation.
+
+  Args:
+    trainer: what the step does.
+    parallel: where it ran.
+    state: replicated, as it was before the step.
+    batch: this process's part of the step's batch.
+  """
+
+  def count_bad(params, model_state, batch, reduce):
+    replayed = state._replace(params=params, model_state=model_state)
+    tensors = _tensors(trainer, replayed, batch, reduce)
+    return reduce(
+      collections.OrderedDict(
+        (name, jnp.sum(~jnp.isfinite(value))) for name, value in tensors
+      )
+    )
+
+  replay = parallel.eval_step(count_bad)
+  counts = replay(state.params, state.model_state, parallel.split(batch))
+  bad = [name for name, count in jax.device_get(counts).items() if count]
+  return NonFiniteError(int(state.step), bad, bool(trainer.sam_rho))
+
+
+def _tensors(
+  trainer: step_lib.Trainer,
+  state: state_lib.TrainState,
+  batch: step_lib.Batch,
+  reduce: step_lib.Reduce,
+) -> Iterator[tuple[str, jax.Array]]:
+  """Yields a step's tensors, named; of one kind, the first computed first."""
+  order = _creation_order(trainer, batch)
+  yield from _in_order(state.params, order)
+  yield 'images', batch['image']
+  if trainer.sam_rho:
+    part = sam.sub_batch(batch, trainer.sam_share)
+    ascent = _pass(trainer, state, part, order, reduce=lambda tree: tree)
+    for name, value in ascent:
+      yield f'{name} (SAM ascent)', value
+  perturbed_state = trainer.perturbed_state(state, batch)
+  mark = ' (SAM descent)' if trainer.sam_rho else ''
+  for name, value in _pass(trainer, perturbed_state, batch, order, reduce):
+    yield name + mark, value
+  yield 'learning rate', trainer.schedule(state.step)
+
+
+def _pass(
+  trainer: step_lib.Trainer,
+  state: state_lib.TrainState,
+  batch: step_lib.Batch,
+  order: list[str],
+  reduce: step_lib.Reduce,
+) -> Iterator[tuple[str, jax.Array]]:
+  """Yields the tensors of one pass forward and backward."""
+  outputs, _ = trainer.model.endpoints(
+    *trainer.model_inputs(state.params, state, batch)
+  )
+  for name, value in outputs.items():
+    # A block reports statistics: its variance is finite if its output is.
+    yield name, value['var'] if isinstance(value, dict) else value
+  (loss, _), grads = trainer.gradients(state, batch)
+  loss, grads = reduce((loss, grads))
+  yield 'loss', loss
+  # Backward, the last layer's gradient is the first to break.
+  for path, grad in reversed(_in_order(grads, order)):
+    yield f'gradient of {path}', grad
+  # Squares overflow before gradients do.
+  yield 'gradient norm', optax.tree.norm(grads)
+
+
+def _in_order(tree, order: list[str]) -> list[tuple[str, jax.Array]]:
+  return sorted(
+    trees.named_leaves(tree), key=lambda named: order.index(named[0])
+  )
+
+
+def _creation_order(
+  trainer: step_lib.Trainer, batch: step_lib.Batch
+) -> list[str]:
+  """Lists parameter paths as the model creates them, from input to output."""
+  order = []
+
+  def init(key, images):
+    # A fresh tree of Haiku keeps this order; JAX's copies are sorted.
+    params, _ = trainer.model.init(key, images, False)
+    order.extend(
+      f'{module}/{name}' for module in params for name in params[module]
+    )
+
+  jax.eval_shape(init, jax.random.key(0), step_lib.normalize(batch['image']))
+  return order

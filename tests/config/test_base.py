@@ -1,0 +1,31 @@
+import pytest
+
+from nfnet_jax import errors
+from nfnet_jax.config import base as config_lib
+
+
+@pytest.mark.parametrize(
+  ('duration', 'steps'),
+  [
+    ('100 steps', 100),
+    ('1 step', 1),
+    ('5 epochs', 5 * 1_281_167 / 4096),
+    ('0.5 epoch', 0.5 * 1_281_167 / 4096),
+    ('8192 examples', 2),
+    ('1e6 examples', 1e6 / 4096),
+  ],
+)
+def test_durations(duration, steps):
+  units = config_lib.Units(batch_size=4096, examples=1_281_167)
+  assert units.steps(duration) == pytest.approx(steps)
+
+
+@pytest.mark.parametrize('bad', ['', '5', 'epochs', '-1 steps', '1.2.3 steps'])
+def test_other_durations_are_refused(bad):
+  with pytest.raises(errors.InputError, match='is not a duration'):
+    config_lib.Units(8, 8).steps(bad)
+
+
+def test_published_number_of_steps():
+  units = config_lib.Units(batch_size=4096, examples=1_281_167)
+  assert int(units.steps(config_lib.base().train_for)) == 112_602

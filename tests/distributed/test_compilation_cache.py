@@ -1,0 +1,125 @@
+"""Where compiled programs are kept, and that the next start finds them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from nfnet_jax.distributed import collectives, compilation_cache
+
+PROGRAM = """
+import json, sys
+import jax, jax.numpy as jnp
+from nfnet_jax.distributed import compilation_cache
+
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+if sys.argv[1:]:
+  jax.default_backend = lambda: sys.argv[1]
+kept = compilation_cache.enable_compilation_cache()
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+x = jax.jit(lambda x: jnp.sin(x @ x))(jnp.ones((8, 8)))
+hits = events.count('/jax/compilation_cache/cache_hits')
+print(json.dumps([kept, hits, x.tolist()]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_folder():
+  """Takes the tests' own folder away, and puts it back."""
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', None)
+  yield
+  jax.config.update('jax_compilation_cache_dir', before)
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+  """Where a TPU's programs go."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  return tmp_path / 'nfnet_jax' / 'programs'
+
+
+def start(cache, *platform):
+  env = {name: os.environ[name] for name in ('PATH', 'JAX_PLATFORMS')}
+  run = subprocess.run(
+    [sys.executable, '-c', PROGRAM, *platform],
+    env=env | cache,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  return json.loads(run.stdout)
+
+
+def test_the_second_start_compiles_nothing(tmp_path):
+  home = {'XDG_CACHE_HOME': str(tmp_path)}
+  kept, hits, first = start(home, 'gpu')
+  assert kept == str(tmp_path / 'nfnet_jax' / 'programs')
+  assert hits == 0
+  kept, hits, second = start(home, 'gpu')
+  assert hits > 0
+  assert first == second
+
+
+def test_a_cpu_keeps_programs_if_it_is_asked_to(tmp_path):
+  home = {'XDG_CACHE_HOME': str(tmp_path / 'home')}
+  assert start(home)[:2] == [None, 0]
+  assert not (tmp_path / 'home').exists()
+  asked = home | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'asked')}
+  assert start(asked)[:2] == [str(tmp_path / 'asked'), 0]
+  assert start(asked)[1] > 0
+  assert not (tmp_path / 'home').exists()
+
+
+def test_the_environment_wins(folder, tmp_path):
+  jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'mine'))
+  assert compilation_cache.enable_compilation_cache() == str(tmp_path / 'mine')
+  assert not folder.exists()
+  jax.config.update('jax_compilation_cache_dir', 'gs://bucket/programs')
+  assert compilation_cache.enable_compilation_cache() == 'gs://bucket/programs'
+  jax.config.update('jax_compilation_cache_dir', '')
+  assert compilation_cache.enable_compilation_cache() is None
+
+
+def test_home_is_the_default(monkeypatch, tmp_path):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert (
+    compilation_cache.enable_compilation_cache()
+    == f'{tmp_path}/.cache/nfnet_jax/programs'
+  )
+  assert (
+    jax.config.jax_compilation_cache_dir
+    == compilation_cache.enable_compilation_cache()
+  )
+
+
+def test_it_leaves_nothing_else_in_the_folder(folder):
+  compilation_cache.enable_compilation_cache()
+  assert list(folder.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_not_used(monkeypatch, folder):
+  monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
+  assert compilation_cache.enable_compilation_cache().startswith(
+    "not kept: [Errno 20] Not a directory: '/"
+  )
+  assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize('seen', [True, False])
+def test_several_processes_need_one_folder(monkeypatch, folder, seen):
+  monkeypatch.setattr(collectives, 'assert_equal', lambda facts: None)
+  monkeypatch.setattr(collectives, 'all_true', lambda here: here and seen)
+  said = compilation_cache.enable_compilation_cache()
+  if seen:
+    assert said == jax.config.jax_compilation_cache_dir == str(folder)
+  else:
+    assert said.startswith(f'not kept: not all hosts see {folder}; ')
+    assert jax.config.jax_compilation_cache_dir is None

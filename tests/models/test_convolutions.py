@@ -1,0 +1,59 @@
+"""Convolutions in parts are convolutions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnet_jax.models import layers
+from nfnet_jax.models.fast import convolutions
+
+# Image's side, kernel's side, inputs, outputs, stride, groups.
+CASES = [
+  (6, 1, 8, 12, 1, 1),
+  (6, 1, 8, 12, 2, 1),
+  (6, 1, 8, 12, 1, 2),
+  (6, 3, 8, 12, 1, 4),
+  (7, 3, 12, 6, 2, 3),
+  (6, 3, 8, 8, 2, 1),
+]
+
+
+def compute(convolve, case, dtype):
+  """Returns the value, and gradients for a random cotangent."""
+  side, taps, inputs, outputs, stride, groups = case
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (2, side, side, inputs), dtype)
+  shape = (taps, taps, inputs // groups, outputs)
+  kernel = jax.random.normal(keys[1], shape, dtype)
+
+  @jax.jit
+  def both(x, kernel):
+    value, pull_back = jax.vjp(
+      lambda x, kernel: convolve(x, kernel, stride, groups), x, kernel
+    )
+    cotangent = jax.random.normal(keys[2], value.shape, dtype)
+    return value, *pull_back(cotangent)
+
+  return both(x, kernel)
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+  ('dtype', 'tolerance'), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)]
+)
+def test_values_and_gradients(case, dtype, tolerance):
+  plain = compute(layers.convolve, case, dtype)
+  fast = compute(convolutions.convolve, case, dtype)
+  for one, other in zip(plain, fast, strict=True):
+    assert one.dtype == other.dtype
+    one, other = np.float64(one), np.float64(other)
+    assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(one)
+
+
+def test_no_grouped_convolution_is_left():
+  text = jax.jit(convolutions.convolve, static_argnums=(2, 3)).lower(
+    jnp.ones((2, 6, 6, 8)), jnp.ones((3, 3, 4, 6)), 1, 2
+  )
+  assert text.as_text().count('stablehlo.convolution') == 2
+  assert 'feature_group_count = 2' not in text.as_text()

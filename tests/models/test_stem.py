@@ -1,0 +1,160 @@
+"""The fast stem is the plain one, summed in another order."""
+
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnet_jax.models import nfnet
+from nfnet_jax.models.fast import stem as fast_stem
+
+
+def stem(variant, fast, dtype=jnp.float32, **options):
+  """Returns a stem's `init` and `(params, images) -> output`, in a dtype."""
+
+  def forward(images):
+    model = nfnet.NFNet(10, variant, fast_stem=fast, **options)
+    return model.stem(images, is_training=True)
+
+  net = hk.without_apply_rng(hk.transform(forward))
+  cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  return net.init, lambda params, images: net.apply(
+    cast(params), cast(images)
+  ).astype(jnp.float32)
+
+
+@functools.cache
+def make_inputs(variant, height, width, count=2):
+  """Gains, biases and images that nothing is symmetric in."""
+  images = jax.random.normal(jax.random.key(0), (count, height, width, 3))
+  init, apply = stem(variant, fast=False)
+  params = jax.jit(init)(jax.random.key(1), images)
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(2), len(leaves))
+  moved = [
+    leaf + 0.2 * jax.random.normal(key, leaf.shape)
+    for leaf, key in zip(leaves, keys)
+  ]
+  shape = jax.eval_shape(apply, params, images).shape
+  cotangent = jax.random.normal(jax.random.key(3), shape)
+  return tree.unflatten(moved), images, cotangent
+
+
+def value_and_gradients(variant, fast, inputs, dtype=jnp.float32):
+  _, apply = stem(variant, fast, dtype)
+
+  @jax.jit
+  def both(params, images, cotangent):
+    value, pull_back = jax.vjp(apply, params, images)
+    return value, pull_back(cotangent)
+
+  return both(*inputs)
+
+
+def differences(one, other):
+  """Returns each leaf's distance, as a share of its norm."""
+  norm = lambda leaf: np.linalg.norm(np.float64(leaf))
+  return {
+    jax.tree_util.keystr(path): norm(np.float64(a) - b) / norm(a)
+    for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(one),
+      jax.tree.leaves(other),
+      strict=True,
+    )
+  }
+
+
+def convolutions(variant, fast, images):
+  init, apply = stem(variant, fast)
+  params = jax.eval_shape(init, jax.random.key(0), images)
+  return str(jax.make_jaxpr(apply)(params, images)).count(
+    'conv_general_dilated['
+  )
+
+
+@pytest.mark.parametrize(
+  ('variant', 'height', 'width'),
+  [
+    ('pico', 32, 32),
+    ('pico', 4, 4),
+    ('pico', 8, 52),
+    ('nano', 64, 64),
+    ('f0', 32, 32),
+    ('f0_plus', 20, 12),
+    pytest.param('f0', 192, 192, marks=pytest.mark.slow),
+  ],
+)
+def test_values_and_gradients(variant, height, width):
+  inputs = make_inputs(variant, height, width)
+  plain, fast = (
+    value_and_gradients(variant, fast, inputs) for fast in (False, True)
+  )
+  found = differences(plain, fast)
+  assert len(found) == 14  # The value, 12 parameters and the images.
+  assert max(found.values()) < 5e-6, found
+
+
+@pytest.mark.parametrize('variant', ['pico', 'f0'])
+def test_bfloat16_is_as_exact(variant):
+  """Rounding moves either form by 1 to 5 %, and their outputs alike."""
+  inputs = make_inputs(variant, 32, 32)
+  exact = value_and_gradients(variant, False, inputs)
+  plain, fast = (
+    value_and_gradients(variant, fast, inputs, jnp.bfloat16)
+    for fast in (False, True)
+  )
+  assert differences(plain, fast)['[0]'] < 1e-3
+  of_plain, of_fast = differences(exact, plain), differences(exact, fast)
+  for name, error in of_fast.items():
+    assert error < min(0.05, 1.5 * of_plain[name]), name
+
+
+def test_images_in_blocks_are_the_same_images():
+  params, images, _ = make_inputs('pico', 8, 52)
+  _, apply = stem('pico', fast=True)
+  blocks = fast_stem.to_blocks(images)
+  assert blocks.shape == (2, 2, 13, 48)
+  # Row, column and colour of a pixel, in this order.
+  assert blocks[1, 1, 5, 3 * (4 * 2 + 1) + 2] == images[1, 4 + 2, 20 + 1, 2]
+  np.testing.assert_array_equal(apply(params, blocks), apply(params, images))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(30, 32), (32, 33), (7, 7)])
+def test_other_sizes_take_the_plain_stem(height, width):
+  params, images, _ = make_inputs('pico', height, width)
+  plain, fast = (stem('pico', fast)[1] for fast in (False, True))
+  np.testing.assert_array_equal(plain(params, images), fast(params, images))
+
+
+def test_computes_otherwise_where_it_can():
+  count = lambda fast, size: convolutions(
+    'pico', fast, jnp.zeros((1, size, size, 3))
+  )
+  # The third convolution is in two parts.
+  assert (count(False, 32), count(True, 32), count(True, 30)) == (4, 5, 4)
+
+
+def test_parameters_begin_the_same():
+  images = jnp.zeros((1, 32, 32, 3))
+  plain, fast = (stem('pico', fast)[0] for fast in (False, True))
+  expected = plain(jax.random.key(4), images)
+  for given in (images, fast_stem.to_blocks(images)):
+    made = fast(jax.random.key(4), given)
+    jax.tree.map(np.testing.assert_array_equal, made, expected)
+    # In the same order, which tells what broke first.
+    assert [(path, *made[path]) for path in made] == [
+      (path, *expected[path]) for path in expected
+    ]
+
+
+def test_takes_timm_forward():
+  params, images, _ = make_inputs('pico', 32, 32)
+  forms = [
+    stem('pico', fast, timm_forward=timm)[1](params, images)
+    for fast, timm in ((False, True), (True, True), (True, False))
+  ]
+  assert differences(forms[0], forms[1])[''] < 3e-6
+  assert differences(forms[0], forms[2])[''] > 1e-4

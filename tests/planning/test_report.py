@@ -1,0 +1,225 @@
+"""What a plan concludes from cycles, bytes and a pod."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from nfnet_jax.planning import compilation, costs, estimate, report, topology
+
+TEXT = (pathlib.Path(__file__).parent / 'fixtures' / 'step.hlo').read_text()
+
+
+def make(pod='v3:8x8', devices=128, hosts=16, **changes):
+  work = estimate.Workload(
+    config='f0',
+    model='nfnet_f0',
+    image_size=192,
+    dtype='bfloat16',
+    batch=4096,
+    steps=112_602,
+    examples=1_281_167,
+    decoded=2,
+    macs=6_980_000_000,
+    parameter_bytes=2**28,
+    state_bytes=3 * 2**28,
+    kept_bytes=3 * 2**28,
+  )
+  compiled = compilation.Compiled(
+    text=TEXT,
+    argument_bytes=9 * 2**30,
+    output_bytes=8 * 2**30,
+    alias_bytes=7 * 2**30,
+    temp_bytes=2 * 2**30,
+    code_bytes=2**30,
+    flops=1.3e12,
+    seconds=80.0,
+  )
+  pod = topology.Pod(pod, topology.parse(pod), [None] * devices, hosts)
+  cost = costs.Schedule(
+    cycles=56_400_000,
+    parts=[
+      costs.Part('convolutions, stem', 10_000_000, 30_000_000),
+      costs.Part('copies', 16_400_000, 0),
+    ],
+    collectives=[costs.Collective('all-reduce', 3, 10**9, 2 * 10**9)],
+    unknown_loops=0,
+  )
+  plan = estimate.Plan(work, pod, 'full', compiled, cost)
+  return dataclasses.replace(plan, **changes)
+
+
+def test_numbers_by_hand():
+  row = make().numbers()
+  assert row['batch_per_device'] == 32
+  assert row['chips'] == 64
+  assert row['peak_bytes'] == 13 * 2**30  # 9 + 8 - 7 + 2 + 1
+  assert (row['argument_bytes'], row['temp_bytes']) == (9 * 2**30, 2 * 2**30)
+  assert row['available_bytes'] == int(15.48 * 2**30)
+  assert row['step_ms'] == pytest.approx(60)  # 56.4 M cycles at 940 MHz
+  assert row['images_per_second'] == pytest.approx(4096 / 0.06)
+  assert row['flops_per_step'] == 1.3e12 * 128
+  assert (row['accumulate'], row['remat']) == (1, False)
+  assert row['model_flops_per_step'] == 6 * 6.98e9 * 4096
+  # 32 images a core: 1.34 TFLOP in 60 ms, of 61.5 TFLOP/s.
+  assert row['model_flops_utilisation'] == pytest.approx(0.3632, abs=1e-4)
+  assert row['epoch_minutes'] == pytest.approx(1_281_167 / 4096 * 0.06 / 60)
+  assert row['total_hours'] == pytest.approx(112_602 * 0.06 / 3600)
+  assert row['chip_hours'] == pytest.approx(64 * row['total_hours'])
+  # Two are decoded for each of 68,267 images/s, by 16 hosts.
+  assert row['decoded_per_second_and_host'] == pytest.approx(8533.3, abs=0.1)
+  # 2 GB over four links of 82 GB/s.
+  assert row['collective_ms_by_bandwidth'] == pytest.approx(6.098, abs=1e-3)
+  assert row['cycles']['convolutions, stem'] == {
+    'forward': 10_000_000,
+    'backward': 30_000_000,
+  }
+  json.dumps(row)
+
+
+def test_summary_says_it_all():
+  text = report.summary(make())
+  for part in (
+    '128 cores of 64 chips TPU v3, 16 hosts',
+    '32 a core',
+    'form         plain\n',
+    'state        768.0 MiB a core, of it parameters 256.0 MiB\n',
+    '13.00 GiB of 15.48 GiB a core: 2.48 GiB to spare; arguments 9.00 GiB, '
+    'temporary 2.00 GiB\n',
+    '60.0 ms estimated (56.40 M cycles at 940 MHz)',
+    'utilisation 36.3%',
+    'not from the compiler',
+    '8,533 decoded images/s a host',
+    '0.31 minutes an epoch, 112,602 steps in 1.9 hours, 120 chip-hours',
+    'nothing ran',
+  ):
+    assert part in text
+  assert 'pessimistic' not in text
+
+
+def test_what_kind_of_estimate_it_is():
+  quick = report.summary(make(effort='quick'))
+  assert 'quick: memory as in training, cycles pessimistic' in quick
+  costs = dataclasses.replace(make().schedule, unknown_loops=2)
+  assert '2 loops of unknown length' in report.summary(make(schedule=costs))
+  other = report.summary(make('v5e:8x16', 128, 32))
+  assert 'on other TPUs nothing was compared' in other
+  assert 'nothing was compared' not in report.summary(make())
+
+
+def test_without_a_known_clock_there_are_cycles_only():
+  plan = make('v6e:8x16', 128, 32)
+  row, text = plan.numbers(), report.summary(plan)
+  assert row['step_cycles'] == 56_400_000
+  assert row['step_ms'] is row['chip_hours'] is None
+  assert "56.40 M cycles; this TPU's clock is not known" in text
+  assert 'hours' not in text
+
+
+def test_without_a_known_epoch_there_is_the_schedule():
+  work = dataclasses.replace(make().workload, examples=None)
+  plan = make(workload=work)
+  assert plan.numbers()['epoch_minutes'] is None
+  assert 'schedule     112,602 steps in 1.9 hours' in report.summary(plan)
+
+
+def too_large(largest):
+  lack = estimate.Shortage(20 * 2**30, largest, [16, 24])
+  return make(compiled=None, schedule=None, shortage=lack)
+
+
+def test_by_how_much_it_does_not_fit():
+  plan = too_large(largest=24)
+  row, text = plan.numbers(), report.summary(plan)
+  assert row['fits'] is False
+  assert row['lacking_bytes'] == 20 * 2**30 - int(15.48 * 2**30)
+  assert 'does not fit by 4.52 GiB' in text
+  assert '24 a core fit: --config.batch_size=3072 (compiled: 16, 24)' in text
+  assert 'step ' not in text
+  other = dataclasses.replace(plan.shortage, shards=128)
+  text = report.summary(dataclasses.replace(plan, shortage=other))
+  assert '=3072 --config.data.shards=128 (compiled' in text
+  assert 'not even 1 a core fits' in report.summary(too_large(largest=0))
+
+
+def test_side_by_side():
+  text = report.comparison([make(), too_large(24), make('v6e:8x16', 128, 32)])
+  rows = {line[:18].strip(): line[18:].split() for line in text.splitlines()}
+  assert rows['fits'] == ['yes', 'no', 'yes']
+  assert rows['step ms'] == ['60.0', '-', '-']
+  assert rows['largest batch'] == ['-', '3,072', '-']
+  assert rows['hosts'] == ['16', '16', '32']
+
+
+def test_breakdown_adds_up():
+  lines = report.breakdown(make()).splitlines()
+  assert lines[1].split()[2:6] == ['10.00', '30.00', '70.9%', '#' * 24]
+  assert lines[2].split()[1:5] == ['16.40', '0.00', '29.1%', '#' * 10]
+
+
+def test_chart(tmp_path):
+  path = tmp_path / 'plan.png'
+  report.draw([make(), too_large(24), make(pod='v3:4x4', devices=32)], path)
+  assert path.read_bytes().startswith(b'\x89PNG')
+  assert list(tmp_path.iterdir()) == [path]
+  report.draw([too_large(24)], path)  # Nothing to draw is no error.
+
+
+@pytest.mark.parametrize(
+  ('number', 'text'),
+  [(2**30, '1.00 GiB'), (2**30 - 1, '1024.0 MiB'), (3 * 2**20, '3.0 MiB')],
+)
+def test_sizes(number, text):
+  assert report.size(number) == text
+
+
+def test_parts_and_blocks_computed_again():
+  plan = make()
+  work = dataclasses.replace(plan.workload, parts=4, remat=True)
+  plan = dataclasses.replace(plan, workload=work)
+  # The compiler saw one of the four.
+  assert plan.numbers()['flops_per_step'] == 4 * 1.3e12 * 128
+  said = 'batch        4,096: 32 a core, in 4 parts, blocks computed again\n'
+  assert said in report.summary(plan)
+
+
+@pytest.mark.parametrize(
+  ('parts', 'ascent', 'counted'),
+  [
+    # Of 32 images a core, and as many again as SAM climbs by.
+    (1, 6, 32 + 6),
+    (4, 8, 32 / 4 + 8 / 4),
+    (4, 6, 32 / 4 + 6 / 2),
+    (4, 7, 32 / 4 + 7),
+  ],
+)
+def test_sams_ascent_has_parts_of_its_own(parts, ascent, counted):
+  plan = make()
+  work = dataclasses.replace(plan.workload, parts=parts, ascent=ascent)
+  plan = dataclasses.replace(plan, workload=work)
+  expected = (32 + ascent) / counted * 1.3e12 * 128
+  assert plan.numbers()['flops_per_step'] == pytest.approx(expected)
+
+
+def test_what_form_is_planned_and_what_a_device_keeps():
+  plan = make()
+  work = dataclasses.replace(
+    plan.workload, fast_stem=True, shard_update=True, kept_bytes=2**27
+  )
+  fast = dataclasses.replace(plan, workload=work)
+  row = fast.numbers()
+  forms = row['fast_stem'], row['fused_blocks'], row['shard_update']
+  assert forms == (True, False, True)
+  assert row['state_bytes'] == 6 * row['state_bytes_per_device'] == 6 * 2**27
+  text = report.summary(fast)
+  assert 'form         fast stem, sharded update\n' in text
+  said = (
+    'state        768.0 MiB in all, of it parameters 256.0 MiB; 128.0 MiB a'
+  )
+  assert f'{said} core\n' in text
+  lines = report.comparison([plan, fast]).splitlines()
+  rows = {line[:18].strip(): line[18:].split() for line in lines}
+  assert rows['fast stem'] == rows['sharded update'] == ['no', 'yes']
+  assert rows['fused blocks'] == rows['blocks again'] == ['no', 'no']
+  assert rows['state a device'] == ['768.0', 'MiB', '128.0', 'MiB']

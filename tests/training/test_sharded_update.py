@@ -1,0 +1,241 @@
+"""A sharded update is the plain one."""
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnet_jax
+from nfnet_jax import trees
+from nfnet_jax.models import nfnet, registry
+from nfnet_jax.training import data_parallel, sharded_update, state, step
+from tests.training import test_loop
+
+DEVICES, BATCH, SIZE = 8, 16, 32
+
+
+def make_trainer(name='nfnet_two_blocks', **more):
+  recipe = {'clipping': 0.05, **more.pop('recipe', {})}
+  schedule = lambda count: 0.05 + 0.01 * count
+  return step.Trainer(
+    model=nfnet_jax.create(name, 10, **more.pop('model', {})),
+    optimizer=nfnet_jax.nfnet_sgd(schedule, **recipe),
+    schedule=schedule,
+    num_classes=10,
+    global_batch=BATCH,
+    ema_decay=0.9,
+    **more,
+  )
+
+
+def make_state(trainer):
+  made = state.create_state(
+    trainer.model, trainer.optimizer, seed=0, image_size=SIZE
+  )
+  # Skip gains off zero, so that the branches count.
+  lively = lambda path, leaf: leaf + 0.5 * path.endswith('skip_gain')
+  return jax.device_get(
+    made._replace(params=trees.map_named(lively, made.params))
+  )
+
+
+def make_batch(index):
+  rng = np.random.default_rng(index)
+  return {
+    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
+    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
+    'weight': np.ones((BATCH, 1), np.float32),
+    'position': np.arange(BATCH, dtype=np.int32),
+    'step': np.int32(index),
+  }
+
+
+def shard(trainer, least=512):
+  shapes = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
+  return sharded_update.ShardedTrainer(trainer, shapes, DEVICES, least=least)
+
+
+def train(trainer, initial, batches):
+  """Returns the plain state that a trainer comes to, and all metrics."""
+  devices = data_parallel.DataParallel()
+  update = devices.train_step(trainer)
+  reached, rows = devices.distribute(trainer, initial), []
+  for batch in batches:
+    reached, metrics = update(reached, devices.split(batch))
+    rows.append(jax.tree.map(float, jax.device_get(metrics)))
+  return jax.device_get(devices.collector(trainer)(reached)), rows
+
+
+def assert_alike(one, other, **tolerances):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(*map(jax.tree.leaves, (one, other))):
+    np.testing.assert_allclose(a, b, **tolerances)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def two_blocks():
+  """Adds an NFNet that compiles quickly to the table."""
+  variant = dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 1, 0, 0))
+  row = registry.get_spec('nfnet_pico')
+  row = dataclasses.replace(row, variant='two_blocks')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(nfnet.VARIANTS, 'two_blocks', variant)
+    patch.setitem(registry._SPECS, 'nfnet_two_blocks', row)
+    yield
+
+
+@pytest.fixture(scope='module')
+def plain():
+  return make_trainer()
+
+
+@pytest.fixture(scope='module')
+def initial(plain):
+  return make_state(plain)
+
+
+@pytest.fixture(scope='module')
+def ten_steps(plain, initial):
+  return train(plain, initial, map(make_batch, range(10)))
+
+
+@pytest.fixture(scope='module')
+def sharded_ten_steps(plain, initial):
+  return train(shard(plain), initial, map(make_batch, range(10)))
+
+
+def test_ten_steps_lose_alike(ten_steps, sharded_ten_steps):
+  for row, same in zip(ten_steps[1], sharded_ten_steps[1], strict=True):
+    assert row == pytest.approx(same, rel=1e-5, abs=1e-7)
+
+
+def test_ten_steps_lead_to_one_state(ten_steps, sharded_ten_steps):
+  assert_alike(ten_steps[0], sharded_ten_steps[0], rtol=1e-4, atol=2e-6)
+
+
+def test_shares_of_clipped_units_are_those_of_all(ten_steps, sharded_ten_steps):
+  """Bit for bit; of kernels that are split, and of some that are not."""
+  shares = collections.defaultdict(list)
+  for rows in (ten_steps[1], sharded_ten_steps[1]):
+    for row in rows:
+      for name, value in row.items():
+        if name.startswith('clipped'):
+          shares[name].append(value)
+  assert set(shares) == {
+    'clipped',
+    'clipped/kernels',
+    'clipped/gains and biases',
+  }
+  for name, values in shares.items():
+    assert values[:10] == values[10:], name
+    assert 0 < max(values) < 1
+
+
+def test_what_is_split_is_a_devices_own(plain, initial):
+  trainer, devices = shard(plain), data_parallel.DataParallel()
+  placed = devices.distribute(trainer, initial)
+  kernels = jax.tree.leaves(placed.kernels.params)
+  whole = dict(trees.named_leaves(initial.params))
+  assert len(kernels) == len(trainer.split_paths) > 10
+  assert sum(leaf.size for leaf in kernels) == sum(
+    whole[path].size for path in trainer.split_paths
+  )
+  for leaf in kernels:
+    assert leaf.shape[0] == DEVICES
+    assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+  trace = jax.tree.leaves(placed.kernels.opt_state)
+  assert sum(leaf.size for leaf in trace) > sum(leaf.size for leaf in kernels)
+
+
+def test_placed_and_put_together_is_the_same(plain, initial):
+  trainer, devices = shard(plain), data_parallel.DataParallel()
+  numbered = trees.map_named(
+    lambda path, leaf: (
+      np.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
+      + len(path) * (leaf.ndim > 0)
+    ),
+    initial,
+  )
+  placed = devices.distribute(trainer, numbered)
+  assert_alike(numbered, devices.collector(trainer)(placed), rtol=0)
+
+
+def test_small_or_odd_kernels_are_not_split(plain):
+  shapes = dict(trees.named_leaves(shard(plain).like.params))
+  split = shard(plain, least=2000).split_paths
+  assert split
+  for path, leaf in shapes.items():
+    is_split = path.endswith('/w') and leaf.size >= 2000
+    assert (path in split) == (is_split and leaf.shape[-1] % DEVICES == 0)
+  assert 'NFNet/~/linear/w' not in shard(plain, least=1).split_paths
+
+
+@pytest.mark.parametrize('spoil', ['image', 'step'])
+def test_a_bad_step_changes_nothing(plain, initial, spoil):
+  batch = make_batch(0)
+  batch[spoil] = batch[spoil] + (np.nan if spoil == 'image' else 1)
+  after, (row,) = train(shard(plain), initial, [batch])
+  assert row['applied'] == 0
+  assert_alike(initial, after, rtol=0)
+
+
+@pytest.mark.parametrize('sharded', [False, True], ids=['', 'sharded'])
+def test_a_stray_batch_on_one_device_is_refused_on_all(sharded):
+  """Else the devices' states would differ from there on."""
+  plain = test_loop.make_trainer()
+  initial = jax.device_get(
+    state.create_state(
+      plain.model, plain.optimizer, seed=0, image_size=test_loop.SIZE
+    )
+  )
+  like = jax.eval_shape(lambda: initial)
+  whole = sharded_update.ShardedTrainer(plain, like, DEVICES, least=1)
+  trainer, devices = whole if sharded else plain, data_parallel.DataParallel()
+  batch = devices.split(test_loop.make_batch(0))
+  batch['step'] = batch['step'].at[3].set(-1)
+  placed = devices.distribute(trainer, initial)
+  after, metrics = devices.train_step(trainer)(placed, batch)
+  assert metrics['applied'] == 0
+  for leaf, before in zip(
+    *map(jax.tree.leaves, (devices.collector(trainer)(after), initial))
+  ):
+    for shard_of_leaf in leaf.addressable_shards:
+      np.testing.assert_array_equal(shard_of_leaf.data, before)
+
+
+@pytest.mark.parametrize(
+  ('name', 'more'),
+  [
+    ('nfnet_two_blocks', {'accumulate': 2, 'remat': True}),
+    (
+      'nfnet_two_blocks',
+      {'model': {'fast_stem': True, 'fused_blocks': True}},
+    ),
+    pytest.param(
+      'nf_resnet_pico',
+      {'recipe': {'clipping': None, 'rms_decay': 0.9}},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param('bn_resnet_pico', {}, marks=pytest.mark.slow),
+  ],
+)
+def test_other_steps_are_alike(name, more):
+  plain = make_trainer(name, **more)
+  initial, batches = make_state(plain), [make_batch(0), make_batch(1)]
+  one, rows = train(plain, initial, batches)
+  other, same = train(shard(plain), initial, batches)
+  assert rows == [pytest.approx(row, rel=1e-4, abs=1e-6) for row in same]
+  assert_alike(one.step, other.step)
+  assert_alike(one.model_state, other.model_state, rtol=1e-4, atol=1e-5)
+  assert_alike(one.ema_params, other.ema_params, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_trains_alike(initial):
+  trainer = make_trainer(compute_dtype=jnp.bfloat16)
+  _, rows = train(trainer, initial, map(make_batch, range(3)))
+  _, same = train(shard(trainer), initial, map(make_batch, range(3)))
+  for row, other in zip(rows, same):
+    assert row['loss'] == pytest.approx(other['loss'], rel=1e-2)
