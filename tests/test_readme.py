@@ -31,7 +31,7 @@ from nfnet_jax.planning import report
 from tests import trained_weights
 from tests.end_to_end import pods
 from tests.launch import conftest
-from tests.pods import test_report
+from tests.planning import test_report
 
 flags.declare_key_flag('config')  # Of the door that is made here.
 

@@ -123,7 +123,7 @@ def _images(size: int):
   if not common_flags.DATASET.value:
     return jax.random.normal(jax.random.key(2), (_BATCH.value, size, size, 3))
   from nfnet_jax.data import pipeline, sources
-  from nfnet_jax.training import step
+  from nfnet_jax.models import inputs
 
   with errors.as_input_error():
     source = sources.load(
@@ -132,7 +132,7 @@ def _images(size: int):
     batches = pipeline.eval_batches(
       source, common_flags.SPLIT.value, batch_size=_BATCH.value, image_size=size
     )
-    return step.normalize(next(batches)['image'])
+    return inputs.normalize_images(next(batches)['image'])
 
 
 def _plot(name: str, rows: list[dict], path: pathlib.Path) -> None:

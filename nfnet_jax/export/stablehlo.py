@@ -10,7 +10,7 @@ import numpy as np
 
 from nfnet_jax import trees
 from nfnet_jax.export import fold
-from nfnet_jax.training import step
+from nfnet_jax.models import inputs
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -40,7 +40,7 @@ def predictor(folded: fold.Folded) -> Predict:
     for name, leaf in weights.items():
       path, _, last = name.rpartition('/')
       params.setdefault(path, {})[last] = leaf
-    return jax.nn.softmax(folded.apply(params, step.normalize(images)))
+    return jax.nn.softmax(folded.apply(params, inputs.normalize_images(images)))
 
   return predict
 

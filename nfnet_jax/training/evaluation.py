@@ -8,7 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnet_jax.models import registry
+from nfnet_jax.models import inputs, registry
 from nfnet_jax.storage import files
 from nfnet_jax.training import data_parallel
 from nfnet_jax.training import state as state_lib
@@ -36,7 +36,7 @@ def evaluator(model: registry.Model) -> Callable[..., dict[str, jax.Array]]:
     batch: step_lib.Batch,
     reduce: step_lib.Reduce,
   ) -> dict[str, jax.Array]:
-    images = step_lib.normalize(batch['image'])
+    images = inputs.normalize_images(batch['image'])
     logits, _ = model.apply(params, model_state, None, images, False)
     return reduce(classification_sums(logits, batch['label'], batch['mask']))
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from nfnet_jax import trees
+from nfnet_jax.models import inputs
 from nfnet_jax.training import data_parallel, sam
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
@@ -135,5 +136,7 @@ def _creation_order(
       f'{module}/{name}' for module in params for name in params[module]
     )
 
-  jax.eval_shape(init, jax.random.key(0), step_lib.normalize(batch['image']))
+  jax.eval_shape(
+    init, jax.random.key(0), inputs.normalize_images(batch['image'])
+  )
   return order

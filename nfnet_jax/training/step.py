@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from nfnet_jax.models import registry
+from nfnet_jax.models import inputs, registry
 from nfnet_jax.optim import agc, ema
 from nfnet_jax.training import sam
 from nfnet_jax.training import state as state_lib
@@ -22,22 +22,6 @@ from nfnet_jax.training import state as state_lib
 Batch = Mapping[str, jax.Array]
 Tree = Any
 Reduce = Callable[[Tree], Tree]
-
-IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
-IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
-
-
-def normalize(images: jax.Array) -> jax.Array:
-  """Maps pixels 0..255 to float32 of about zero mean and unit deviation.
-
-  Args:
-    images: `[..., 3]`, or with several pixels' channels on the last axis.
-  """
-  pixels = images.shape[-1] // 3
-  mean, std = (
-    jnp.tile(jnp.asarray(rgb), pixels) for rgb in (IMAGENET_MEAN, IMAGENET_STD)
-  )
-  return (images.astype(jnp.float32) - mean) / std
 
 
 def smooth_labels(
@@ -286,7 +270,7 @@ class Trainer:
       self.cast(params),
       state.model_state,
       jax.random.fold_in(jax.random.key(self.seed), state.step),
-      self.cast(normalize(batch['image'])),
+      self.cast(inputs.normalize_images(batch['image'])),
       True,
       batch['position'],
     )

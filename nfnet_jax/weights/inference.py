@@ -7,7 +7,7 @@ import numpy as np
 import tqdm
 
 from nfnet_jax import errors
-from nfnet_jax.training import step
+from nfnet_jax.models import inputs
 from nfnet_jax.weights import load
 
 
@@ -27,7 +27,9 @@ class Network:
 
     @jax.jit
     def run(params, state, images):
-      outputs = endpoints(params, state, None, step.normalize(images), False)[0]
+      outputs = endpoints(
+        params, state, None, inputs.normalize_images(images), False
+      )[0]
       return {
         'features': outputs['features'],
         'probabilities': jax.nn.softmax(outputs['logits']),

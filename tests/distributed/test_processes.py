@@ -10,7 +10,6 @@ import jax
 import pytest
 
 from nfnet_jax.distributed import preemption, processes
-from tests.training import test_exchange
 
 CLUSTERS = (
   'SLURM_STEP_NODELIST',
@@ -155,11 +154,11 @@ class TestClusters:
 
 
 def test_failing_tells_the_others_which_end_alike(monkeypatch, ends, capfd):
-  client = test_exchange.Client()
-  test_exchange.join(monkeypatch, 1, client=client)
+  client = test_collectives.Client()
+  test_collectives.join(monkeypatch, 1, client=client)
   with pytest.raises(Ended):
     processes.fail('the disk is full.', 2)
-  first = test_exchange.join(monkeypatch, 0, client=client)
+  first = test_collectives.join(monkeypatch, 0, client=client)
   monkeypatch.setattr(processes, '_ending', threading.Lock())
   with pytest.raises(Ended):
     processes._Watch(first, 60)._look(0)
@@ -189,7 +188,7 @@ def test_it_ends_even_where_nobody_reads(monkeypatch, ends, error):
 
 
 def test_what_takes_too_long_ends_all(monkeypatch, ends, capfd):
-  late, client = threading.Event(), test_exchange.Client()
+  late, client = threading.Event(), test_collectives.Client()
   give_up = processes._give_up
 
   def note(line):
@@ -198,7 +197,7 @@ def test_what_takes_too_long_ends_all(monkeypatch, ends, capfd):
     late.set()
 
   monkeypatch.setattr(processes, '_give_up', note)
-  test_exchange.join(monkeypatch, 1, client=client)
+  test_collectives.join(monkeypatch, 1, client=client)
   with processes.at_most(60, 'not said.'):
     pass
   with processes.at_most(0.01, 'The devices hang.'):
@@ -211,7 +210,7 @@ def test_what_takes_too_long_ends_all(monkeypatch, ends, capfd):
 def test_a_silent_process_is_noticed_in_time(monkeypatch, ends, capfd):
   clock = itertools.count(0, 10)
   monkeypatch.setattr(processes.time, 'monotonic', lambda: next(clock))
-  process_group = test_exchange.join(monkeypatch, 0, count=3)
+  process_group = test_collectives.join(monkeypatch, 0, count=3)
   watch = processes._Watch(process_group, 25)
   for beat in range(5):  # Both beat.
     process_group.client.key_value_set('nfnet_jax/beats/1', str(beat), True)
@@ -236,7 +235,7 @@ def test_what_another_process_caused_is_said_so():
 
 
 def test_a_stop_is_polled_by_one_counter_that_goes_on(monkeypatch):
-  test_exchange.join(monkeypatch, 1)
+  test_collectives.join(monkeypatch, 1)
   polls = []
   monkeypatch.setattr(
     preemption.multihost_utils,
@@ -251,7 +250,7 @@ def test_a_stop_is_polled_by_one_counter_that_goes_on(monkeypatch):
 
 
 def test_ctrl_c_in_one_process_stops_all(monkeypatch):
-  test_exchange.join(monkeypatch, 1)
+  test_collectives.join(monkeypatch, 1)
   sent = []
   with preemption.StopRequest():
     monkeypatch.setattr(os, 'kill', lambda *what: sent.append(what))

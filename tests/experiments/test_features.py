@@ -10,7 +10,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax.data import files, pipeline
 from nfnet_jax.experiments import convert, features
-from nfnet_jax.training import step
+from nfnet_jax.models import inputs
 from nfnet_jax.weights import inference
 from tests import trained_weights
 from tests.weights import trees
@@ -55,7 +55,11 @@ def extract(run_command, folder, tmp_path):
 def by_hand(weights, images):
   endpoints = jax.jit(weights.create().endpoints, static_argnums=4)
   outputs, _ = endpoints(
-    weights.params, weights.model_state, None, step.normalize(images), False
+    weights.params,
+    weights.model_state,
+    None,
+    inputs.normalize_images(images),
+    False,
   )
   return np.asarray(outputs['features'])
 

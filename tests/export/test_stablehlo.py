@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.export import fold, saved_model, stablehlo
-from nfnet_jax.training import step
+from nfnet_jax.models import inputs
 from tests import trained_weights
 
 IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 32, 32, 3))
@@ -18,7 +18,7 @@ def folded(request):
   """Predictor and weights, and the probabilities of the unfolded network."""
   model, trained = trained_weights.random_weights(request.param)
   logits, _ = jax.jit(lambda *args: model.apply(*args, False))(
-    trained.params, trained.model_state, None, step.normalize(IMAGES)
+    trained.params, trained.model_state, None, inputs.normalize_images(IMAGES)
   )
   network = fold.fold(model, trained.params, trained.model_state)
   weights = stablehlo.flatten(network.params)

@@ -13,7 +13,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.distributed import preemption
-from nfnet_jax.models import registry
+from nfnet_jax.models import inputs, registry
 from nfnet_jax.training import (
   checkpoint,
   data_parallel,
@@ -170,7 +170,7 @@ def test_evaluation_is_exact(whole):
   logits, labels = [], []
   for batch in eval_batches():
     kept = batch['mask'] > 0
-    images = np.asarray(step.normalize(batch['image'][kept]))
+    images = np.asarray(inputs.normalize_images(batch['image'][kept]))
     w, b = (final.params['linear'][name] for name in 'wb')
     logits.append(images.mean((1, 2)) @ w + b)
     labels.append(batch['label'][kept])

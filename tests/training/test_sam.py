@@ -13,7 +13,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.distributed import preemption
-from nfnet_jax.models import batch_norm, layers, registry
+from nfnet_jax.models import batch_norm, inputs, layers, registry
 from nfnet_jax.training import data_parallel, nonfinite, sam, state, step
 from tests.training import test_loop
 
@@ -306,7 +306,7 @@ def test_running_statistics_are_those_of_the_descent():
   )
   initial, batch = make_state(trainer), make_batch()
   final, _ = take_step(trainer, batch)
-  x = np.mean(step.normalize(batch['image']), (1, 2))
+  x = np.mean(inputs.normalize_images(batch['image']), (1, 2))
   mean = lambda params, x: np.mean(
     x @ params['linear']['w'] + params['linear']['b'], axis=0
   )

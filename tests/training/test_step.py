@@ -14,7 +14,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import trees
-from nfnet_jax.models import layers
+from nfnet_jax.models import inputs, layers
 from nfnet_jax.models.fast import stem
 from nfnet_jax.training import data_parallel, nonfinite, state, step
 from tests.training import test_loop
@@ -295,14 +295,19 @@ def test_labels_of_mixed_images_are_smoothed_after_mixing():
 
 def test_normalisation_has_imagenets_statistics():
   pixel = np.array([[255 * 0.485, 255 * 0.456, 255 * (0.406 + 0.225)]])
-  np.testing.assert_allclose(step.normalize(pixel), [[0, 0, 1]], atol=1e-5)
-  assert step.normalize(np.zeros((1, 3), np.uint8)).dtype == jnp.float32
+  np.testing.assert_allclose(
+    inputs.normalize_images(pixel), [[0, 0, 1]], atol=1e-5
+  )
+  assert (
+    inputs.normalize_images(np.zeros((1, 3), np.uint8)).dtype == jnp.float32
+  )
 
 
 def test_normalisation_of_blocks():
   batch, blocks = (make(0)['image'] for make in (make_batch, make_blocks))
   np.testing.assert_array_equal(
-    step.normalize(blocks), stem.to_blocks(step.normalize(batch))
+    inputs.normalize_images(blocks),
+    stem.to_blocks(inputs.normalize_images(batch)),
   )
 
 
