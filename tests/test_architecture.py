@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'nfnet_jax'
 
-_BASE = {'errors', 'trees'}
+_BASE = {'errors', 'preprocessing', 'trees'}
 _STORAGE = {*_BASE, 'storage'}
 _TRAINING = {
   *_STORAGE,
@@ -29,6 +29,7 @@ _CONFIG = {*_TRAINING, *_WEIGHTS, 'export', 'planning', 'data', 'config'}
 RULES = {
   'errors.py': set(),
   'trees.py': set(),
+  'preprocessing.py': set(),
   'plotting.py': {'storage'},
   'storage': _STORAGE,
   'models': {*_BASE, 'models'},

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from nfnet_jax import preprocessing
 from nfnet_jax.models import registry
 from nfnet_jax.weights import identify, load
 from tests.models import reference
@@ -25,7 +26,7 @@ def randomize(model: registry.Model):
   return jax.tree.map(lambda x: np.asarray(x, np.float32), (params, state))
 
 
-def random_weights(name: str, **changes):
+def random_weights(name: str, *, margin: int = 4, **changes):
   """Returns a model of ten classes and its weights."""
   model = registry.create(name, 10)
   params, state = randomize(model)
@@ -33,9 +34,9 @@ def random_weights(name: str, **changes):
     'num_classes': 10,
     'options': {},
     'class_names': [f'class {index}' for index in range(10)],
-    'size': 32,
-    'crop': model.spec.eval_crop,
-    'margin': 4,
+    'preprocessing': preprocessing.EvalPreprocessing(
+      32, model.spec.eval_crop, margin
+    ),
   }
   return model, load.Weights(params, state, name, **{**facts, **changes})
 
@@ -86,9 +87,9 @@ def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
 
   config = digits.get_config()
   config.model.name = weights.model
-  config.data.eval_size = weights.size
-  config.data.eval_crop = weights.crop
-  config.data.eval_margin = weights.margin
+  config.data.eval_size = weights.preprocessing.size
+  config.data.eval_crop = weights.preprocessing.crop
+  config.data.eval_margin = weights.preprocessing.margin
   config = validate.resolve_and_check(config)
   workdir_lib.save(config, workdir, weights.class_names)
   raw = jax.tree.map(np.zeros_like, weights.params)

@@ -25,14 +25,15 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
-from nfnet_jax.data import examples, pipeline, sources
+from nfnet_jax import preprocessing
+from nfnet_jax.data import pipeline, sources
 from nfnet_jax.training import data_parallel
 
 FOLDER = pathlib.Path(__file__).parent
 SIZE, BATCH, PHOTOS = 192, 32, 512
 RECIPE = {'crop': 'distorted', 'flip': True}
 MIX = {'mixup': True, 'cutmix': True}
-RANDAUGMENT = {'layers': 4, 'magnitude': 5}
+RANDAUGMENT = {'randaugment_layers': 4, 'randaugment_magnitude': 5}
 
 # Stage -> what it adds to reading; None reads records and nothing else.
 STAGES = {
@@ -103,7 +104,7 @@ def stream(source: sources.Source, stage: str):
     image_size=SIZE,
     shards=1,
     seed=0,
-    augmentation=examples.Augmentation(**options),
+    augmentation=preprocessing.Augmentation(**options),
   )
   batches = pipeline.train_batches(spec)
   if stage.endswith('device'):

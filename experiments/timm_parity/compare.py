@@ -51,9 +51,7 @@ def random_weights(name: str) -> load.Weights:
     num_classes=1000,
     options={},
     class_names=(),
-    size=spec.test_size,
-    crop=spec.eval_crop,
-    margin=32,
+    preprocessing=spec.preprocessing,
   )
 
 

@@ -82,7 +82,10 @@ def get_weights():
     weights = load.load_weights(WEIGHTS.value)
     if TIMM_FORWARD.value:
       weights = weights.with_options(timm_forward=True)
-    return dataclasses.replace(weights, size=SIZE.value or weights.size)
+    if not SIZE.value:
+      return weights
+    changed = dataclasses.replace(weights.preprocessing, size=SIZE.value)
+    return dataclasses.replace(weights, preprocessing=changed)
 
 
 def get_workdir():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from nfnet_jax import errors
+from nfnet_jax import errors, preprocessing
 from nfnet_jax.config import base as config_lib
 from nfnet_jax.config import resolve, validate
 from nfnet_jax.distributed import collectives
@@ -204,18 +204,12 @@ class Experiment:
     self, first_step: int, log_fn: Callable[[str], None]
   ) -> Iterator[loop.Batch]:
     """Streams this process's training batches from a step on."""
-    from nfnet_jax.data import examples, pipeline
+    from nfnet_jax.data import pipeline
 
     data = self.config.data
-    augmentation = examples.Augmentation(
-      crop=data.crop,
-      flip=data.flip,
-      shift=data.shift,
-      mixup=data.mixup,
-      cutmix=data.cutmix,
-      partners=data.partners,
-      layers=data.randaugment_layers,
-      magnitude=data.randaugment_magnitude,
+    fields = dataclasses.fields(preprocessing.Augmentation)
+    augmentation = preprocessing.Augmentation(
+      **{field.name: data[field.name] for field in fields}
     )
     spec = pipeline.TrainSpec(
       source=self.source,
@@ -245,9 +239,9 @@ class Experiment:
         data.eval_split,
         # Rounded up: padding is masked, so any number of devices will do.
         batch_size=-(-run.eval_batch_size // devices) * devices,
-        image_size=data.eval_size,
-        crop=data.eval_crop,
-        margin=data.eval_margin,
+        preprocessing=preprocessing.EvalPreprocessing(
+          data.eval_size, data.eval_crop, data.eval_margin
+        ),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         max_bad_records=run.max_bad_records,

@@ -1,9 +1,8 @@
 """From raw records to training examples: decode, crop, mix, augment."""
 
-import dataclasses
-
 import tensorflow as tf
 
+from nfnet_jax import preprocessing
 from nfnet_jax.data import augment, faults, mix, preprocess, sources
 
 # What an example's draws are for, and how far apart those of two raw images
@@ -12,54 +11,12 @@ _SHIFT, _FLIP, _CROP, _MIX, _AUGMENT = range(5)
 _NEXT_IMAGE = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-  """What happens to training images, in this order.
-
-  Attributes:
-    crop: 'distorted' for a random window, 'whole' for the whole image.
-    flip: whether images are mirrored at random.
-    shift: pixels of random translation, at the final size.
-    mixup: whether images are mixed by MixUp.
-    cutmix: whether images are mixed by CutMix; with both, the first half of a
-      shard's part of the batch is by MixUp and the second by CutMix.
-    partners: 'fresh' mixes with images of their own, so that two are decoded
-      for each one delivered, as published; 'in_batch' mixes neighbours with
-      each other and decodes half as many.
-    layers: operations of RandAugment; 0 for none.
-    magnitude: of RandAugment.
-  """
-
-  crop: str = 'whole'
-  flip: bool = False
-  shift: int = 0
-  mixup: bool = False
-  cutmix: bool = False
-  partners: str = 'fresh'
-  layers: int = 0
-  magnitude: int = 0
-
-  @property
-  def mixes(self) -> bool:
-    return self.mixup or self.cutmix
-
-  @property
-  def records_in(self) -> int:
-    """Records that are made into examples together."""
-    return 2 if self.mixes else 1
-
-  @property
-  def examples_out(self) -> int:
-    """Examples that are made of them."""
-    return 2 if self.mixes and self.partners == 'in_batch' else 1
-
-
 class ExampleMaker:
   """Makes numbered groups of records into examples, as a map of a dataset.
 
   Args:
     source: what the records are of.
-    augmentation: see `Augmentation`.
+    augmentation: see `preprocessing.Augmentation`.
     image_size: pixels a side.
     seed: root of all draws.
     per_shard: examples of one shard in a batch.
@@ -71,7 +28,7 @@ class ExampleMaker:
   def __init__(
     self,
     source: sources.Source,
-    augmentation: Augmentation,
+    augmentation: preprocessing.Augmentation,
     *,
     image_size: int,
     seed: int,
@@ -88,8 +45,13 @@ class ExampleMaker:
     self._groups = groups
     self._first_position = first_position
     self._block = block
-    self._rand_augment = augmentation.layers and augment.RandAugment(
-      image_size, augmentation.layers, augmentation.magnitude
+    self._rand_augment = (
+      augmentation.randaugment_layers
+      and augment.RandAugment(
+        image_size,
+        augmentation.randaugment_layers,
+        augmentation.randaugment_magnitude,
+      )
     )
 
   def __call__(self, group, numbered_records, view=None):

@@ -10,6 +10,7 @@ from etils import epath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nfnet_jax import preprocessing as preprocessing_lib
 from nfnet_jax.data import preprocess
 
 # Files that are read ahead of the one that is asked for.
@@ -95,15 +96,13 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def prepare(
-  paths: Sequence[str], size: int, crop: str, margin: int
+  paths: Sequence[str], preprocessing: preprocessing_lib.EvalPreprocessing
 ) -> Iterator[Prepared]:
   """Reads, crops and resizes images in the background, in their order.
 
   Args:
     paths: as from `find_images`.
-    size: pixels a side.
-    crop: a key of `preprocess.CROPS`.
-    margin: see `preprocess.squash`.
+    preprocessing: what is done to each image.
 
   Yields:
     A `Prepared` a path; those that cannot be read say why.
@@ -116,7 +115,9 @@ def prepare(
       return Prepared(path, None, 'no format that Pillow knows')
     except Exception as error:  # Pillow's plugins raise anything.
       return Prepared(path, None, _one_line(error))
-    return Prepared(path, preprocess.CROPS[crop](pixels, size, margin).numpy())
+    crop = preprocess.CROPS[preprocessing.crop]
+    image = crop(pixels, preprocessing.size, preprocessing.margin)
+    return Prepared(path, image.numpy())
 
   with futures.ThreadPoolExecutor() as pool:
     remaining = iter(paths)

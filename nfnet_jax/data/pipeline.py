@@ -14,6 +14,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from nfnet_jax import preprocessing as preprocessing_lib
 from nfnet_jax.data import examples, faults, preprocess, records, sources
 
 Batch = dict[str, np.ndarray]
@@ -35,7 +36,7 @@ class TrainSpec:
     image_size: pixels a side.
     shards: data shards of the run, a multiple of the number of processes.
     seed: root of order and augmentation.
-    augmentation: see `examples.Augmentation`.
+    augmentation: see `preprocessing.Augmentation`.
     block: pixels a side of the blocks that images are cut into, which divide
       them; a block's pixels lie side by side on the last axis. 1 for whole
       images.
@@ -50,7 +51,7 @@ class TrainSpec:
   image_size: int
   shards: int
   seed: int
-  augmentation: examples.Augmentation
+  augmentation: preprocessing_lib.Augmentation
   block: int = 1
   shuffle_buffer: int = 65_536
   max_bad_records: int = 0
@@ -167,9 +168,7 @@ def eval_batches(
   split: str,
   *,
   batch_size: int,
-  image_size: int,
-  crop: str = 'squash',
-  margin: int = 0,
+  preprocessing: preprocessing_lib.EvalPreprocessing,
   process_index: int = 0,
   process_count: int = 1,
   max_bad_records: int = 0,
@@ -181,9 +180,7 @@ def eval_batches(
     source: where records come from.
     split: TFDS split.
     batch_size: examples of the global batch, a multiple of `process_count`.
-    image_size: pixels a side.
-    crop: 'squash' or 'centre'; see `preprocess`.
-    margin: pixels cut off; see `preprocess.squash`.
+    preprocessing: what is done to each image.
     process_index: which part.
     process_count: of how many.
     max_bad_records: how many unusable records a process leaves out.
@@ -203,7 +200,7 @@ def eval_batches(
 
   def view(record: tf.Tensor):
     encoded, label = source.parse(record)
-    image = preprocess.decode_and_crop(encoded, crop, image_size, margin)
+    image = preprocess.decode_and_crop(encoded, preprocessing)
     return image, label, examples.in_range(label, source)
 
   def example(record_id, view):
@@ -217,7 +214,7 @@ def eval_batches(
       'usable': usable,
     }
 
-  nothing = examples.no_view(image_size)
+  nothing = examples.no_view(preprocessing.size)
   padding = {**example(tf.constant(-1, tf.int64), nothing), 'usable': True}
 
   def make(start: int, careful: bool) -> tf.data.Dataset:

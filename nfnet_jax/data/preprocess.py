@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from nfnet_jax import preprocessing as preprocessing_lib
+
 # Area and aspect ratio of a random crop, how much of the image it must hold
 # (which makes the least area a tenth), and how often it is tried.
 _AREA = (0.08, 1.0)
@@ -123,21 +125,21 @@ def centre_crop(image: tf.Tensor, size: int, margin: int) -> tf.Tensor:
   return resize(image[y : y + height, x : x + width], size)
 
 
-# What evaluation may cut.
+# By the names of `preprocessing.CROPS`.
 CROPS = {'squash': squash, 'centre': centre_crop}
 
 
 def decode_and_crop(
-  encoded: tf.Tensor, crop: str, size: int, margin: int
+  encoded: tf.Tensor, preprocessing: preprocessing_lib.EvalPreprocessing
 ) -> tf.Tensor:
   """Decodes an image and crops it for evaluation, float32 `[size, size, 3]`.
 
   Args:
     encoded: bytes as `decode` takes them.
-    crop: a key of `CROPS`.
-    size: pixels a side.
-    margin: see `squash` and `centre_window`.
+    preprocessing: size, crop and margin.
   """
+  crop, size = preprocessing.crop, preprocessing.size
+  margin = preprocessing.margin
   if crop == 'centre':
     choose = lambda shape: centre_window(shape, size, margin)
     return resize(decode_window(encoded, choose), size)

@@ -18,6 +18,7 @@ The README has a program that loads them. `--json` prints one object.
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -77,7 +78,7 @@ def _fold(weights):
 
   network = weights.create(), weights.params, weights.model_state
   folded = fold.fold(*network)
-  difference = fold.difference(*network, folded, weights.size)
+  difference = fold.difference(*network, folded, weights.preprocessing.size)
   if not difference <= _TOLERANCE:  # NaN, too.
     raise errors.InputError(
       f'Folding changes the logits by {difference:.1e} of the largest, more '
@@ -95,7 +96,7 @@ def _write(out: pathlib.Path, weights, folded) -> dict:
 
   predict = stablehlo.predictor(folded)
   arrays = stablehlo.flatten(folded.params)
-  exported = stablehlo.program(predict, arrays, weights.size)
+  exported = stablehlo.program(predict, arrays, weights.preprocessing.size)
   facts = _facts(weights, exported)
   with contextlib.ExitStack() as stack:
     program, archive, description = (
@@ -109,7 +110,7 @@ def _write(out: pathlib.Path, weights, folded) -> dict:
       from nfnet_jax.export import saved_model
 
       with _replacing(out / 'saved_model') as folder:
-        saved_model.save(folder, predict, arrays, weights.size)
+        saved_model.save(folder, predict, arrays, weights.preprocessing.size)
   return facts
 
 
@@ -121,9 +122,7 @@ def _facts(weights, exported) -> dict:
 
   return {
     'model': weights.model,
-    'size': weights.size,
-    'crop': weights.crop,
-    'margin': weights.margin,
+    **dataclasses.asdict(weights.preprocessing),
     'class_names': list(weights.class_names),
     'platforms': list(exported.platforms),
     'calling_convention_version': exported.calling_convention_version,

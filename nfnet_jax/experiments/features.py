@@ -66,7 +66,7 @@ def _of_files(arguments: Sequence[str]):
     paths = files.find_images(arguments)
   weights = common_flags.get_weights()
   network = inference.Network(weights, min(_BATCH, len(paths)))
-  prepared = files.prepare(paths, weights.size, weights.crop, weights.margin)
+  prepared = files.prepare(paths, weights.preprocessing)
   features, kept, faults = [], [], []
   for batch in inference.in_batches(prepared, _BATCH, len(paths)):
     faults += [(item.path, item.fault) for item in batch if item.fault]
@@ -105,9 +105,7 @@ def _of_dataset():
       source,
       common_flags.SPLIT.value,
       batch_size=_BATCH,
-      image_size=weights.size,
-      crop=weights.crop,
-      margin=weights.margin,
+      preprocessing=weights.preprocessing,
       note=command.log,
     )
     total = -(-examples // _BATCH)

@@ -69,7 +69,7 @@ def _predict(weights, paths):
 
   size = min(_BATCH.value, len(paths))
   network = inference.Network(weights, size)
-  images = files.prepare(paths, weights.size, weights.crop, weights.margin)
+  images = files.prepare(paths, weights.preprocessing)
   for batch in inference.in_batches(images, size, len(paths)):
     readable = [prepared.image for prepared in batch if not prepared.fault]
     outputs = iter(network(readable)['probabilities'] if readable else ())

@@ -19,7 +19,7 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax import errors
+from nfnet_jax import errors, preprocessing
 from nfnet_jax.cli import command, common_flags
 
 for _name in (
@@ -130,7 +130,10 @@ def _images(size: int):
       common_flags.DATASET.value, common_flags.DATA_DIR.value
     )
     batches = pipeline.eval_batches(
-      source, common_flags.SPLIT.value, batch_size=_BATCH.value, image_size=size
+      source,
+      common_flags.SPLIT.value,
+      batch_size=_BATCH.value,
+      preprocessing=preprocessing.EvalPreprocessing(size, margin=0),
     )
     return inputs.normalize_images(next(batches)['image'])
 

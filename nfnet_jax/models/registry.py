@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 
+from nfnet_jax import preprocessing
 from nfnet_jax.models import (
   bn_nfnet,
   bn_resnet,
@@ -45,6 +46,11 @@ class ModelSpec:
   augment_magnitude: int = 0
   reported_top1: float | None = None
   source: str = ''
+
+  @property
+  def preprocessing(self) -> preprocessing.EvalPreprocessing:
+    """What published evaluations of the model do to an image."""
+    return preprocessing.EvalPreprocessing(self.test_size, self.eval_crop)
 
   @property
   def options(self) -> Collection[str]:

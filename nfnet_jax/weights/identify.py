@@ -102,7 +102,7 @@ def check(
   name: str,
   num_classes: int,
   options: Mapping[str, Any],
-  trees: tuple[Tree, Tree],
+  variables: tuple[Tree, Tree],
 ) -> None:
   """Checks that parameters and state are those of a model.
 
@@ -118,16 +118,16 @@ def check(
     raise MismatchError(
       f"'{name}' cannot be built with {dict(options)}: {error}"
     ) from error
-  wrong = differences(trees, expected)
+  wrong = differences(variables, expected)
   if wrong:
     raise _mismatch(f"of '{name}'", wrong)
 
 
 def differences(
-  trees: tuple[Tree, Tree], expected: tuple[Tree, Tree]
+  variables: tuple[Tree, Tree], expected: tuple[Tree, Tree]
 ) -> list[str]:
   """Lists the paths at which parameters and state differ from the expected."""
-  has = _shapes(trees)
+  has = _shapes(variables)
   wants = _shapes(expected)
   return [
     f'{path} is {has.get(path, "missing")}, not {wants.get(path, "there")}'
@@ -136,10 +136,10 @@ def differences(
   ]
 
 
-def _shapes(trees: tuple[Tree, Tree]) -> dict[str, list[int]]:
+def _shapes(variables: tuple[Tree, Tree]) -> dict[str, list[int]]:
   return {
     path: list(np.shape(leaf))
-    for tree in trees
+    for tree in variables
     for path, leaf in trees.named_leaves(tree)
   }
 

@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 import numpy as np
 
+from nfnet_jax import preprocessing
 from nfnet_jax.models import registry
 from nfnet_jax.storage import failures, files
 from nfnet_jax.weights import arrays as arrays_lib
@@ -34,17 +35,13 @@ PUBLISHED_MD5 = {
 
 # First words of the names in a flat file.
 PARAMS, STATE = 'params', 'state'
-# Pixels that published evaluations cut off.
-_MARGIN = 32
-_CROPS = ('squash', 'centre')
-_EVALUATION = ('size', 'crop', 'margin')
+_EVALUATION = tuple(
+  field.name for field in dataclasses.fields(preprocessing.EvalPreprocessing)
+)
 # What a note may say, if it says anything.
 _METADATA_CHECKS = {
   'model': lambda value: isinstance(value, str),
   'options': lambda value: isinstance(value, dict),
-  'size': lambda value: type(value) is int and value > 0,
-  'crop': lambda value: value in _CROPS,
-  'margin': lambda value: type(value) is int and value >= 0,
   'class_names': lambda value: (
     isinstance(value, list) and all(isinstance(name, str) for name in value)
   ),
@@ -69,9 +66,7 @@ class Weights:
     num_classes: size of the logits.
     options: of the model's module, where they are not its own defaults.
     class_names: what the logits stand for.
-    size: pixels a side in evaluation.
-    crop: 'squash' or 'centre'; see `data.preprocess`.
-    margin: pixels that evaluation cuts off; see `data.preprocess.squash`.
+    preprocessing: what evaluation does to an image.
   """
 
   params: Tree
@@ -80,9 +75,7 @@ class Weights:
   num_classes: int
   options: Mapping[str, Any]
   class_names: Sequence[str]
-  size: int
-  crop: str
-  margin: int
+  preprocessing: preprocessing.EvalPreprocessing
 
   def create(self) -> registry.Model:
     """Builds the model that the weights are of."""
@@ -108,9 +101,7 @@ class Weights:
       'num_classes': self.num_classes,
       'options': dict(self.options),
       'class_names': list(self.class_names),
-      'size': self.size,
-      'crop': self.crop,
-      'margin': self.margin,
+      **dataclasses.asdict(self.preprocessing),
     }
 
 
@@ -276,10 +267,23 @@ def _describe(
     num_classes=num_classes,
     options=options,
     class_names=class_names,
-    size=metadata.get('size') or spec.test_size,
-    crop=metadata.get('crop') or spec.eval_crop,
-    margin=_MARGIN if metadata.get('margin') is None else metadata['margin'],
+    preprocessing=_preprocessing(metadata, spec),
   )
+
+
+def _preprocessing(
+  metadata: Mapping[str, Any], spec: registry.ModelSpec
+) -> preprocessing.EvalPreprocessing:
+  """Return what the metadata say, and the published values where they do not."""
+  given = {
+    name: metadata[name]
+    for name in _EVALUATION
+    if metadata.get(name) is not None
+  }
+  try:
+    return dataclasses.replace(spec.preprocessing, **given)
+  except ValueError as error:
+    raise WeightsError(f'their metadata are wrong: {error}') from error
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnet_jax.data import examples, faults, pipeline, sources
+from nfnet_jax import preprocessing
+from nfnet_jax.data import faults, pipeline, sources
 from tests import imagenet
 
 GOOD = 40
-RECIPE = examples.Augmentation(
+RECIPE = preprocessing.Augmentation(
   crop='distorted', flip=True, mixup=True, cutmix=True
 )
 
@@ -95,7 +96,10 @@ def test_bad_record_is_named(tmp_path, spoil, said):
   with pytest.raises(faults.BadDataError, match=where):
     take(spec(source))
   evaluation = pipeline.eval_batches(
-    source, 'train', batch_size=8, image_size=16
+    source,
+    'train',
+    batch_size=8,
+    preprocessing=preprocessing.EvalPreprocessing(16, margin=0),
   )
   with pytest.raises(faults.BadDataError, match=where):
     list(evaluation)
@@ -135,7 +139,7 @@ def test_stream_with_bad_records_resumes_bit_for_bit(tmp_path):
 
 
 def test_records_before_the_resumed_one_are_not_decoded(tmp_path):
-  plain = examples.Augmentation(crop='distorted')
+  plain = preprocessing.Augmentation(crop='distorted')
   source, _ = store(tmp_path, bad_images=(0, 9, 23))
   epoch = GOOD // 8
   usable = [
@@ -154,7 +158,7 @@ def test_records_before_the_resumed_one_are_not_decoded(tmp_path):
 
 def test_alone_a_bad_record_weighs_nothing(tmp_path):
   source, _ = store(tmp_path, bad_images=[7])
-  plain = examples.Augmentation(crop='distorted')
+  plain = preprocessing.Augmentation(crop='distorted')
   batches = take(spec(source, 1, plain), 5)  # An epoch.
   weights = np.concatenate([batch['weight'] for batch in batches])
   assert sorted(weights[:, 0]) == [0] + [1] * (GOOD - 1)
@@ -167,7 +171,7 @@ def test_evaluation_leaves_allowed_bad_records_out(tmp_path):
     source,
     'train',
     batch_size=16,
-    image_size=16,
+    preprocessing=preprocessing.EvalPreprocessing(16, margin=0),
     max_bad_records=2,
     log_fn=notes.append,
   )
@@ -194,7 +198,10 @@ def test_short_file_is_named(tmp_path):
   with pytest.raises(faults.BadDataError, match=said):
     take(spec(source))
   evaluation = pipeline.eval_batches(
-    source, 'train', batch_size=8, image_size=16
+    source,
+    'train',
+    batch_size=8,
+    preprocessing=preprocessing.EvalPreprocessing(16, margin=0),
   )
   with pytest.raises(faults.BadDataError, match=said):
     list(evaluation)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from nfnet_jax import preprocessing
 from nfnet_jax.data import files, pipeline, preprocess, sources
 
 
@@ -59,7 +60,9 @@ def big_endian_tiff(pixels):
 
 
 def prepared(path, size=24, crop='squash', margin=8):
-  (result,) = files.prepare([os.fspath(path)], size, crop, margin)
+  (result,) = files.prepare(
+    [os.fspath(path)], preprocessing.EvalPreprocessing(size, crop, margin)
+  )
   return result
 
 
@@ -371,9 +374,7 @@ def test_pixels_are_those_of_evaluation(tmp_path, crop, mode):
       sources.load(str(tmp_path / 'root')),
       'train',
       batch_size=1,
-      image_size=size,
-      crop=crop,
-      margin=margin,
+      preprocessing=preprocessing.EvalPreprocessing(size, crop, margin=margin),
     )
     ours = prepared(path, size, crop, margin)
     assert ours.fault == ''
@@ -390,7 +391,9 @@ def test_the_two_crops_differ(tmp_path):
 def test_a_jpeg_is_close_to_what_evaluation_decodes(tmp_path):
   path = save(tmp_path / 'a.jpg', quality=95)
   for crop in preprocess.CROPS:
-    theirs = preprocess.decode_and_crop(path.read_bytes(), crop, 24, 8)
+    theirs = preprocess.decode_and_crop(
+      path.read_bytes(), preprocessing.EvalPreprocessing(24, crop, 8)
+    )
     ours = prepared(path, crop=crop).image
     assert np.abs(ours - theirs.numpy()).mean() < 2
 
@@ -414,7 +417,9 @@ def test_many_files_keep_their_order(tmp_path):
     else:
       Image.new('RGB', (4, 4), (index, 0, 0)).save(path)
     paths.append(str(path))
-  results = list(files.prepare(paths, 4, 'squash', 0))
+  results = list(
+    files.prepare(paths, preprocessing.EvalPreprocessing(4, 'squash', 0))
+  )
   assert [result.path for result in results] == paths
   for index, result in enumerate(results):
     assert bool(result.fault) == (index % 7 == 3)
@@ -431,7 +436,7 @@ def test_no_more_than_some_files_are_read_ahead(monkeypatch):
 
   monkeypatch.setattr(files, 'read_image', read)
   paths = [f'{index}.png' for index in range(4 * files._AHEAD)]
-  stream = files.prepare(paths, 8, 'squash', 0)
+  stream = files.prepare(paths, preprocessing.EvalPreprocessing(8, 'squash', 0))
   assert next(stream).path == '0.png'
   stream.close()
   assert len(opened) <= files._AHEAD + 1

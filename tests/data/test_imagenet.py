@@ -7,22 +7,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnet_jax.data import examples, pipeline, records, sources
+from nfnet_jax import preprocessing
+from nfnet_jax.data import pipeline, records, sources
 from nfnet_jax.models.fast import stem
 from tests import imagenet
 
-RECIPE = examples.Augmentation(
+RECIPE = preprocessing.Augmentation(
   crop='distorted',
   flip=True,
   mixup=True,
   cutmix=True,
-  layers=4,
-  magnitude=5,
+  randaugment_layers=4,
+  randaugment_magnitude=5,
 )
 IN_BATCH = dataclasses.replace(RECIPE, partners='in_batch')
 # Most of the time would go into tracing RandAugment.
-MIXED = dataclasses.replace(RECIPE, layers=0)
-MIXED_IN_BATCH = dataclasses.replace(IN_BATCH, layers=0)
+MIXED = dataclasses.replace(RECIPE, randaugment_layers=0)
+MIXED_IN_BATCH = dataclasses.replace(IN_BATCH, randaugment_layers=0)
 
 
 @pytest.fixture(scope='module')
@@ -126,7 +127,7 @@ def test_parallelism_changes_nothing(spec, monkeypatch):
 def test_fresh_partners_read_two_images_for_each_example(spec):
   plain = dataclasses.replace(
     spec,
-    augmentation=examples.Augmentation(crop='distorted', mixup=True),
+    augmentation=preprocessing.Augmentation(crop='distorted', mixup=True),
     shards=1,
   )
   batches = take(plain, 3)  # 96 images in 48 examples.
@@ -161,7 +162,7 @@ def test_mixed_images_are_what_their_labels_say(tmp_path):
     image_size=16,
     shards=2,
     seed=0,
-    augmentation=examples.Augmentation(
+    augmentation=preprocessing.Augmentation(
       crop='distorted', mixup=True, cutmix=True
     ),
   )
@@ -189,7 +190,7 @@ def test_one_kind_of_mixing_is_for_the_whole_batch(tmp_path, kind):
     image_size=16,
     shards=1,
     seed=0,
-    augmentation=examples.Augmentation(**{kind: True}),
+    augmentation=preprocessing.Augmentation(**{kind: True}),
   )
   (batch,) = take(spec, 1)
   levels = [len(np.unique(image.round(2))) for image in batch['image']]
@@ -201,7 +202,7 @@ def test_one_kind_of_mixing_is_for_the_whole_batch(tmp_path, kind):
 
 def test_without_randaugment_values_leave_0_to_255(small_imagenet, spec):
   crops = dataclasses.replace(
-    spec, augmentation=examples.Augmentation(crop='distorted', flip=True)
+    spec, augmentation=preprocessing.Augmentation(crop='distorted', flip=True)
   )
   images = np.concatenate([batch['image'] for batch in take(crops, 4)])
   assert images.dtype == np.float32
@@ -219,9 +220,7 @@ def test_evaluation_sees_every_image_once(small_imagenet, crop):
         small_imagenet,
         'validation',
         batch_size=9,
-        image_size=24,
-        crop=crop,
-        margin=8,
+        preprocessing=preprocessing.EvalPreprocessing(24, crop, margin=8),
         process_index=index,
         process_count=processes,
       )

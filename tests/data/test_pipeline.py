@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnet_jax.data import examples, pipeline, preprocess, sources
+from nfnet_jax import preprocessing
+from nfnet_jax.data import pipeline, preprocess, sources
 from nfnet_jax.models.fast import stem
 
 SIZE = 53
@@ -55,7 +56,7 @@ def spec(numbered):
     image_size=8,
     shards=4,
     seed=3,
-    augmentation=examples.Augmentation(shift=2, flip=True),
+    augmentation=preprocessing.Augmentation(shift=2, flip=True),
   )
 
 
@@ -157,7 +158,7 @@ def test_a_global_seed_changes_nothing(spec):
 
 def test_augmentation_differs_between_epochs_and_positions(digits):
   spec = pipeline.TrainSpec(
-    digits, 'train[:4]', 4, 32, 1, 0, examples.Augmentation(shift=4)
+    digits, 'train[:4]', 4, 32, 1, 0, preprocessing.Augmentation(shift=4)
   )
   images = np.concatenate([batch['image'] for batch in take(spec, 8)])
   assert len({image.tobytes() for image in images}) > 24
@@ -171,7 +172,7 @@ def test_evaluation_sees_every_example_once(numbered, processes):
         numbered,
         'train',
         batch_size=8,
-        image_size=8,
+        preprocessing=preprocessing.EvalPreprocessing(8, margin=0),
         process_index=index,
         process_count=processes,
       )
@@ -196,7 +197,10 @@ def test_digits_are_split_by_class_without_overlap(digits):
     [
       batch['label'][batch['mask'] > 0]
       for batch in pipeline.eval_batches(
-        digits, 'test', batch_size=64, image_size=8
+        digits,
+        'test',
+        batch_size=64,
+        preprocessing=preprocessing.EvalPreprocessing(8, margin=0),
       )
     ]
   )

@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
+from nfnet_jax import preprocessing
 from nfnet_jax.data import preprocess
 
 
@@ -141,7 +142,9 @@ def test_one_pixel_goes_through(name):
     ours = preprocess.decode_window(encoded, choose)
     np.testing.assert_array_equal(ours, pixel)
   for crop in preprocess.CROPS:
-    ours = preprocess.decode_and_crop(encoded, crop, 8, 4)
+    ours = preprocess.decode_and_crop(
+      encoded, preprocessing.EvalPreprocessing(8, crop, 4)
+    )
     np.testing.assert_allclose(ours, np.tile(pixel, (8, 8, 1)), atol=1e-3)
 
 
@@ -160,7 +163,9 @@ def test_corrupt_jpeg_raises(keep):
   broken = encoded[: keep if keep > 1 else int(keep * len(encoded))]
   for crop in preprocess.CROPS:
     with pytest.raises(tf.errors.InvalidArgumentError):
-      preprocess.decode_and_crop(broken, crop, 32, 0)
+      preprocess.decode_and_crop(
+        broken, preprocessing.EvalPreprocessing(32, crop, 0)
+      )
   with pytest.raises(tf.errors.InvalidArgumentError):
     window_decoder()(broken, (0, 0, 64, 64))
 
@@ -170,7 +175,9 @@ def test_what_is_no_image_raises():
     with pytest.raises(tf.errors.InvalidArgumentError):
       preprocess.decode(encoded)
     with pytest.raises(tf.errors.InvalidArgumentError):
-      preprocess.decode_and_crop(encoded, 'centre', 8, 0)
+      preprocess.decode_and_crop(
+        encoded, preprocessing.EvalPreprocessing(8, 'centre', 0)
+      )
 
 
 @functools.cache
@@ -332,7 +339,9 @@ def test_resize_is_plain_bicubic(shape, size, atol):
 )
 def test_squash_cuts_the_margin_of_the_whole_image(name, shape, size, margin):
   encoded = ALL[name](photo(*shape))
-  ours = preprocess.decode_and_crop(encoded, 'squash', size, margin)
+  ours = preprocess.decode_and_crop(
+    encoded, preprocessing.EvalPreprocessing(size, 'squash', margin)
+  )
   assert ours.shape == (size, size, 3)
   whole = tf.io.decode_image(encoded, 3, expand_animations=False)
   resized = tf.image.resize(whole, [size + margin] * 2, 'bicubic')
@@ -349,7 +358,9 @@ def test_squash_cuts_the_margin_of_the_whole_image(name, shape, size, margin):
 )
 def test_centre_crop_resizes_the_square_alone(name, shape, size, margin):
   encoded = FORMATS[name](photo(*shape))
-  ours = preprocess.decode_and_crop(encoded, 'centre', size, margin)
+  ours = preprocess.decode_and_crop(
+    encoded, preprocessing.EvalPreprocessing(size, 'centre', margin)
+  )
   assert ours.shape == (size, size, 3)
   whole = tf.io.decode_image(encoded, 3, expand_animations=False).numpy()
   side = max(min(shape) * size // (size + margin), 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nfnet_jax import preprocessing
 from nfnet_jax.data import folders, pipeline, sources
 from tests import imagenet
 
@@ -101,7 +102,12 @@ def root(request, tmp_path):
 
 
 def read(source, split):
-  batches = pipeline.eval_batches(source, split, batch_size=5, image_size=8)
+  batches = pipeline.eval_batches(
+    source,
+    split,
+    batch_size=5,
+    preprocessing=preprocessing.EvalPreprocessing(8, margin=0),
+  )
   batches = list(batches)
   mask = np.concatenate([batch['mask'] for batch in batches]) > 0
   stacked = lambda name: np.concatenate([batch[name] for batch in batches])

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from nfnet_jax.distributed import preemption, processes
+from tests.distributed import test_collectives
 
 CLUSTERS = (
   'SLURM_STEP_NODELIST',

@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 import nfnet_jax
+from nfnet_jax import preprocessing
 from nfnet_jax.data import files, pipeline
 from nfnet_jax.experiments import convert, features
 from nfnet_jax.models import inputs
@@ -75,7 +76,12 @@ class TestFeatures:
     assert arrays['features'].dtype == np.float32
     assert arrays['paths'].tolist() == [*paths, paths[0]]
     images = np.stack(
-      [item.image for item in files.prepare(paths, 32, 'squash', 5)]
+      [
+        item.image
+        for item in files.prepare(
+          paths, preprocessing.EvalPreprocessing(32, 'squash', 5)
+        )
+      ]
     )
     expected = by_hand(trained, images)
     assert expected.std(0).max() > 1e-3
@@ -93,7 +99,10 @@ class TestFeatures:
     assert set(arrays) == {'features', 'labels'}
     assert arrays['features'].shape == (37, 192)
     (batch,) = pipeline.eval_batches(
-      digits, 'test[:37]', batch_size=37, image_size=32, crop='squash', margin=5
+      digits,
+      'test[:37]',
+      batch_size=37,
+      preprocessing=preprocessing.EvalPreprocessing(32, 'squash', margin=5),
     )
     assert arrays['labels'].tolist() == batch['label'].tolist()
     np.testing.assert_allclose(
@@ -112,7 +121,9 @@ class TestFeatures:
   def test_size(self, extract, folder, trained):
     path = str(folder / 'photos' / '03.png')
     _, _, arrays = extract(path, '--size=48')
-    (item,) = files.prepare([path], 48, 'squash', 5)
+    (item,) = files.prepare(
+      [path], preprocessing.EvalPreprocessing(48, 'squash', 5)
+    )
     expected = by_hand(trained, item.image[None])
     np.testing.assert_allclose(
       arrays['features'], expected, rtol=1e-3, atol=1e-5
@@ -257,14 +268,14 @@ class TestConvert:
     assert self.run(run_command, *flags)[0] == 0
     loaded = nfnet_jax.load_weights(to)
     trees.assert_equal(loaded.params, params)
-    assert (loaded.class_names[0], loaded.size) == ('tench', 32)
+    assert (loaded.class_names[0], loaded.preprocessing.size) == ('tench', 32)
 
   def test_size(self, run_command, folder, tmp_path):
     to = tmp_path / 'a.npz'
     flags = f'--weights={folder}/w.npz', f'--to={to}', '--size=64'
     code, _, _ = self.run(run_command, *flags)
     assert code == 0
-    assert nfnet_jax.load_weights(to).size == 64
+    assert nfnet_jax.load_weights(to).preprocessing.size == 64
 
   @pytest.mark.parametrize(
     ('flags', 'said'),

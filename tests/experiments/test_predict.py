@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 import nfnet_jax
+from nfnet_jax import preprocessing
 from nfnet_jax.data import files
 from nfnet_jax.experiments import predict
 from nfnet_jax.weights import inference
@@ -73,7 +74,7 @@ def by_hand(weights, paths):
   run = jax.jit(weights.create().apply, static_argnums=4)
   rows = []
   for prepared in files.prepare(
-    [str(path) for path in paths], weights.size, weights.crop, weights.margin
+    [str(path) for path in paths], weights.preprocessing
   ):
     image = (prepared.image / 255 - np.array(MEAN)) / np.array(STD)
     logits, _ = run(
@@ -298,7 +299,9 @@ def test_a_name_that_is_no_text(ask, ask_json, folder, tmp_path):
 
 def test_size(ask_json, folder, trained):
   photo = folder / 'photos' / '06.png'
-  larger = dataclasses.replace(trained, size=48)
+  larger = dataclasses.replace(
+    trained, preprocessing=dataclasses.replace(trained.preprocessing, size=48)
+  )
   result = ask_json(photo, '--size=48')
   expected = by_hand(larger, [photo])
   assert_says(result['images'], [photo], expected, trained.class_names)
@@ -309,7 +312,9 @@ def test_size(ask_json, folder, trained):
 def test_preprocessing_is_that_of_the_weights(
   ask_json, folder, tmp_path, trained, crop, margin
 ):
-  other = dataclasses.replace(trained, crop=crop, margin=margin, size=40)
+  other = dataclasses.replace(
+    trained, preprocessing=preprocessing.EvalPreprocessing(40, crop, margin)
+  )
   nfnet_jax.save_weights(tmp_path / 'w.npz', other)
   photos = sorted((folder / 'photos').iterdir())[4:6]
   result = ask_json(f'--weights={tmp_path}/w.npz', *photos, kind=None)

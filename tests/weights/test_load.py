@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import nfnet_jax
+from nfnet_jax import preprocessing
 from nfnet_jax.weights import arrays, load, timm
 from tests.weights import trees
 
@@ -76,7 +77,9 @@ def test_kinds_are_told_by_contents(tmp_path, pico, contents, kind, ending):
   trees.assert_equal(weights.params, pico)
   assert weights.model_state == {}
   assert (weights.model, weights.num_classes) == ('nfnet_pico', 10)
-  assert (weights.size, weights.crop, weights.margin) == (32, 'squash', 32)
+  assert weights.preprocessing == preprocessing.EvalPreprocessing(
+    32, 'squash', 32
+  )
   assert weights.class_names[:2] == ('class 0', 'class 1')
   assert weights.options == {}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import nfnet_jax
+from nfnet_jax import preprocessing
 from nfnet_jax.config import validate
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.experiments.configs import digits
@@ -92,7 +93,9 @@ def test_averages_of_the_newest_checkpoint(made, model):
   assert weights.options == (
     {'activation': 'relu'} if model == 'nfnet_pico' else {}
   )
-  assert (weights.size, weights.crop, weights.margin) == (32, 'centre', 0)
+  assert weights.preprocessing == preprocessing.EvalPreprocessing(
+    32, 'centre', 0
+  )
   assert weights.class_names[9] == 'digit 9'
   assert files_below(made) == before  # Reading changes nothing.
 
