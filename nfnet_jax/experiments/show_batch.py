@@ -12,10 +12,10 @@ import pathlib
 
 from absl import flags
 
-from nfnet_jax.cli import command, common_flags
-from nfnet_jax.config import lookup
+from nfnet_jax.cli import command, common_flags, config_flag
+from nfnet_jax.config import experiment as experiment_lib
 
-for _name in ('config', 'list_configs', 'out'):
+for _name in (*config_flag.NAMES, 'out'):
   flags.declare_key_flag(_name)
 _IMAGES = flags.DEFINE_integer(
   'images', 32, 'Images on a sheet.', lower_bound=4
@@ -26,17 +26,14 @@ _SHUFFLED = 1024
 
 
 def main() -> None:
-  from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.config import validate
-
-  config = lookup.get_config()
-  # A batch of what is shown, in one part with both kinds of mixing.
+  config = config_flag.get_config()
+  # One batch of what is shown, in one data shard with both kinds of mixing.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
-  config.run.fast_stem = False  # Whole images, not blocks of pixels.
+  config.run.fast_paths = 'none'  # Whole images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
-  config, out = validate.resolve_and_check(config), common_flags.get_out()
-  experiment = experiment_lib.Experiment.open(config)
+  out = common_flags.get_out()
+  experiment = experiment_lib.open_experiment(config, devices=1)
   names = experiment.source.class_names
   train = next(experiment.train_batches(0, command.log))
   evaluation = next(experiment.eval_batches(command.log))
