@@ -14,7 +14,8 @@ from PIL import Image
 import pytest
 
 import nfnet_jax
-from nfnet_jax.config import lookup, validate
+from nfnet_jax.cli import config_flag
+from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.experiments import (
   convert,
   evaluate,
@@ -59,10 +60,10 @@ def test_example_config_is_a_config(run_command, tmp_path):
   path.write_text(code)
   seen = []
   result = run_command(
-    lambda: seen.append(lookup.get_config()), f'--config={path}'
+    lambda: seen.append(config_flag.get_config()), f'--config={path}'
   )
   assert result[0] == 0, result
-  config = validate.resolve_and_check(seen[0])
+  config = experiment_lib.prepare_config(seen[0])
   assert config.dataset == 'cifar10'
 
 

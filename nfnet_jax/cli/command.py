@@ -173,7 +173,8 @@ def _unknown_flag(error: flags.UnrecognizedFlagError) -> Exception:
   setting = _SYNONYMS.get(error.flagname)
   if setting is None or 'config' not in flags.FLAGS:
     return error
-  value = _EXAMPLES.get(error.flagname, error.flagvalue or 'VALUE')
+  given = str(error.flagvalue).partition('=')[2] or 'VALUE'
+  value = _EXAMPLES.get(error.flagname, given)
   return errors.InputError(
     f"Unknown command line flag '{error.flagname}'. Use "
     f'--config.{setting}={value}.'
@@ -205,7 +206,8 @@ def one_line(error: BaseException) -> str:
     text = text.strip().splitlines()[-1]
   line = ' '.join(text.split())
   if isinstance(error, (AttributeError, KeyError)):
-    line = f'The config has no such key: {line}{_near_setting(line)}'
+    line = f'The config has no such key: {line.rstrip(".")}.'
+    line += '' if 'Did you mean' in line else _near_setting(line)
   return line
 
 

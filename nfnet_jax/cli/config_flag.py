@@ -36,13 +36,14 @@ def get_config() -> ml_collections.ConfigDict:
   """Return the configuration of `--config` with its overrides.
 
   Raises:
-    errors.InputError: if there is none.
+    errors.InputError: if there is none, or not one with all settings.
   """
   if _CONFIG.value is None:
     known = ', '.join(lookup.config_table())
     raise errors.InputError(
       f'Give an experiment: --config=NAME. Known: {known}.'
     )
+  validate.check_keys(_CONFIG.value)
   return _CONFIG.value
 
 

@@ -12,8 +12,8 @@ from nfnet_jax import errors
 _PROFILE = flags.DEFINE_string(
   'profile',
   None,
-  'START:STOP: write a profiler trace of step START to step STOP, as counted in '
-  'the log, to WORKDIR/profile. The first step of a run compiles.',
+  'START:STOP: write a profiler trace of step START to step STOP, as counted '
+  'in the log, to WORKDIR/profile. The first step of a run compiles.',
 )
 FLAGS = ('profile',)
 

@@ -83,15 +83,16 @@ def interrupted(run: loop.Loop, step: int, workdir: str | os.PathLike) -> str:
     step: the step that it reached.
     workdir: its folder.
   """
+  seconds = run.stopwatch.total()
   return (
     f'Interrupted and saved at step {step:,} of {run.cadence.total:,}, '
-    f'{run.throughput.steps:,} of them here in {_duration(run.stopwatch.total())} '
+    f'{run.throughput.steps:,} of them here in {_duration(seconds)} '
     f'({_speed(run)}). The same command resumes from {workdir}.'
   )
 
 
 def peak_bytes() -> int | None:
-  """Return the peak memory of the devices here, None if they do not report it."""
+  """Return the peak memory of the devices here, None if it is not known."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   peaks = [each.get('peak_bytes_in_use', 0) for each in stats]
   return max(peaks) or None

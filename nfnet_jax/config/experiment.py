@@ -63,23 +63,46 @@ def open_experiment(
   Raises:
     errors.InputError: in one line, what is wrong and what to do.
   """
-  devices = devices or jax.device_count()
-
-  def resolve_and_validate() -> dict[str, Any]:
-    started = _set_model(config, workdir, weights)
-    resolved = resolve.resolve(
-      started, platform or jax.default_backend(), devices
-    )
-    validate.validate(resolved, devices if trains else None)
-    if workdir is not None and workdir_lib.is_run(workdir):
-      saved = workdir_lib.load(workdir)
-      saved = resolve.resolve(saved, jax.default_backend(), devices)
-      validate.check_same_experiment(saved, resolved, os.fspath(workdir))
-    return resolved.to_dict()
-
-  values = collectives.from_primary(resolve_and_validate)
+  options = {'platform': platform, 'devices': devices}
+  values = collectives.from_primary(
+    lambda: prepare_config(
+      config, workdir=workdir, weights=weights, trains=trains, **options
+    ).to_dict()
+  )
   resolved = ml_collections.ConfigDict(values).lock()
   return Experiment(resolved, dataset or _open_dataset(resolved, trains))
+
+
+def prepare_config(
+  config: ml_collections.ConfigDict,
+  *,
+  workdir: os.PathLike | None = None,
+  weights: load.Weights | None = None,
+  trains: bool = True,
+  platform: str | None = None,
+  devices: int | None = None,
+) -> ml_collections.ConfigDict:
+  """Resolve and validate a configuration in this process; no data is touched.
+
+  Args:
+    config: see `open_experiment`, like all other arguments.
+    workdir: likewise.
+    weights: likewise.
+    trains: likewise.
+    platform: likewise.
+    devices: likewise.
+
+  Raises:
+    errors.InputError: in one line, what is wrong and what to do.
+  """
+  machine = platform or jax.default_backend(), devices or jax.device_count()
+  config = _set_model(config, workdir, weights)
+  resolved = resolve.resolve(config, *machine)
+  validate.validate(resolved, machine[1] if trains else None)
+  if workdir is not None and workdir_lib.is_run(workdir):
+    saved = resolve.resolve(workdir_lib.load(workdir), *machine)
+    validate.check_same_experiment(saved, resolved, os.fspath(workdir))
+  return resolved
 
 
 def _set_model(

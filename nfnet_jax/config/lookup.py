@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 import functools
+import importlib
 import pathlib
 import runpy
 import traceback
@@ -15,6 +16,7 @@ import ml_collections
 from nfnet_jax import errors
 from nfnet_jax.config import validate
 
+_PACKAGE = 'nfnet_jax.experiments.configs'
 FOLDER = pathlib.Path(__file__).parents[1] / 'experiments' / 'configs'
 # The config file that reads the configuration of a run; see `saved`.
 SAVED = pathlib.Path(__file__).parent / 'saved.py'
@@ -36,7 +38,7 @@ def config_table() -> dict[str, tuple[str, str]]:
       continue
     text = path.read_text()
     if '\nCONFIGS' in text:
-      rows = runpy.run_path(str(path))['CONFIGS']
+      rows = importlib.import_module(f'{_PACKAGE}.{path.stem}').CONFIGS
       table |= {name: (f'{path}:{name}', line) for name, line in rows.items()}
     else:
       docstring = ast.get_docstring(ast.parse(text)) or ''
@@ -106,6 +108,7 @@ def load(
     raise raised_by_file(error) from error
   with errors.as_input_error(KeyError):
     config.update_from_flattened_dict(dict(overrides or {}))
+  validate.check_keys(config)
   return config
 
 

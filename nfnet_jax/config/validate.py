@@ -38,7 +38,6 @@ def validate(
   Raises:
     errors.InputError: naming the setting, and what to do.
   """
-  _check_keys(config)
   _check_names(config)
   values = base.flat(config)
   for name, setting in base.settings().items():
@@ -53,7 +52,12 @@ def validate(
     _check_microbatches(config, spec, devices)
 
 
-def _check_keys(config: ml_collections.ConfigDict) -> None:
+def check_keys(config: ml_collections.ConfigDict) -> None:
+  """Check that a configuration has exactly the settings of `base`.
+
+  Raises:
+    errors.InputError: naming those that are missing or unknown.
+  """
   wrong = set(base.settings()) ^ set(base.flat(config))
   if wrong:
     raise errors.InputError(
@@ -176,8 +180,8 @@ def _check_microbatches(
   check_divides('batch_size', config.batch_size, divisor, devices * count)
   if spec.uses_batch_statistics:
     raise errors.InputError(
-      f"'{spec.name}' normalises batches, and run.accumulate={count} would make "
-      'them smaller. Leave it out, or use a smaller batch_size.'
+      f"'{spec.name}' normalises batches, and run.accumulate={count} would "
+      'make them smaller. Leave it out, or use a smaller batch_size.'
     )
 
 

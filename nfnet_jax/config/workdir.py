@@ -85,8 +85,13 @@ def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
   with failures.as_command_error(), failures.as_os_error(f'Reading {path}'):
     text = path.read_text()
   config = base.get_config()
-  with errors.as_input_error((KeyError, ValueError, TypeError)):
+  try:
     config.update(_upgrade(json.loads(text)))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(
+      f"'{path}' cannot be used: {error!r}. Restore the file, or use another "
+      '--workdir.'
+    ) from error
   return config
 
 

@@ -38,12 +38,14 @@ class Row(NamedTuple):
   sam_rho: float = 0.0
 
   def describe(self) -> str:
-    """Return one line for people."""
+    """Return one line with accuracy and time."""
     name = self.model.removeprefix('nfnet_').replace('_plus', '+').upper()
     sam = ' with SAM' if self.sam_rho else ''
     facts = [
-      f'{self.top1} % top-1' if self.top1 else 'no reported top-1',
-      f'{_STEPS * self.step_ms / 3.6e6:.1f} h' if self.step_ms else '',
+      f'{self.top1} % top-1 reported' if self.top1 else 'no reported top-1',
+      f'{_STEPS * self.step_ms / 3.6e6:.1f} h on 128 TPU v3 cores'
+      if self.step_ms
+      else '',
     ]
     return f'NFNet-{name}{sam}: {", ".join(filter(None, facts))}'
 

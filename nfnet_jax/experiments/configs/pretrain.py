@@ -9,10 +9,10 @@ The authors' dataset, JFT-300M, is not public. Name any dataset of images and
 labels that TFDS prepares. Settings are those of arXiv 2102.06171, section 6.2
 and appendix A.5: 224 pixels for every network, crops and flips, no EMA.
 'nfnet' trains NFNet-F4 for 40 epochs at batch 4096 with weight decay 1e-6 (use
-20 epochs for `--config.model.name=nfnet_f4_plus`). 'resnet' trains NF-ResNet-50,
-or another ResNet such as `--config.model.name=bn_resnet50`, for 10 epochs at
-batch 1024 with learning rate 0.4, 5,000 steps of warm-up and weight decay 1e-5.
-After fine-tuning on ImageNet, the authors report 89.2 % top-1 for F4 and F4+
+20 epochs for `--config.model.name=nfnet_f4_plus`). 'resnet' trains
+NF-ResNet-50, or another ResNet such as `--config.model.name=bn_resnet50`, for
+10 epochs at batch 1024 with learning rate 0.4, 5,000 steps of warm-up and
+weight decay 1e-5. After fine-tuning on ImageNet, the authors report 89.2 % top-1 for F4 and F4+
 (table 5), and at 224 pixels 79.5 % for NF-ResNet-50 and 78.1 % for BN-ResNet-50
 (table 4).
 

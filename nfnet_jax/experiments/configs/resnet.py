@@ -5,11 +5,11 @@ The argument is the model, 'nf_resnet50' by default:
   python -m nfnet_jax.experiments.train --config=resnet:senet50 --workdir=DIR
 
 Section 4 of arXiv 2102.06171 compares BN, NF and NF with AGC at batch 256 to
-4096 (`--config.batch_size`); the learning rate scales with the batch. AGC is off
-by default; `--config.optimizer.clipping=0.01` turns it on. With small batches,
-such as 4, this is the comparison of arXiv 2101.08692. The authors report the
-accuracies in figures only. 90 epochs, weight decay and the other values are
-those of the released configuration.
+4096 (`--config.batch_size`); the learning rate scales with the batch. AGC is
+off by default; `--config.optimizer.clipping=0.01` turns it on. With small
+batches, such as 4, this is the comparison of arXiv 2101.08692. The authors
+report the accuracies in figures only. 90 epochs, weight decay and the other
+values are those of the released configuration.
 """
 
 from __future__ import annotations
