@@ -132,7 +132,7 @@ def _check_flags(module: str) -> None:
   taken = {flag.name for flag in key_flags}
   for name in known:
     root = name.partition('.')[0]
-    is_ours = 'nfnet_jax' in known.find_module_defining_flag(root, '')
+    is_ours = 'nfnet_jax' in (known.find_module_defining_flag(root) or '')
     if known[name].present and is_ours and root not in taken:
       raise errors.InputError(
         f'{_command_name(module)} takes no --{root}'
@@ -188,7 +188,7 @@ def _explain_config_error(error: Exception) -> Exception:
   if not {'absl', 'ml_collections'} & set(parts):
     return lookup.raised_by_file(error)
   if isinstance(error, AttributeError) and error.name == 'get_config':
-    return lookup.without_get_config(error.obj.__file__)
+    return lookup.without_get_config(str(getattr(error.obj, '__file__', '')))
   return error
 
 

@@ -64,7 +64,8 @@ def get_overrides() -> dict[str, Any]:
 
 
 def _filename() -> str:
-  return flags.FLAGS['config'].config_filename
+  flag: Any = flags.FLAGS['config']  # absl does not know its attributes.
+  return flag.config_filename
 
 
 def with_path(argv: Sequence[str]) -> list[str]:

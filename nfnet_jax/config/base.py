@@ -14,11 +14,11 @@ of `preprocessing.EvalPreprocessing`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import typing
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
@@ -27,7 +27,10 @@ from nfnet_jax import preprocessing
 from nfnet_jax.models import registry
 from nfnet_jax.optim import recipe
 
-T = TypeVar('T')
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+T = TypeVar('T', bound='DataclassInstance')
 
 
 class Setting(NamedTuple):
@@ -259,7 +262,7 @@ def _fields(
 
 
 def read_fields(
-  kind: Callable[..., T], section: ml_collections.ConfigDict, prefix: str = ''
+  kind: type[T], section: ml_collections.ConfigDict, prefix: str = ''
 ) -> T:
   """Return the dataclass whose fields are settings of a section.
 
@@ -296,7 +299,7 @@ def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  values = {}
+  values: dict[str, Any] = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
       values |= _flat(value, f'{prefix}{key}.')

@@ -63,10 +63,14 @@ def open_experiment(
   Raises:
     errors.InputError: in one line, what is wrong and what to do.
   """
-  options = {'platform': platform, 'devices': devices}
   values = collectives.from_primary(
     lambda: prepare_config(
-      config, workdir=workdir, weights=weights, trains=trains, **options
+      config,
+      workdir=workdir,
+      weights=weights,
+      trains=trains,
+      platform=platform,
+      devices=devices,
     ).to_dict()
   )
   resolved = ml_collections.ConfigDict(values).lock()
@@ -236,6 +240,7 @@ class Experiment:
 
   @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
+    """What a training step does."""
     config, optimizer = self.config, self.config.optimizer
     schedule = self._schedule()
     return step_lib.Trainer(

@@ -32,7 +32,7 @@ def config_table() -> dict[str, tuple[str, str]]:
   Returns:
     Name -> where `find` leads, and one line for people.
   """
-  table = {}
+  table: dict[str, tuple[str, str]] = {}
   for path in sorted(FOLDER.glob('*.py')):
     if path.stem == '__init__':
       continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import json
-import os
 import pathlib
 import re
 from typing import Any
@@ -40,7 +39,7 @@ def parse_path(name: str) -> epath.Path:
 
 def save(
   config: ml_collections.ConfigDict,
-  workdir: os.PathLike,
+  workdir: epath.PathLike,
   class_names: Sequence[str],
 ) -> None:
   """Write `WORKDIR/config.json` and `WORKDIR/classes.txt`.
@@ -49,16 +48,16 @@ def save(
     errors.InputError: if the workdir can never be written.
     errors.RunError: if it cannot be written now, for example on a full disk.
   """
-  workdir = epath.Path(workdir)
+  folder = epath.Path(workdir)
   text = json.dumps(config.to_dict(), indent=2) + '\n'
   with failures.as_command_error():
-    with failures.as_os_error(f'Making {workdir}'):
-      workdir.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(workdir / _CLASSES, '\n'.join(class_names) + '\n')
-    files.write_atomically(workdir / _CONFIG, text)
+    with failures.as_os_error(f'Making {folder}'):
+      folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(folder / _CLASSES, '\n'.join(class_names) + '\n')
+    files.write_atomically(folder / _CONFIG, text)
 
 
-def is_run(workdir: os.PathLike) -> bool:
+def is_run(workdir: epath.PathLike) -> bool:
   """Return whether a workdir holds a run that this process can see.
 
   Raises:
@@ -70,7 +69,7 @@ def is_run(workdir: os.PathLike) -> bool:
     return path.exists()
 
 
-def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
+def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   """Read the configuration that a run was begun with.
 
   Settings that did not exist then have their defaults.

@@ -466,7 +466,7 @@ class TestRun:
   [
     (
       ['--config.weights={tmp}/ten.npz', '--config.model.name=nfnet_f0'],
-      "The weights are of 'nfnet_pico', not of 'nfnet_f0'; say "
+      "The weights are of 'nfnet_pico', not of 'nfnet_f0'. Use "
       '--config.model.name=nfnet_pico.',
     ),
     (
@@ -513,11 +513,11 @@ class TestEvaluateWeights:
     [
       (
         ['--weights={tmp}/seven.npz', '--config.model.name=nfnet_pico'],
-        "'{tmp}/seven.npz' tells 7 classes apart, 'digits' has 10; fine-tune",
+        "'{tmp}/seven.npz' has 7 classes, 'digits' has 10. Fine-tune",
       ),
       (
         ['--weights={tmp}/ten.npz'],
-        "The weights are of 'nfnet_pico', not of 'nfnet_nano'; say "
+        "The weights are of 'nfnet_pico', not of 'nfnet_nano'. Use "
         '--config.model.name=nfnet_pico.',
       ),
       (['--weights={tmp}/none'], "There are no weights '{tmp}/none'"),

@@ -1,6 +1,6 @@
-"""Fine-tunes a trained network on another dataset, 15,000 steps of 2048.
+r"""Fine-tunes a trained network on another dataset, 15,000 steps of 2048.
 
-  python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \\
+  python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \
     --config.weights=F0_haiku.npz --config.dataset=cifar10
 
 The model is the one of the weights. The classifier is initialised again if, and

@@ -1,8 +1,8 @@
-"""Pre-trains a network on a large dataset, to be fine-tuned.
+r"""Pre-trains a network on a large dataset, to be fine-tuned.
 
 The argument is the kind of network, 'nfnet' by default:
 
-  python -m nfnet_jax.experiments.train --config=pretrain --workdir=DIR \\
+  python -m nfnet_jax.experiments.train --config=pretrain --workdir=DIR \
     --config.dataset=DATASET
 
 The authors' dataset, JFT-300M, is not public. Name any dataset of images and
@@ -12,9 +12,9 @@ and appendix A.5: 224 pixels for every network, crops and flips, no EMA.
 20 epochs for `--config.model.name=nfnet_f4_plus`). 'resnet' trains
 NF-ResNet-50, or another ResNet such as `--config.model.name=bn_resnet50`, for
 10 epochs at batch 1024 with learning rate 0.4, 5,000 steps of warm-up and
-weight decay 1e-5. After fine-tuning on ImageNet, the authors report 89.2 % top-1 for F4 and F4+
-(table 5), and at 224 pixels 79.5 % for NF-ResNet-50 and 78.1 % for BN-ResNet-50
-(table 4).
+weight decay 1e-5. After fine-tuning on ImageNet, the authors report 89.2 %
+top-1 for F4 and F4+ (table 5), and at 224 pixels 79.5 % for NF-ResNet-50 and
+78.1 % for BN-ResNet-50 (table 4).
 
 The paper does not specify dropout, stochastic depth and label smoothing (here
 those of the ImageNet recipe), and clipping for the ResNets (here none).
