@@ -45,9 +45,9 @@ PYTHON = '.venv/bin/python -m '
 
 
 def blocks(page, language):
-  """Return the code blocks of a page."""
-  pattern = rf'^```{language}\n(.*?)^```'
-  return re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
+  """Return the code blocks of a page that are in a language, '' for output."""
+  fences = re.findall(r'^```(\w*)\n(.*?)^```$', page.read_text(), re.S | re.M)
+  return [code for name, code in fences if name == language]
 
 
 def block(page, language, part):
@@ -60,7 +60,11 @@ def block(page, language, part):
 def commands(page):
   """Return the commands of a page's shell blocks."""
   lines = '\n'.join(blocks(page, 'sh')).replace('\\\n', ' ').splitlines()
-  return [part for line in lines for part in line.split(' && ')]
+  return [part for line in lines if line for part in line.split(' && ')]
+
+
+def page_id(page):
+  return str(page.relative_to(ROOT))
 
 
 def inline_code(page):
@@ -73,7 +77,7 @@ def inline_code(page):
 # Needs the files of a command; runs where this package cannot be imported.
 CONSUMER = block('export.md', 'python', 'stablehlo')
 EXAMPLES = [
-  pytest.param(code, id=f'{page.stem}-{index}')
+  pytest.param(code, id=f'{page_id(page)}-{index}')
   for page in PAGES
   for index, code in enumerate(blocks(page, 'python'))
   if code != CONSUMER
@@ -125,7 +129,7 @@ def test_example_config_is_a_config(run_command, tmp_path):
   assert 'cifar10' in out
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', PAGES, ids=page_id)
 def test_other_commands_exist(page):
   """What they call is in the repository, or a tool that they install."""
   extras = re.findall(r"^    '(\w+)': ", (ROOT / 'setup.py').read_text(), re.M)
@@ -369,7 +373,7 @@ def test_command_of_several_hosts_runs(small, tmp_path):
   assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 6]
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', PAGES, ids=page_id)
 def test_links_lead_to_files(page):
   links = re.findall(r'\]\(([^)]+)\)', page.read_text())
   for link in links:
