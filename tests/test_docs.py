@@ -242,7 +242,6 @@ def test_trained_network_commands_run(
   use = block('weights.md', 'sh', 'experiments.predict')
   fine_tune = block('fine_tuning.md', 'sh', '--workdir=runs/cifar10\n')
   short = [*small[1:], '--config.dataset=digits', '--config.data.shards=8']
-  short += ['--config.data.eval_split=test']
   pico = ['--config.model.name=nfnet_pico', '--config.run.eval_batch_size=16']
   run_commands(
     run_command,
