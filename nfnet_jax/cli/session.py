@@ -70,7 +70,7 @@ def distributed_session() -> Iterator[Callable[[str], None]]:
       collectives.assert_equal(environment.describe())
     patience = _PEER_TIMEOUT.value + _SECONDS_TO_START
     line = f'The devices did not answer within {patience:g} s.'
-    with processes.at_most(patience, line):
+    with processes.exit_after(patience, line):
       _check_devices()
     yield command.log if processes.is_primary() else lambda text: None
     processes.finish()

@@ -68,7 +68,7 @@ def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
   experiment, state = experiment_lib.Experiment.open(config), None
   if processes.is_primary():
     state = restore_latest(workdir, experiment)
-  state = collectives.broadcast(state, like=experiment.abstract_state())
+  state = collectives.broadcast(state, template=experiment.abstract_state())
   weights = evaluation.weights_of(state)
   return int(state.step), _evaluate(experiment, weights)
 
