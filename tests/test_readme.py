@@ -29,7 +29,7 @@ from nfnet_jax.experiments import (
 )
 from nfnet_jax.planning import report
 from tests import trained_weights
-from tests.end_to_end import pods
+from tests.end_to_end import process_groups
 from tests.launch import conftest
 from tests.planning import test_report
 
@@ -236,7 +236,7 @@ def test_command_of_several_hosts_runs(small, tmp_path):
   (text,) = [text for text in blocks('sh') if '--coordinator' in text]
   (line,) = text.splitlines()
   for shown, here in {
-    'host0:8476': f'127.0.0.1:{pods.free_port()}',
+    'host0:8476': f'127.0.0.1:{process_groups.free_port()}',
     '--num_processes=4': '--num_processes=2',
     '--config=f0': ' '.join(map(shlex.quote, small)),
     '--workdir=runs/f0': f'--workdir={tmp_path}/run',
@@ -246,13 +246,15 @@ def test_command_of_several_hosts_runs(small, tmp_path):
   assert line.endswith('--process_id=0')
   _, _, run_command, *arguments, _ = shlex.split(line)
   processes = [
-    pods.Process(run_command, *arguments, f'--process_id={index}', devices=4)
+    process_groups.Process(
+      run_command, *arguments, f'--process_id={index}', devices=4
+    )
     for index in range(2)
   ]
   for process in processes:
-    assert process.finish() == 0, process.said
+    assert process.finish() == 0, process.output
   assert 'process    1 of 2' in processes[1].lines
-  assert pods.checkpoints_of(tmp_path / 'run') == [3, 6]
+  assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 6]
 
 
 def test_pictures_are_there():
