@@ -76,7 +76,7 @@ def distributed_session() -> Iterator[command.LogFn]:
       collectives.assert_equal(environment.describe())
     timeout = _PEER_TIMEOUT.value + _SECONDS_TO_START
     message = f'The devices did not answer within {timeout:g} s.'
-    with processes.at_most(timeout, message):
+    with processes.exit_after(timeout, message):
       _check_devices()
     yield command.log if processes.is_primary() else lambda text: None
     processes.finish()
