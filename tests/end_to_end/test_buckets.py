@@ -186,7 +186,7 @@ class TestRun:
     code, _, err = run_command(train.main, *arguments)
     assert code == 1, err
     assert err.splitlines()[-1].startswith('nfnet_jax: ')
-    assert f'See to gs://runs/{name}; then the same command resumes' in err
+    assert f'Check gs://runs/{name}. Then the same command resumes' in err
     buckets.forgive()
     code, _, err = run_command(train.main, *arguments)
     assert code == 0, err

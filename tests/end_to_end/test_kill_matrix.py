@@ -241,7 +241,7 @@ def test_full_disk(undisturbed, half, tmp_path, layout, largest_file):
   run = copy_of(half, tmp_path)
   group = run.start(of_0={'largest_file': largest_file}, **layout)
   assert run.finish(group) == [1] * len(group), group.output
-  assert 'See to the disk of' in group.output
+  assert 'Check the disk of' in group.output
   for process in group[1:]:
     assert process.lines[-1].startswith('nfnet_jax: Process 0 ended the run: ')
   assert process_groups.checkpoints_of(run.workdir) == [3, 5]

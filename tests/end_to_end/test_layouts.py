@@ -41,7 +41,9 @@ def test_ten_steps_are_equal_on_every_layout(arguments, tmp_path):
   rows = {}
   for count in (4, 2, 1):
     workdir = tmp_path / str(count)
-    sharded = f'--config.run.shard_update={count == 2}'
+    sharded = '--config.run.fast_paths=' + (
+      'fused_blocks,shard_update' if count == 2 else 'fused_blocks'
+    )
     group = run(count, *arguments, sharded, f'--workdir={workdir}')
     rows[count] = process_groups.rows_of(workdir)
     for index, process in enumerate(group):
