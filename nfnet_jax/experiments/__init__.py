@@ -1,1 +1,1 @@
-"""The doors: commands that a person runs."""
+"""The commands, and the configurations of experiments in `configs`."""

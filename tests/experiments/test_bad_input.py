@@ -425,7 +425,7 @@ def test_a_config_may_take_an_argument(tmp_path, run_command):
   assert seen == [24, 40]
 
 
-def test_json_is_one_object_only(run_command):
+def test_json_is_one_object(run_command):
   code, out, _ = run_command(lambda: print(json.dumps({'top1': 1.0})), '--json')
   assert (code, json.loads(out)) == (0, {'top1': 1.0})
 
@@ -440,7 +440,7 @@ def test_another_platform_than_the_required_is_refused(
   assert not list(tmp_path.iterdir())
 
 
-def test_gpus_of_any_make_are_what_slurm_asks_for(run_command, monkeypatch):
+def test_gpus_of_every_make_count_as_gpu(run_command, monkeypatch):
   """JAX calls the platform of CUDA and of ROCm `gpu`, too."""
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert run_command(enter, '--require_platform=gpu') == (0, '', '')
@@ -448,7 +448,7 @@ def test_gpus_of_any_make_are_what_slurm_asks_for(run_command, monkeypatch):
   assert '--require_platform=cpu, but JAX found only gpu devices' in line
 
 
-def test_a_workdir_that_does_not_answer_may_at_another_attempt(
+def test_a_workdir_that_does_not_respond_is_a_failure_that_may_pass(
   run_command, tmp_path, monkeypatch
 ):
   def fail(doing):
@@ -481,7 +481,7 @@ NEVER = 'Unknown backend tpu'
     (NEVER, None, 2, NEVER),
   ],
 )
-def test_devices_that_are_busy_may_be_free_at_another_attempt(
+def test_busy_devices_are_a_failure_that_may_pass(
   run_command, monkeypatch, found, asked, code, said
 ):
   def answer(text, *_):
@@ -508,7 +508,7 @@ def test_devices_that_are_busy_may_be_free_at_another_attempt(
     (errno.EACCES, 2),
   ],
 )
-def test_a_disk_that_is_full_at_the_start_may_be_emptied(
+def test_a_full_disk_is_a_failure_that_may_pass(
   run_command, tmp_path, monkeypatch, number, code
 ):
   def fail(path, text):
@@ -522,7 +522,7 @@ def test_a_disk_that_is_full_at_the_start_may_be_emptied(
   assert len(err.splitlines()) == 1
 
 
-def test_other_processes_devices_are_no_ones_own(run_command, monkeypatch):
+def test_devices_of_processes_that_were_not_joined(run_command, monkeypatch):
   """A host of a pod that was told to stay alone."""
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
   line = error_line(run_command(enter, '--num_processes=1'))

@@ -82,7 +82,7 @@ class TestBeginning:
       np.any(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim
     )
 
-  def test_other_classes_take_another_classifier_alone(
+  def test_other_classes_initialise_only_the_classifier(
     self, folder, digits, data_dir, trained
   ):
     experiment, state = begin(folder / 'seven.npz', digits, data_dir)
@@ -102,7 +102,7 @@ class TestBeginning:
     (said,) = summary._origin(experiment)
     assert said.endswith('seven.npz, classifier new (7 classes there)')
 
-  def test_a_step_may_take_the_state_over(
+  def test_a_step_may_donate_the_state(
     self, folder, digits, data_dir, trained
   ):
     before = jax.tree.map(np.array, trained.params)
@@ -146,7 +146,7 @@ class TestBeginning:
     trees.assert_equal(state.ema_model_state, weights.model_state)
     assert state.params['ResNet/~/linear']['w'].shape[1] == 10
 
-  def test_a_bare_published_file_will_do(self, tmp_path, digits, data_dir):
+  def test_a_published_file_is_enough(self, tmp_path, digits, data_dir):
     import pickle
 
     params, _ = trees.filled(num_classes=1000)
@@ -298,7 +298,7 @@ class TestRecipes:
       data = experiment_lib.prepare_config(config).data
       assert (data.image_size, data.eval_size) == (224, 224)
 
-  def test_rate_of_finetuning_does_not_follow_the_batch(self, data_dir):
+  def test_learning_rate_does_not_scale_with_the_batch(self, data_dir):
     config = settings('none', data_dir)
     config.weights = None
     config.model.name = 'nfnet_pico'
@@ -356,9 +356,9 @@ def state_of(workdir, step):
 
 
 class TestRun:
-  """Through the doors."""
+  """Through the commands."""
 
-  def test_what_it_leaves(self, run, folder):
+  def test_files_of_the_run(self, run, folder):
     config = json.loads((run / 'config.json').read_text())
     assert config['weights'] == f'{folder}/seven.npz'
     assert config['model']['name'] == 'nfnet_pico'
@@ -367,7 +367,7 @@ class TestRun:
     weights = nfnet_jax.load_weights(run)
     assert weights.class_names == tuple(names)
 
-  def test_averages_are_what_evaluate_reports(self, run_command, run, data_dir):
+  def test_ema_weights_are_what_evaluate_reports(self, run_command, run, data_dir):
     code, out, err = run_command(
       evaluate.main, f'--workdir={run}', '--json', on_a_run=True
     )
@@ -395,7 +395,7 @@ class TestRun:
     assert out.startswith('weights: top-1 ')
     assert out.endswith(' on 355 images\n')
 
-  def test_it_needs_its_first_weights_no_more(
+  def test_a_begun_run_does_not_need_its_first_weights(
     self, run_command, run, folder, tune
   ):
     (folder / 'seven.npz').rename(folder / 'away.npz')
@@ -404,16 +404,16 @@ class TestRun:
     try:
       evaluated = run_command(evaluate.main, f'--workdir={run}', on_a_run=True)
       resumed = run_command(train.main, *resume, f'--workdir={run}')
-      anew = run_command(train.main, *resume, f'--workdir={folder}/anew')
+      fresh = run_command(train.main, *resume, f'--workdir={folder}/fresh')
     finally:
       (folder / 'away.npz').rename(folder / 'seven.npz')
     assert evaluated[0] == 0, evaluated[2]
     assert resumed[0] == 0, resumed[2]
     assert 'Resuming after step 6.' in resumed[2]
-    assert anew[0] == 2
-    assert 'seven.npz' in anew[2]
+    assert fresh[0] == 2
+    assert 'seven.npz' in fresh[2]
 
-  def test_other_doors_take_it(self, run_command, run, tmp_path, data_dir):
+  def test_other_commands_take_it(self, run_command, run, tmp_path, data_dir):
     photos = trained_weights.write_photos(tmp_path / 'photos', 2)
     flags = f'--weights={run}', str(photos[0]), '--json'
     code, out, _ = run_command(predict.main, *flags, takes='IMAGE...')
@@ -423,7 +423,7 @@ class TestRun:
     flags = f'--weights={run}', str(photos[0]), f'--to={tmp_path}/f.npz'
     assert run_command(features.main, *flags, takes='[IMAGE...]')[0] == 0
 
-  def test_an_interrupted_run_does_not_begin_anew(
+  def test_an_interrupted_run_resumes(
     self, run_command, run, folder, tune, tmp_path, monkeypatch
   ):
     stream = experiment_lib.Experiment.train_batches
@@ -542,7 +542,7 @@ class TestEvaluateWeights:
     assert code == 2
     assert 'Give an experiment: --config=NAME' in err
 
-  def test_settings_are_the_config_s(self, folder, trained):
+  def test_a_given_setting_is_kept(self, folder, trained):
     config = digits_config.get_config()
     config.model.name = 'nfnet_pico'
     adopted = experiment_lib.prepare_config(

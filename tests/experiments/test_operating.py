@@ -1,4 +1,4 @@
-"""What a person gets who operates runs: traces, speed, a summary."""
+"""What operators of runs see: traces, speed, a summary."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def tags_of(workdir):
 class TestRun:
   """One run of six steps, traced, and what is said and kept of it."""
 
-  def test_it_is_summed_up(self, run_command, small, workdir):
+  def test_the_summary(self, run_command, small, workdir):
     arguments = [*small, f'--workdir={workdir}', '--profile=2:4', '--json']
     code, out, err = run_command(train.main, *arguments)
     assert code == 0, err
@@ -79,7 +79,7 @@ class TestRun:
     for row in metrics.read_metrics(workdir / 'metrics.jsonl'):
       assert 'images_per_second' not in row
 
-  def test_steps_of_the_past_cannot_be_traced(
+  def test_past_steps_cannot_be_traced(
     self, run_command, small, workdir
   ):
     arguments = [*small, f'--workdir={workdir}', '--profile=3:4']
@@ -115,14 +115,14 @@ class TestRun:
     assert events.count('/jax/compilation_cache/cache_hits') >= 2
     assert test_train.rows_of(tmp_path) == test_train.rows_of(workdir)
 
-  def test_evaluate_says_where_programs_are(self, run_command, workdir):
+  def test_evaluate_logs_the_cache_folder(self, run_command, workdir):
     arguments = f'--workdir={workdir}', '--json'
     code, _, err = run_command(evaluate.main, *arguments, on_a_run=True)
     assert code == 0, err
     assert err == f'programs   {jax.config.jax_compilation_cache_dir}\n'
 
 
-def test_an_interrupted_run_says_how_far_it_came(
+def test_an_interrupted_run_logs_its_progress(
   run_command, small, tmp_path, monkeypatch
 ):
   stream = experiment_lib.Experiment.train_batches
@@ -153,7 +153,7 @@ def test_an_interrupted_run_says_how_far_it_came(
   assert f'steps      {6 - int(match[1])} here, 6 in all' in err
 
 
-def test_several_processes_tell_the_speed_of_each_device(monkeypatch):
+def test_several_processes_log_the_speed_per_device(monkeypatch):
   speed = {'images_per_second': 8000.0, 'data_wait': 0.021}
   throughput = types.SimpleNamespace(overall=lambda: speed)
   finished = types.SimpleNamespace(throughput=throughput)

@@ -1,4 +1,4 @@
-"""The training door, driven in this process through the real loop."""
+"""The command `train`, run in this process through the real loop."""
 
 import json
 import pathlib
@@ -70,7 +70,7 @@ def workdir(run_command, small, folder):
 class TestRun:
   """One run of six steps, and what a person finds afterwards."""
 
-  def test_trains_and_says_so(
+  def test_trains_and_reports_it(
     self, run_command, small, folder, compilations, monkeypatch
   ):
     run = loop.Loop.run
@@ -99,7 +99,7 @@ class TestRun:
     steps = [name for name in compilations if 'step' in name]
     assert len(steps) == len(set(steps)), 'A step was compiled twice.'
 
-  def test_leaves_the_files_that_it_promises(self, workdir):
+  def test_writes_all_files_of_a_run(self, workdir):
     present = {path.name for path in workdir.iterdir()}
     assert present == {
       'classes.txt',
@@ -140,7 +140,7 @@ class TestRun:
         expected, rel=1e-6
       )
 
-  def test_evaluates_on_a_device_count_that_fits_nothing(
+  def test_evaluates_on_any_number_of_devices(
     self, run_command, workdir, monkeypatch
   ):
     three = jax.local_devices()[:3]
@@ -200,7 +200,7 @@ class TestRun:
     assert code == 0, err
     plain, rows = rows_of(workdir), rows_of(whole)
     assert rows[0]['step'] == plain[0]['step'] == 1
-    assert rows[0]['loss'] > plain[0]['loss']  # Of the weights uphill.
+    assert rows[0]['loss'] > plain[0]['loss']  # Loss at the perturbed weights.
     with monkeypatch.context() as patch:
       crash_at(patch, 5, ZeroDivisionError('the disk burnt'))
       with pytest.raises(ZeroDivisionError):
@@ -216,7 +216,7 @@ class TestRun:
     assert code == 2
     assert 'optimizer.sam_rho: 0.05 there, 0.0 here' in err
 
-  def test_files_that_cannot_be_read_now_cost_no_step(
+  def test_a_read_error_loses_no_step(
     self, run_command, small, tmp_path, monkeypatch
   ):
     from nfnet_jax.data import faults, pipeline
