@@ -93,7 +93,7 @@ def _choose_forms(
   }
   for form in FORMS:
     if config.run[form] is None:
-      can_be = form in spec.options and not unformable(config, form)
+      can_be = form in spec.fast_paths and not unformable(config, form)
       config.run[form] = can_be and pays[form]
 
 

@@ -12,7 +12,6 @@ from nfnet_jax.config import resolve
 from nfnet_jax.distributed import collectives
 from nfnet_jax.models import layers, registry
 from nfnet_jax.models.fast import stem
-from nfnet_jax.training import data_parallel
 from nfnet_jax.weights import load
 
 
@@ -76,7 +75,7 @@ def resolve_and_check(
       '--config.weights=PATH.'
     )
   with errors.as_input_error():
-    spec = registry.get_spec(config.model.name)
+    spec = registry.get_model_spec(config.model.name)
   config_lib.check_ranges(config)
   config = resolve.resolve(
     config,
@@ -96,7 +95,7 @@ def _check_forms(
   """Checks that the step can be computed in the forms asked for."""
   run = config.run
   for form in resolve.FORMS:
-    if run[form] and form not in spec.options:
+    if run[form] and form not in spec.fast_paths:
       raise errors.InputError(
         f"run.{form} is for NFNets; '{spec.name}' has no such form: leave it "
         'out.'
@@ -200,8 +199,8 @@ def check_layout(
   if (parts := config.run.accumulate) > 1:
     a_device = 'the number of devices times run.accumulate'
     check('batch_size', config.batch_size, a_device, devices * parts)
-    spec = registry.get_spec(config.model.name)
-    if 'cross_replica_axis' in spec.options:
+    spec = registry.get_model_spec(config.model.name)
+    if spec.uses_batch_statistics:
       raise errors.InputError(
         f"'{config.model.name}' normalises batches, and run.accumulate={parts} "
         'would make them smaller: leave it out, or take a smaller batch_size.'
@@ -219,14 +218,13 @@ def model_options(
   """
   options = {name: value for name, value in model.items() if value is not None}
   del options['name']
-  if options.pop('cross_replica_bn'):
-    options['cross_replica_axis'] = data_parallel.AXIS
-  known = registry.get_spec(model.name).options
+  if not options['cross_replica_bn']:  # Off for all families.
+    del options['cross_replica_bn']
+  known = registry.get_model_spec(model.name).options
   for name in options:
     if name not in known:
-      setting = name.replace('cross_replica_axis', 'cross_replica_bn')
       raise errors.InputError(
-        f"model.{setting} is no option of '{model.name}'; leave it out."
+        f"model.{name} is no option of '{model.name}'; leave it out."
       )
   if 'activation' in options:
     with errors.as_input_error():

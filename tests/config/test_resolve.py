@@ -6,7 +6,9 @@ from nfnet_jax.models import registry
 
 
 def resolve(config):
-  return resolve_lib.resolve(config, registry.get_spec('nfnet_f1'), 'cpu', 8)
+  return resolve_lib.resolve(
+    config, registry.get_model_spec('nfnet_f1'), 'cpu', 8
+  )
 
 
 def test_derived_after_overrides():
@@ -39,14 +41,16 @@ def test_large_models_take_gradients_in_parts(
 ):
   config = config_lib.base()
   config.batch_size = batch_size
-  resolved = resolve_lib.resolve(config, registry.get_spec(model), platform, 8)
+  resolved = resolve_lib.resolve(
+    config, registry.get_model_spec(model), platform, 8
+  )
   assert resolved.run.accumulate == parts
   assert batch_size // resolved.data.shards % parts == 0
   assert not resolved.run.remat
 
 
 def test_the_largest_compute_blocks_again():
-  spec = registry.get_spec('nfnet_f6')
+  spec = registry.get_model_spec('nfnet_f6')
   assert resolve_lib.resolve(config_lib.base(), spec, 'cpu', 8).run.remat
   config = config_lib.base()
   config.run.remat = False
@@ -54,7 +58,7 @@ def test_the_largest_compute_blocks_again():
   config = config_lib.base()
   config.optimizer.sam_rho = 0.05  # Whose update cannot be sharded.
   assert resolve_lib.resolve(config, spec, 'tpu', 8).run.remat
-  spec = registry.get_spec('nfnet_f7')
+  spec = registry.get_model_spec('nfnet_f7')
   assert resolve_lib.resolve(config_lib.base(), spec, 'tpu', 8).run.remat
 
 
@@ -66,7 +70,7 @@ def test_few_devices_have_little_to_share(devices, parts, again):
   """The update spares memory where eight or more devices share it."""
   resolved = [
     resolve_lib.resolve(
-      config_lib.base(), registry.get_spec(model), 'tpu', devices
+      config_lib.base(), registry.get_model_spec(model), 'tpu', devices
     )
     for model in ('nfnet_f4', 'nfnet_f5', 'nfnet_f6')
   ]
@@ -87,7 +91,7 @@ def test_few_devices_have_little_to_share(devices, parts, again):
   ],
 )
 def test_the_stem_is_fast_where_it_can_be(model, size, platform, fast):
-  config, spec = config_lib.base(), registry.get_spec(model)
+  config, spec = config_lib.base(), registry.get_model_spec(model)
   config.data.image_size = size
   assert resolve_lib.resolve(config, spec, platform, 8).run.fast_stem is fast
   config.run.fast_stem = not fast
@@ -107,7 +111,7 @@ def test_the_stem_is_fast_where_it_can_be(model, size, platform, fast):
   ],
 )
 def test_forms_suit_the_platform(model, activation, platform, forms):
-  config, spec = config_lib.base(), registry.get_spec(model)
+  config, spec = config_lib.base(), registry.get_model_spec(model)
   config.model.activation = activation
   run = resolve_lib.resolve(config, spec, platform, 8).run
   assert {form for form in resolve_lib.FORMS if run[form]} == forms

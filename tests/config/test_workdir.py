@@ -8,7 +8,9 @@ from nfnet_jax.models import registry
 
 
 def resolve(config):
-  return resolve_lib.resolve(config, registry.get_spec('nfnet_f1'), 'cpu', 8)
+  return resolve_lib.resolve(
+    config, registry.get_model_spec('nfnet_f1'), 'cpu', 8
+  )
 
 
 def test_saved_config_reads_back_and_guards_its_workdir(tmp_path):

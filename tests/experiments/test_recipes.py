@@ -127,7 +127,7 @@ def test_a_model_without_published_magnitude_has_no_randaugment():
   [('cpu', 'float32'), ('tpu', 'bfloat16'), ('gpu', 'bfloat16')],
 )
 def test_accelerators_compute_in_bfloat16(platform, dtype):
-  spec = registry.get_spec('nfnet_f0')
+  spec = registry.get_model_spec('nfnet_f0')
   for experiment in (f0, digits_config):
     resolved = resolve.resolve(experiment.get_config(), spec, platform, 8)
     assert resolved.compute_dtype == dtype
@@ -156,5 +156,5 @@ def test_shards_follow_the_batch(batch_size, shards):
 def test_docstring_has_the_authors_accuracy_and_the_command(name):
   docstring = lookup.config_path(name).read_text()
   assert f'--config={name} ' in docstring
-  reported = registry.get_spec(f'nfnet_{name}').reported_top1
+  reported = registry.get_model_spec(f'nfnet_{name}').reported_top1
   assert (f'{reported} % top-1' in docstring) == (reported is not None)
