@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnet_jax.models import layers
+from nfnet_jax.models import layers, residual
 
 # Options that act in training only; trained weights do not depend on them.
 REGULARIZATION = ('stochdepth_rate', 'dropout_rate')
@@ -38,7 +38,7 @@ class ImageClassifier(hk.Module):
       `preprocessing.EvalPreprocessing`.
     published_top1: source -> variant -> ImageNet top-1 in percent.
     depth: blocks per stage, from fine to coarse.
-    blocks: modules that map `(x, key, positions)` as `residual.ResidualBlock`.
+    blocks: the residual blocks, in order.
     dropout_rate: rate on the pooled features.
     classifier: maps them to logits.
   """
@@ -49,7 +49,7 @@ class ImageClassifier(hk.Module):
   published_top1: ClassVar[Mapping[str, Mapping[str, float]]] = {}
 
   depth: Sequence[int]
-  blocks: Sequence[Callable[..., tuple[jax.Array, jax.Array]]]
+  blocks: Sequence[residual.ResidualBlock]
 
   def __init__(
     self,

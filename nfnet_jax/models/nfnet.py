@@ -243,7 +243,7 @@ class NFNet(classifier.ImageClassifier):
       conv(channels, 3, stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(zip(stem_channels, (2, 1, 1, 2)))
     ]
-    self.blocks = [
+    self.blocks: list[NFBlock] = [
       NFBlock(
         row.width[spec.stage],
         stride=spec.stride,

@@ -45,7 +45,8 @@ def module_paths(keras_model):
 
 def convert(keras_model):
   """Return Keras's weights as this package's parameters and state."""
-  params, state = {}, {}
+  params: dict[str, dict] = {}
+  state: dict[str, dict] = {}
   for name, path in module_paths(keras_model).items():
     values = [np.asarray(w) for w in keras_model.get_layer(name).weights]
     if name.endswith('bn'):

@@ -1,5 +1,7 @@
 """The miniature of every family, and signals at initialisation."""
 
+from typing import Any
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax import trees
-from nfnet_jax.models import batch_norm, layers, registry
+from nfnet_jax.models import batch_norm, classifier, layers, registry
 from tests.models import families, reference
 
 
@@ -22,7 +24,7 @@ def create(name, shape, **options):
 
 
 def compile_quickly(function, *args):
-  options = {'xla_backend_optimization_level': 0}
+  options: Any = {'xla_backend_optimization_level': 0}
   return jax.jit(function).lower(*args).compile(options)(*args)
 
 
@@ -32,7 +34,7 @@ def test_rates_are_the_variants_unless_given(name):
   spec = registry.get_model_spec(name)
 
   def rates(**options):
-    found = []
+    found: list[classifier.ImageClassifier] = []
     hk.transform_with_state(
       lambda: found.append(spec.family(10, spec.variant, **options))
     ).init(None)
@@ -183,6 +185,7 @@ def test_signal_propagation_of_a_small_nf_resnet():
   rows = signals('nf_resnet_pico', False, skip_gain=1.0)
   np.testing.assert_allclose(column(rows, 'residual_var'), 1, atol=0.3)
   expected = registry.get_model_spec('nf_resnet_pico').expected_variance
+  assert expected is not None
   np.testing.assert_allclose(column(rows, 'var'), expected, atol=0.15)
   assert column(rows, 'sq_mean').max() < 0.05
 

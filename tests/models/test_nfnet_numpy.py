@@ -4,7 +4,9 @@ The reference follows arXiv 2102.06171 and, where they differ, the behaviour of
 the code its authors released. It shares nothing with the package.
 """
 
+from collections.abc import Callable
 import itertools
+from typing import Any
 
 import haiku as hk
 import jax
@@ -44,7 +46,7 @@ F0_VARIANCES = (
 )
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, tuple[Callable[..., Any], float]] = {
   'celu': (elu, 1.2709268332),
   'elu': (elu, 1.2716004848),
   'gelu': (gelu, 1.7015043497),
@@ -113,7 +115,8 @@ def network(images, params, spec, alpha=0.2, keep=None):
   for index, row in enumerate(plan(width, depth, alpha)):
     path = 'NFNet/~/nf_block' + (f'_{index}' if index else '')
     kept = 1 if keep is None else keep[index]
-    x, residual = block(x, params, path, group_size, *row, alpha, kept)
+    options = *row, alpha, kept
+    x, residual = block(x, params, path, group_size, *options)
     outputs[f'block_{index}'] = {**statistics(x), 'residual_var': residual}
   x = act(conv(x, params['NFNet/~/final_conv'], 2 * width[-1]))
   features = x.mean((1, 2))
@@ -233,8 +236,12 @@ def test_stochastic_depth_drops_whole_branches_unscaled():
   draws = []
   for image in random_images(2, 1, 17, 17, 3):
     actual = run(logits, params, 0, np.repeat(image, number, 0))
-    ways = [network(image, params, SMALL['nfnet_pico'], keep=k) for k in keeps]
-    ways = np.concatenate([way['logits'] for way in ways])
+    ways = np.concatenate(
+      [
+        network(image, params, SMALL['nfnet_pico'], keep=keep)['logits']
+        for keep in keeps
+      ]
+    )
     draws.append(np.abs(actual[:, None] - ways).max(-1).argmin(1))
     assert_equal(actual, ways[draws[-1]])
   np.testing.assert_array_equal(*draws)
@@ -278,7 +285,7 @@ def test_draws_depend_on_key_and_position_only():
 
 
 def test_f0_beta_bookkeeping():
-  betas = []
+  betas: list[float] = []
   hk.transform(
     lambda: betas.extend(block.beta for block in nfnet.NFNet().blocks)
   ).init(None)

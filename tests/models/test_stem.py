@@ -19,10 +19,10 @@ def stem(variant, fast, dtype=jnp.float32, **options):
     model = nfnet.NFNet(10, variant, fast_stem=fast, **options)
     return model.stem(images, is_training=True)
 
-  net = hk.without_apply_rng(hk.transform(forward))
+  net = hk.transform(forward)
   cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
   return net.init, lambda params, images: net.apply(
-    cast(params), cast(images)
+    cast(params), None, cast(images)
   ).astype(jnp.float32)
 
 
@@ -40,7 +40,7 @@ def make_inputs(variant, height, width, count=2):
   ]
   shape = jax.eval_shape(apply, params, images).shape
   cotangent = jax.random.normal(jax.random.key(3), shape)
-  return tree.unflatten(moved), images, cotangent
+  return jax.tree.unflatten(tree, moved), images, cotangent
 
 
 def value_and_gradients(variant, fast, inputs, dtype=jnp.float32):

@@ -166,7 +166,9 @@ def test_every_parameter_is_in_one_group(name):
   params, state, _ = regenerate.trace(name)
   spec = registry.get_model_spec(name)
   assert {path.partition('/')[0] for path in params} == {spec.root}
-  members = {group.name: [] for group in groups.NFNET_GROUPS}
+  members: dict[str, list[str]] = {
+    group.name: [] for group in groups.NFNET_GROUPS
+  }
   for path, _ in trees.named_leaves(params):
     members[groups.group_of(path).name].append(path)
   (kernel,) = members['classifier kernel']
