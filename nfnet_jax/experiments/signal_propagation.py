@@ -95,8 +95,6 @@ def measure(model, params, state, images) -> list[dict[str, float]]:
   """
   import jax
 
-  from nfnet_jax.models import propagation
-
   key = jax.random.key(1)
   run = jax.jit(
     lambda p, s, i: model.endpoints(p, s, key, i, bool(jax.tree.leaves(s)))[0]
@@ -106,7 +104,7 @@ def measure(model, params, state, images) -> list[dict[str, float]]:
     outputs[f'block_{index}']
     for index in range(sum(name.startswith('block_') for name in outputs))
   ]
-  expected = propagation.expected_variance(model.spec) or [None] * len(blocks)
+  expected = model.spec.expected_variance or [None] * len(blocks)
   return [
     {
       'block': index,

@@ -1,1 +1,3 @@
-"""Haiku modules: one family a file, and the table of models."""
+"""Haiku modules, one family per file, and the table of models (`registry`)."""
+
+from __future__ import annotations

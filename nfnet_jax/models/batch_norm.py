@@ -1,40 +1,46 @@
-"""Batch normalisation, and what goes with it in the families that use it."""
+"""Batch normalisation, and the layers around it in the families that use it."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnet_jax.models import layers
+from nfnet_jax.models import layers, residual
+
+# The mapped axis over whose devices batch statistics are shared.
+REPLICA_AXIS = 'batch'
 
 
 class BatchNorm(hk.BatchNorm):
   """Batch normalisation of `[N, H, W, C]` over all axes but the last.
 
   Parameters: `scale` and `offset [1, 1, 1, C]`. State: `mean_ema` and
-  `var_ema`, each `counter []`, `hidden` and `average [1, 1, 1, C]`; the
-  averages are free of bias and hold mean 0 and variance 1 before the first
-  training step, whichever way the model is initialised.
+  `var_ema`, each `counter []`, `hidden` and `average [1, 1, 1, C]`. The
+  averages are bias-corrected and hold mean 0 and variance 1 before the first
+  training step, with whichever `is_training` the model is initialised.
 
   Deviation: statistics and normalisation are computed in float32 or wider. In
-  bfloat16 a decay of 0.999 rounds to 1, and E[x^2] - E[x]^2 to anything.
+  bfloat16 a decay of 0.999 rounds to 1, and E[x^2] - E[x]^2 loses all digits.
   """
 
   def __init__(
     self,
     decay_rate: float = 0.9,
     eps: float = 1e-5,
-    cross_replica_axis: str | None = None,
+    cross_replica_bn: bool = False,
     name: str | None = None,
   ):
-    """Builds the averages.
+    """Create the running averages.
 
     Args:
       decay_rate: of the running averages.
       eps: added to the variance.
-      cross_replica_axis: name of the mapped axis over whose devices training
-        shares batch statistics; None takes each device's own.
+      cross_replica_bn: whether the devices of the mapped axis `REPLICA_AXIS`
+        share batch statistics in training. Otherwise each uses its own.
       name: module name.
     """
     super().__init__(
@@ -42,12 +48,15 @@ class BatchNorm(hk.BatchNorm):
       create_offset=True,
       decay_rate=decay_rate,
       eps=eps,
-      cross_replica_axis=cross_replica_axis,
+      cross_replica_axis=REPLICA_AXIS if cross_replica_bn else None,
       name=name,
     )
 
   @jax.named_scope('batch_norm')
-  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def __call__(  # type: ignore[override]  # Without Haiku's further options.
+    self, x: jax.Array, is_training: bool
+  ) -> jax.Array:
+    """Normalise by the batch's statistics or by the running averages."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     if hk.running_init():
       # Haiku keeps the first value set as the initial one.
@@ -57,20 +66,24 @@ class BatchNorm(hk.BatchNorm):
     return super().__call__(x.astype(dtype), is_training).astype(x.dtype)
 
 
-# Makes a `BatchNorm` of a given name.
+# Creates a `BatchNorm` with a given name.
 NormFactory = Callable[..., BatchNorm]
 
 
 def conv(
-  channels: int, kernel_size: int, stride: int = 1, groups: int = 1, **options
+  channels: int,
+  kernel_size: int,
+  stride: int = 1,
+  groups: int = 1,
+  **options: Any,
 ) -> hk.Conv2D:
-  """Returns a convolution without bias, SAME padding, He initialisation.
+  """Return a convolution without bias, SAME padding, He initialisation.
 
   Args:
     channels: output channels.
     kernel_size: pixels a side.
-    stride: in both directions.
-    groups: of channels.
+    stride: pixels between windows, in both directions.
+    groups: channel groups.
     **options: passed to `hk.Conv2D`, such as `name` or `w_init`.
   """
   init = hk.initializers.VarianceScaling(2.0, 'fan_in', 'normal')
@@ -84,54 +97,35 @@ def conv(
   )
 
 
-class PreActivationBlock(hk.Module):
+class PreActivationBlock(residual.ResidualBlock):
   """The residual block `shortcut + branch` of normalised convolutions.
 
   The branch is a chain of normalisation, activation and convolution, and may
-  end in squeeze-excite. The projected shortcut sees the first activation's
-  output, a plain shortcut sees `x`.
-
-  A family's constructor sets the attributes; the family defines `project`.
+  end in squeeze-excite. The projected shortcut is computed from the first
+  activation's output. A family's constructor sets the attributes; the family
+  defines `project`.
 
   Attributes:
-    is_transition: whether the shortcut is projected.
     activation: between normalisation and convolution.
-    stochdepth_rate: probability of dropping the branch in training.
-    norms: one a convolution.
+    norms: one per convolution.
     convs: of the branch.
     squeeze_excite: gates of the branch's output, or None.
   """
 
-  is_transition: bool
   activation: layers.Activation
-  stochdepth_rate: float
   norms: Sequence[BatchNorm]
   convs: Sequence[hk.Conv2D]
   squeeze_excite: layers.SqueezeExcite | None
 
-  def project(self, x: jax.Array) -> jax.Array:
-    """Maps the activated input to the shortcut of a transition block."""
-    raise NotImplementedError
+  def preactivate(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Normalise the input and apply the activation."""
+    return self.activation(self.norms[0](x, is_training))
 
-  def __call__(
-    self, x: jax.Array, key: jax.Array | None, positions: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the block's output and the branch's average channel variance.
-
-    Args:
-      x: `[N, H, W, C]`.
-      key: random key of this block and step; None in evaluation, which takes
-        the running statistics.
-      positions: `[N]`, see `layers.example_keys`.
-    """
-    is_training = key is not None
-    out = self.activation(self.norms[0](x, is_training))
-    shortcut = self.project(out) if self.is_transition else x
-    out = self.convs[0](out)
+  def branch(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply the convolutions, normalising between them, and squeeze-excite."""
+    x = self.convs[0](x)
     for norm, conv in zip(self.norms[1:], self.convs[1:]):
-      out = conv(self.activation(norm(out, is_training)))
+      x = conv(self.activation(norm(x, is_training)))
     if self.squeeze_excite is not None:
-      out = self.squeeze_excite(out) * out
-    residual_var = layers.signal_statistics(out)['var']
-    out = layers.stochastic_depth(out, self.stochdepth_rate, key, positions)
-    return out + shortcut, residual_var
+      x = self.squeeze_excite(x) * x
+    return x

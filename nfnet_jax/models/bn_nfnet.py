@@ -2,10 +2,14 @@
 
 The rows "-NF, +BN" of table 6 of Brock et al., "High-Performance Large-Scale
 Image Recognition Without Normalization" (arXiv 2102.06171). The paper names
-these networks without printing them; what this file chose is said below.
+these networks without specifying them; `BNNFNet` lists what was chosen here.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import functools
+from typing import ClassVar
 
 import haiku as hk
 import jax
@@ -16,7 +20,18 @@ from nfnet_jax.models import (
   layers,
   nfnet,
   normalizer_free,
+  residual,
 )
+
+# ImageNet top-1 in percent.
+PUBLISHED_TOP1 = {
+  'arXiv 2102.06171, table 6': {
+    'f0': 83.4,
+    'f1': 84.4,
+    'f2': 85.1,
+    'f3': 85.5,
+  },
+}
 
 
 class BNNFNet(classifier.ImageClassifier):
@@ -25,7 +40,8 @@ class BNNFNet(classifier.ImageClassifier):
   Widths, depths, groups, squeeze-excite and regularisation are NFNet's. Chosen
   here: batch normalisation before every activation; plain convolutions without
   biases; none of alpha, beta, gamma, skip gain and the factor 2 of
-  squeeze-excite. The paper found F4 and F5 of this kind unstable in bfloat16.
+  squeeze-excite. The paper found F4 and F5 of this kind unstable in bfloat16,
+  and shared no batch statistics across devices.
 
   Example:
     >>> import jax.numpy as jnp
@@ -38,6 +54,11 @@ class BNNFNet(classifier.ImageClassifier):
     (192, 10)
   """
 
+  variants: ClassVar[Mapping[str, nfnet.Variant]] = nfnet.VARIANTS
+  uses_batch_statistics = True
+  eval_crop = 'squash'
+  published_top1 = PUBLISHED_TOP1
+
   def __init__(
     self,
     num_classes: int = 1000,
@@ -45,31 +66,37 @@ class BNNFNet(classifier.ImageClassifier):
     *,
     stochdepth_rate: float = 0.25,
     dropout_rate: float | None = None,
-    cross_replica_axis: str | None = None,
+    cross_replica_bn: bool = False,
     name: str = 'BN_NFNet',
   ):
-    """Builds the modules.
+    """Create the modules.
 
     Args:
-      num_classes: size of the logits.
-      variant: a key of `nfnet.VARIANTS`.
-      stochdepth_rate: drop rate that the blocks approach linearly, from 0.
-      dropout_rate: rate on the pooled features; None takes the variant's.
-      cross_replica_axis: see `batch_norm.BatchNorm`; the paper's networks took
-        each device's own statistics.
-      name: the root of all parameter paths.
+      num_classes: Size of the logits.
+      variant: A key of `nfnet.VARIANTS`.
+      stochdepth_rate: Stochastic depth rate, which grows linearly from 0 with
+        the block's index.
+      dropout_rate: Dropout rate on the pooled features; None takes the
+        variant's.
+      cross_replica_bn: Share batch statistics across devices in training.
+      name: Root of all parameter paths.
 
     Raises:
       ValueError: if the variant is unknown.
     """
-    super().__init__(name=name)
-    spec = classifier.lookup(nfnet.VARIANTS, variant, 'NFNet')
-    self.depth = spec.depth
-    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
-    norm = functools.partial(
-      batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis
+    super().__init__(
+      num_classes,
+      variant,
+      dropout_rate=dropout_rate,
+      w_init=hk.initializers.RandomNormal(0, 0.01),
+      name=name,
     )
-    stem_channels = (*spec.stem, spec.width[0] // 2)
+    row = self.variants[variant]
+    self.depth = row.depth
+    norm = functools.partial(
+      batch_norm.BatchNorm, cross_replica_bn=cross_replica_bn
+    )
+    stem_channels = (*row.stem, row.width[0] // 2)
     self.stem_convs = [
       batch_norm.conv(channels, 3, stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(zip(stem_channels, (2, 1, 1, 2)))
@@ -77,32 +104,29 @@ class BNNFNet(classifier.ImageClassifier):
     self.stem_norms = [norm(name=f'stem_bn{i}') for i in range(3)]
     self.blocks = [
       BNBlock(
-        spec.width[place.stage],
-        stride=place.stride,
-        is_transition=place.is_transition,
-        group_size=spec.group_size,
-        stochdepth_rate=place.stochdepth_rate,
+        row.width[spec.stage],
+        stride=spec.stride,
+        is_transition=spec.is_transition,
+        group_size=row.group_size,
+        stochdepth_rate=spec.stochdepth_rate,
         norm=norm,
       )
-      for place in classifier.block_specs(
-        spec.depth, nfnet.STRIDES, stochdepth_rate
+      for spec in residual.block_specs(
+        row.depth, nfnet.STRIDES, stochdepth_rate
       )
     ]
-    self.final_conv = batch_norm.conv(2 * spec.width[-1], 1, name='final_conv')
+    self.final_conv = batch_norm.conv(2 * row.width[-1], 1, name='final_conv')
     self.final_bn = norm(name='final_bn')
-    self.classifier = hk.Linear(
-      num_classes,
-      w_init=hk.initializers.RandomNormal(0, 0.01),
-      name='linear',
-    )
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Apply four 3x3 convolutions, of strides 2, 1, 1 and 2."""
     x = self.stem_convs[0](images)
     for norm, conv in zip(self.stem_norms, self.stem_convs[1:]):
       x = conv(jax.nn.gelu(norm(x, is_training)))
     return x
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a 1x1 convolution that doubles the channels, and normalise."""
     return jax.nn.gelu(self.final_bn(self.final_conv(x), is_training))
 
 
@@ -120,11 +144,11 @@ class BNBlock(batch_norm.PreActivationBlock):
     norm: batch_norm.NormFactory = batch_norm.BatchNorm,
     name: str = 'bn_block',
   ):
-    super().__init__(name=name)
+    super().__init__(
+      is_transition=is_transition, stochdepth_rate=stochdepth_rate, name=name
+    )
     self.stride = stride
-    self.is_transition = is_transition
     self.activation = jax.nn.gelu
-    self.stochdepth_rate = stochdepth_rate
     groups = channels // 2 // group_size
     inner = groups * group_size
     conv = batch_norm.conv
@@ -141,5 +165,6 @@ class BNBlock(batch_norm.PreActivationBlock):
       channels, channels // 2, name='squeeze_excite'
     )
 
-  def project(self, x: jax.Array) -> jax.Array:
+  def project(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Pool and convolve."""
     return self.conv_shortcut(normalizer_free.downsample(x, self.stride))

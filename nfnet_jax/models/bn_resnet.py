@@ -1,4 +1,4 @@
-"""Batch-normalised ResNets, which the normalizer-free ones are compared with.
+"""Batch-normalised ResNets, to compare the normalizer-free ones with.
 
 He et al., "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027) for
 the pre-activation networks; He et al., "Deep Residual Learning for Image
@@ -6,15 +6,26 @@ Recognition" (arXiv 1512.03385) and Hu et al., "Squeeze-and-Excitation Networks"
 (arXiv 1709.01507) for ResNet-50 and SENet-50.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import dataclasses
 import functools
+from typing import ClassVar
 
 import haiku as hk
 import jax
 
-from nfnet_jax.models import batch_norm, classifier, layers, nf_resnet
+from nfnet_jax.models import (
+  batch_norm,
+  classifier,
+  layers,
+  nf_resnet,
+  propagation,
+  residual,
+)
 
-# NF-ResNets have these depths, widths and sizes, so the two compare.
+# Depths, widths and sizes are those of NF-ResNets.
 VARIANTS = nf_resnet.VARIANTS
 
 
@@ -32,6 +43,9 @@ class BNResNet(classifier.ImageClassifier):
     (1, 1, 1, 128)
   """
 
+  variants: ClassVar[Mapping[str, nf_resnet.Variant]] = VARIANTS
+  uses_batch_statistics = True
+
   def __init__(
     self,
     num_classes: int = 1000,
@@ -40,62 +54,72 @@ class BNResNet(classifier.ImageClassifier):
     se_ratio: float = 0.0,
     stochdepth_rate: float = 0.1,
     dropout_rate: float | None = None,
-    cross_replica_axis: str | None = None,
+    cross_replica_bn: bool = False,
     name: str = 'ResNet',
   ):
-    """Builds the modules.
+    """Create the modules.
 
     Args:
-      num_classes: size of the logits.
-      variant: a key of `VARIANTS`.
-      se_ratio: hidden units of squeeze-excite per channel, such as 0.25; 0 for
-        none.
-      stochdepth_rate: drop rate that the blocks approach linearly, from 0.
-      dropout_rate: rate on the pooled features; None takes the variant's.
-      cross_replica_axis: see `batch_norm.BatchNorm`; `training.data_parallel` names
-        its axis `AXIS`.
-      name: the root of all parameter paths.
+      num_classes: Size of the logits.
+      variant: A key of `VARIANTS`.
+      se_ratio: Hidden units of squeeze-excite per channel, such as 0.25; 0 for
+        no squeeze-excite.
+      stochdepth_rate: Stochastic depth rate, which grows linearly from 0 with
+        the block's index.
+      dropout_rate: Dropout rate on the pooled features; None takes the
+        variant's.
+      cross_replica_bn: Share batch statistics across devices in training.
+      name: Root of all parameter paths.
 
     Raises:
       ValueError: if the variant is unknown.
     """
-    super().__init__(name=name)
-    spec = classifier.lookup(VARIANTS, variant, 'BN-ResNet')
-    self.depth = spec.depth
-    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
-    norm = functools.partial(
-      batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis
+    super().__init__(
+      num_classes,
+      variant,
+      dropout_rate=dropout_rate,
+      w_init=hk.initializers.Constant(0),
+      name=name,
     )
-    self.initial_conv = batch_norm.conv(spec.stem, 7, 2, name='initial_conv')
+    row = self.variants[variant]
+    self.depth = row.depth
+    norm = functools.partial(
+      batch_norm.BatchNorm, cross_replica_bn=cross_replica_bn
+    )
+    self.initial_conv = batch_norm.conv(row.stem, 7, 2, name='initial_conv')
     self.blocks = [
       ResBlockV2(
-        spec.width[place.stage],
-        stride=place.stride,
-        is_transition=place.is_transition,
+        row.width[spec.stage],
+        stride=spec.stride,
+        is_transition=spec.is_transition,
         se_ratio=se_ratio,
-        stochdepth_rate=place.stochdepth_rate,
+        stochdepth_rate=spec.stochdepth_rate,
         norm=norm,
       )
-      for place in classifier.block_specs(
-        spec.depth, nf_resnet.STRIDES, stochdepth_rate
+      for spec in residual.block_specs(
+        row.depth, nf_resnet.STRIDES, stochdepth_rate
       )
     ]
     self.final_bn = norm(name='final_bn')
-    self.classifier = hk.Linear(
-      num_classes, w_init=hk.initializers.Constant(0), name='linear'
-    )
+
+  @classmethod
+  def expected_variance(cls, variant: str) -> list[float]:
+    """Return the variance after each block at initialisation."""
+    return propagation.batch_norm_variance(cls.variants[variant].depth)
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a strided 7x7 convolution and max pooling."""
     return layers.max_pool(self.initial_conv(images))
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Normalise and apply the activation."""
     return jax.nn.relu(self.final_bn(x, is_training))
 
 
 class ResBlockV2(batch_norm.PreActivationBlock):
   """The pre-activation bottleneck block: BN, ReLU, convolution, three times.
 
-  The convolutions are 1x1, 3x3 (strided) and 1x1; the projection is a strided
+  The convolutions are 1x1, 3x3 (strided) and 1x1. The projection is a strided
   1x1.
   """
 
@@ -110,10 +134,10 @@ class ResBlockV2(batch_norm.PreActivationBlock):
     norm: batch_norm.NormFactory = batch_norm.BatchNorm,
     name: str = 'res_block_v2',
   ):
-    super().__init__(name=name)
-    self.is_transition = is_transition
+    super().__init__(
+      is_transition=is_transition, stochdepth_rate=stochdepth_rate, name=name
+    )
     self.activation = jax.nn.relu
-    self.stochdepth_rate = stochdepth_rate
     inner = channels // 4
     conv = batch_norm.conv
     self.norms = [norm(name=f'bn{index}') for index in range(3)]
@@ -126,13 +150,14 @@ class ResBlockV2(batch_norm.PreActivationBlock):
       self.conv_shortcut = conv(channels, 1, stride, name='conv_shortcut')
     self.squeeze_excite = layers.optional_squeeze_excite(channels, se_ratio)
 
-  def project(self, x: jax.Array) -> jax.Array:
+  def project(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Convolve with stride."""
     return self.conv_shortcut(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class VariantV1(nf_resnet.Variant):
-  """What tells one post-activation ResNet from another.
+  """The sizes of a post-activation ResNet.
 
   Attributes:
     se_ratio: hidden units of squeeze-excite per channel; 0 for none.
@@ -151,14 +176,20 @@ VARIANTS_V1: dict[str, VariantV1] = {
 }
 
 
+# ImageNet top-1 in percent.
+PUBLISHED_TOP1_V1 = {
+  'arXiv 2102.06171, table 3': {'resnet50': 78.6, 'senet50': 79.4}
+}
+
+
 class ResNetV1(classifier.ImageClassifier):
   """The post-activation ResNet image classifier, with or without SE.
 
-  The 3x3 convolution carries the stride (often called v1.5), which gives the
-  multiply-adds of the table it is compared in: 4.09 G at 224 px, where the
-  table says 4.10 for ResNet-50 and 4.09 for SENet-50; the original stride on
-  the 1x1 gives 3.86. Parameters are 25,557,032 and 28,088,024, the table has
-  26.0 M and 28.0 M.
+  The 3x3 convolution has the stride (often called v1.5). Only that gives the
+  multiply-adds that the paper reports: 4.09 G at 224 px, where the table has
+  4.10 G for ResNet-50 and 4.09 G for SENet-50; a stride in the 1x1 gives
+  3.86 G. Parameters are 25,557,032 and 28,088,024; the table has 26.0 M and
+  28.0 M.
 
   Source of the table: arXiv 2102.06171, table 3.
 
@@ -173,6 +204,10 @@ class ResNetV1(classifier.ImageClassifier):
     (128, 10)
   """
 
+  variants: ClassVar[Mapping[str, VariantV1]] = VARIANTS_V1
+  uses_batch_statistics = True
+  published_top1 = PUBLISHED_TOP1_V1
+
   def __init__(
     self,
     num_classes: int = 1000,
@@ -180,49 +215,63 @@ class ResNetV1(classifier.ImageClassifier):
     *,
     stochdepth_rate: float = 0.0,
     dropout_rate: float | None = None,
-    cross_replica_axis: str | None = None,
+    cross_replica_bn: bool = False,
     name: str = 'ResNet',
   ):
-    """Builds the modules; for the arguments see `BNResNet`.
+    """Create the modules.
+
+    Args:
+      num_classes: Size of the logits.
+      variant: A key of `VARIANTS_V1`.
+      stochdepth_rate: Stochastic depth rate, which grows linearly from 0 with
+        the block's index.
+      dropout_rate: Dropout rate on the pooled features; None takes the
+        variant's.
+      cross_replica_bn: Share batch statistics across devices in training.
+      name: Root of all parameter paths.
 
     Raises:
-      ValueError: if the variant is not a key of `VARIANTS_V1`.
+      ValueError: if the variant is unknown.
     """
-    super().__init__(name=name)
-    spec = classifier.lookup(VARIANTS_V1, variant, 'ResNet v1')
-    self.depth = spec.depth
-    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
-    norm = functools.partial(
-      batch_norm.BatchNorm, cross_replica_axis=cross_replica_axis
+    super().__init__(
+      num_classes,
+      variant,
+      dropout_rate=dropout_rate,
+      w_init=hk.initializers.RandomNormal(0, 0.01),
+      name=name,
     )
-    self.initial_conv = batch_norm.conv(spec.stem, 7, 2, name='initial_conv')
+    row = self.variants[variant]
+    self.depth = row.depth
+    norm = functools.partial(
+      batch_norm.BatchNorm, cross_replica_bn=cross_replica_bn
+    )
+    self.initial_conv = batch_norm.conv(row.stem, 7, 2, name='initial_conv')
     self.initial_bn = norm(name='initial_bn')
     self.blocks = [
       ResBlockV1(
-        spec.width[place.stage],
-        stride=place.stride,
-        is_transition=place.is_transition,
-        se_ratio=spec.se_ratio,
-        stochdepth_rate=place.stochdepth_rate,
+        row.width[spec.stage],
+        stride=spec.stride,
+        is_transition=spec.is_transition,
+        se_ratio=row.se_ratio,
+        stochdepth_rate=spec.stochdepth_rate,
         norm=norm,
       )
-      for place in classifier.block_specs(
-        spec.depth, nf_resnet.STRIDES, stochdepth_rate
+      for spec in residual.block_specs(
+        row.depth, nf_resnet.STRIDES, stochdepth_rate
       )
     ]
-    self.classifier = hk.Linear(
-      num_classes, w_init=hk.initializers.RandomNormal(0, 0.01), name='linear'
-    )
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a strided 7x7 convolution, normalise, and apply max pooling."""
     x = self.initial_bn(self.initial_conv(images), is_training)
     return layers.max_pool(jax.nn.relu(x))
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Return the last block's output."""
     return x
 
 
-class ResBlockV1(hk.Module):
+class ResBlockV1(residual.ResidualBlock):
   """The post-activation bottleneck block `relu(shortcut + branch)`.
 
   The branch is convolution and BN three times with ReLU between: 1x1, 3x3
@@ -240,9 +289,9 @@ class ResBlockV1(hk.Module):
     norm: batch_norm.NormFactory = batch_norm.BatchNorm,
     name: str = 'res_block_v1',
   ):
-    super().__init__(name=name)
-    self.is_transition = is_transition
-    self.stochdepth_rate = stochdepth_rate
+    super().__init__(
+      is_transition=is_transition, stochdepth_rate=stochdepth_rate, name=name
+    )
     inner = channels // 4
     conv = batch_norm.conv
     self.convs = [
@@ -256,19 +305,19 @@ class ResBlockV1(hk.Module):
       self.bn_shortcut = norm(name='bn_shortcut')
     self.squeeze_excite = layers.optional_squeeze_excite(channels, se_ratio)
 
-  def __call__(
-    self, x: jax.Array, key: jax.Array | None, positions: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns what `batch_norm.PreActivationBlock` does."""
-    is_training = key is not None
-    shortcut = x
-    if self.is_transition:
-      shortcut = self.bn_shortcut(self.conv_shortcut(x), is_training)
-    out = self.norms[0](self.convs[0](x), is_training)
+  def project(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Convolve with stride and normalise."""
+    return self.bn_shortcut(self.conv_shortcut(x), is_training)
+
+  def branch(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply the normalised convolutions and squeeze-excite."""
+    x = self.norms[0](self.convs[0](x), is_training)
     for conv, norm in zip(self.convs[1:], self.norms[1:]):
-      out = norm(conv(jax.nn.relu(out)), is_training)
+      x = norm(conv(jax.nn.relu(x)), is_training)
     if self.squeeze_excite is not None:
-      out = self.squeeze_excite(out) * out
-    residual_var = layers.signal_statistics(out)['var']
-    out = layers.stochastic_depth(out, self.stochdepth_rate, key, positions)
-    return jax.nn.relu(out + shortcut), residual_var
+      x = self.squeeze_excite(x) * x
+    return x
+
+  def merge(self, out: jax.Array, shortcut: jax.Array) -> jax.Array:
+    """Add the shortcut and apply the activation."""
+    return jax.nn.relu(out + shortcut)

@@ -1,83 +1,102 @@
-"""What all families share: the way from images to logits."""
+"""The base class of all families: from images to logits."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnet_jax.models import layers
+from nfnet_jax.models import layers, residual
 
-
-class BlockSpec(NamedTuple):
-  """A block's place in its network, and what follows from it.
-
-  Attributes:
-    stage: index of its stage.
-    is_transition: whether it opens the stage.
-    stride: the stage's stride in a transition block, else 1.
-    stochdepth_rate: probability of dropping its branch in training.
-  """
-
-  stage: int
-  is_transition: bool
-  stride: int
-  stochdepth_rate: float
-
-
-def block_specs(
-  depth: Sequence[int], strides: Sequence[int], stochdepth_rate: float
-) -> list[BlockSpec]:
-  """Lists the places of all blocks, from fine to coarse.
-
-  Args:
-    depth: blocks of each stage.
-    strides: stride of each stage's first block.
-    stochdepth_rate: drop rate that the blocks approach linearly, from 0: block
-      i of N has `stochdepth_rate * i / N`.
-  """
-  firsts = [
-    (stage, index == 0)
-    for stage, blocks in enumerate(depth)
-    for index in range(blocks)
-  ]
-  return [
-    BlockSpec(
-      stage,
-      is_first,
-      strides[stage] if is_first else 1,
-      stochdepth_rate * number / len(firsts),
-    )
-    for number, (stage, is_first) in enumerate(firsts)
-  ]
+# Options that act in training only; trained weights do not depend on them.
+REGULARIZATION = ('stochdepth_rate', 'dropout_rate')
 
 
 class ImageClassifier(hk.Module):
   """A stem, residual blocks, a head and a linear classifier.
 
-  A family's constructor sets the attributes; the family defines `stem` and
-  `head`.
+  A family is a subclass with
+  - a constructor `(num_classes, variant, *, options..., name)`. Its
+    keyword-only arguments are the model's options: each has a default, the type
+    bool, int, float or str (or one of these and None), and a line under "Args:"
+    of the docstring, whose first sentence describes it to users. The default of
+    `name` is the root of all parameter paths;
+  - the class attributes below, as far as they differ from the defaults;
+  - `depth` and `blocks`, which the constructor sets, and the methods `stem` and
+    `head`.
+  `registry.FAMILIES` has one entry per family of this package. Code outside it
+  makes its models known by `registry.register_model`.
 
   Attributes:
-    depth: blocks of each stage, from fine to coarse.
-    blocks: modules that map `(x, key, positions)` to their output and the
-      average channel variance of their branch; `key` is None in evaluation.
+    variants: variant name -> a row with `train_size` and `test_size` (pixels a
+      side), `dropout` (rate) and, where published, `augment_magnitude`.
+    uses_batch_statistics: whether batches are normalised in training.
+    eval_crop: what published evaluations cut, 'squash' or 'centre'; see
+      `preprocessing.EvalPreprocessing`.
+    published_top1: source -> variant -> ImageNet top-1 in percent.
+    depth: blocks per stage, from fine to coarse.
+    blocks: the residual blocks, in order.
     dropout_rate: rate on the pooled features.
     classifier: maps them to logits.
   """
 
+  variants: ClassVar[Mapping[str, Any]]
+  uses_batch_statistics: ClassVar[bool] = False
+  eval_crop: ClassVar[str] = 'centre'
+  published_top1: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+
   depth: Sequence[int]
-  blocks: Sequence[hk.Module]
-  dropout_rate: float
-  classifier: hk.Linear
+  blocks: Sequence[residual.ResidualBlock]
+
+  def __init__(
+    self,
+    num_classes: int,
+    variant: str,
+    *,
+    dropout_rate: float | None,
+    w_init: hk.initializers.Initializer,
+    name: str,
+  ):
+    """Create what all families have.
+
+    Args:
+      num_classes: size of the logits.
+      variant: a key of `variants`.
+      dropout_rate: rate on the pooled features; None takes the variant's.
+      w_init: initializer of the classifier's kernel.
+      name: root of all parameter paths.
+
+    Raises:
+      ValueError: if the variant is unknown; the message lists the known ones.
+    """
+    super().__init__(name=name)
+    if variant not in self.variants:
+      raise ValueError(
+        f"{type(self).__name__} has no variant '{variant}'. Its variants are "
+        f'{", ".join(self.variants)}.'
+      )
+    if dropout_rate is None:
+      dropout_rate = self.variants[variant].dropout
+    self.dropout_rate: float = dropout_rate
+    self.classifier = hk.Linear(num_classes, w_init=w_init, name='linear')
+
+  @classmethod
+  def expected_variance(cls, variant: str) -> list[float] | None:
+    """Return the variance after each block at initialisation, if known.
+
+    Skip gains are taken as 1 and options as their defaults.
+    """
+    return None
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
-    """Maps images to the first block's input."""
+    """Map images to the first block's input."""
     raise NotImplementedError
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """Maps the last block's output to what is averaged into features."""
+    """Map the last block's output to what is averaged into features."""
     raise NotImplementedError
 
   def __call__(
@@ -87,15 +106,15 @@ class ImageClassifier(hk.Module):
     positions: jax.Array | None = None,
     remat: bool = False,
   ) -> jax.Array:
-    """Maps normalised images `[N, H, W, 3]` to logits `[N, num_classes]`.
+    """Map normalised images `[N, H, W, 3]` to logits `[N, num_classes]`.
 
     Args:
-      images: float images, normalised a channel.
+      images: float images; see `inputs.normalize_images`.
       is_training: whether stochastic depth and dropout act, and whether batch
-        statistics are taken, if the family has any. Only then is a random key
+        statistics are used, if the family has any. Only then is a random key
         drawn.
-      positions: `[N]` each example's place in the global batch, from which its
-        random draws derive; 0 to N - 1 by default.
+      positions: `[N]`, each example's position in the global batch, from which
+        its random draws derive; 0 to N - 1 by default.
       remat: whether only the blocks' inputs are kept for the backward pass,
         which then computes the blocks again. Values are the same.
     """
@@ -107,8 +126,8 @@ class ImageClassifier(hk.Module):
     is_training: bool,
     positions: jax.Array | None = None,
     remat: bool = False,
-  ) -> dict[str, jax.Array | dict[str, jax.Array]]:
-    """Runs the network and returns what is worth looking at on the way.
+  ) -> dict[str, Any]:
+    """Return intermediate statistics, the features and the logits.
 
     Returns:
       A dict with `block_0`, `block_1`, ... (each a dict of `sq_mean` and `var`
@@ -119,14 +138,14 @@ class ImageClassifier(hk.Module):
     key = hk.next_rng_key() if is_training else None
     if positions is None:
       positions = jnp.arange(images.shape[0])
-    outputs = {}
+    outputs: dict[str, Any] = {}
     x = self.stem(images, is_training)
     stages = [i for i, blocks in enumerate(self.depth) for _ in range(blocks)]
     for index, (stage, block) in enumerate(
       zip(stages, self.blocks, strict=True)
     ):
-      block_key = jax.random.fold_in(key, index) if is_training else None
-      # What a profile and a plan call the parts of a step.
+      block_key = None if key is None else jax.random.fold_in(key, index)
+      # The name of this part of a step in profiles and plans.
       with jax.named_scope(f'stage_{stage}'):
         run = hk.remat(block) if remat else block
         x, residual_var = run(x, block_key, positions)
@@ -136,23 +155,10 @@ class ImageClassifier(hk.Module):
       }
     features = jnp.mean(self.head(x, is_training), axis=(1, 2))
     outputs['features'] = features
-    if is_training:
+    if key is not None:
       dropout_key = jax.random.fold_in(key, len(self.blocks))
       features = layers.dropout(
         features, self.dropout_rate, dropout_key, positions
       )
     outputs['logits'] = self.classifier(features)
     return outputs
-
-
-def lookup(table: dict, variant: str, family: str):
-  """Returns a family's variant.
-
-  Raises:
-    ValueError: if it is unknown; the message lists the known ones.
-  """
-  if variant not in table:
-    raise ValueError(
-      f"Unknown {family} variant '{variant}'; known: {', '.join(table)}."
-    )
-  return table[variant]

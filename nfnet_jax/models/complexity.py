@@ -1,29 +1,34 @@
-"""Counts parameters and multiply-adds of a model without running it."""
+"""Counts of a model's parameters and multiply-adds, without running it."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 import math
+from typing import Any
 
 import jax
 from jax.extend import core
 import jax.numpy as jnp
 
+from nfnet_jax.models import registry
 
-def count_parameters(params) -> int:
-  """Returns the number of scalars in a tree of arrays or shapes."""
+
+def count_parameters(params: Any) -> int:
+  """Return the number of scalars in a tree of arrays or shapes."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def count_macs(function: Callable, *args) -> int:
-  """Counts multiply-adds of the convolutions and matrix products of a call.
+def count_macs(function: Callable[..., Any], *args: Any) -> int:
+  """Count multiply-adds of the convolutions and matrix products of a call.
 
   Args:
     function: any traceable function.
     *args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
 
   Returns:
-    The number the paper's tables call FLOPs, when `function` is a network in
-    evaluation on one image at its test size. Elementwise work, pooling and
-    weight standardisation do not count. Loop bodies count once.
+    What the paper's tables call FLOPs, if `function` is a network in evaluation
+    on one image of its test size. Elementwise work, pooling and weight
+    standardisation do not count. Loop bodies count once.
 
   Example:
     >>> count_macs(jnp.dot, jnp.zeros((2, 3)), jnp.zeros((3, 4)))
@@ -32,13 +37,15 @@ def count_macs(function: Callable, *args) -> int:
   return _jaxpr_macs(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def count_image_macs(model, params, state, size: int) -> int:
-  """Counts the multiply-adds of one image of `size` pixels in evaluation.
+def count_image_macs(
+  model: registry.Model, params: Any, state: Any, size: int
+) -> int:
+  """Count the multiply-adds of one image of `size` pixels in evaluation.
 
   Args:
     model: a `registry.Model`.
     params: its parameters, or their shapes.
-    state: its state, or the shapes of that.
+    state: its state, or its shapes.
     size: pixels a side.
   """
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -53,26 +60,32 @@ def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
       total += _convolution_macs(equation)
     elif equation.primitive.name == 'dot_general':
       total += _dot_macs(equation)
-    for inner in jax.tree.leaves(
-      list(equation.params.values()),
-      is_leaf=lambda p: isinstance(p, (core.Jaxpr, core.ClosedJaxpr)),
-    ):
-      if isinstance(inner, core.ClosedJaxpr):
-        total += _jaxpr_macs(inner.jaxpr)
-      elif isinstance(inner, core.Jaxpr):
-        total += _jaxpr_macs(inner)
+    total += sum(_jaxpr_macs(inner) for inner in _inner_jaxprs(equation))
   return total
 
 
-def _convolution_macs(equation) -> int:
-  kernel = equation.invars[1].aval
+def _inner_jaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+  for inner in jax.tree.leaves(
+    list(equation.params.values()),
+    is_leaf=lambda p: isinstance(p, (core.Jaxpr, core.ClosedJaxpr)),
+  ):
+    if isinstance(inner, core.ClosedJaxpr):
+      yield inner.jaxpr
+    elif isinstance(inner, core.Jaxpr):
+      yield inner
+
+
+def _convolution_macs(equation: core.JaxprEqn) -> int:
+  kernel: Any = equation.invars[1].aval
   out_dim = equation.params['dimension_numbers'].rhs_spec[0]
   per_output = math.prod(kernel.shape) // kernel.shape[out_dim]
-  return equation.outvars[0].aval.size * per_output
+  output: Any = equation.outvars[0].aval
+  return output.size * per_output
 
 
-def _dot_macs(equation) -> int:
+def _dot_macs(equation: core.JaxprEqn) -> int:
   (contracted, _), _ = equation.params['dimension_numbers']
-  left = equation.invars[0].aval
+  left: Any = equation.invars[0].aval
   depth = math.prod(left.shape[axis] for axis in contracted)
-  return equation.outvars[0].aval.size * depth
+  output: Any = equation.outvars[0].aval
+  return output.size * depth

@@ -1,22 +1,26 @@
-"""EfficientNets, which NFNets are compared with.
+"""EfficientNets, to compare NFNets with.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
 Networks" (arXiv 1905.11946).
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import haiku as hk
 import jax
 
-from nfnet_jax.models import batch_norm, classifier, layers
+from nfnet_jax.models import batch_norm, classifier, layers, residual
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A stage of the network that is scaled, before scaling.
+  """A stage of the network before scaling.
 
   Attributes:
     kernel_size: of the depthwise convolutions.
@@ -79,7 +83,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def scale_channels(channels: int, factor: float) -> int:
-  """Scales a width to the nearest multiple of 8, not losing a tenth.
+  """Scale a width to the nearest multiple of 8 that loses less than a tenth.
 
   Example:
     >>> [scale_channels(channels, 1.1) for channels in (16, 24, 32, 40)]
@@ -88,6 +92,19 @@ def scale_channels(channels: int, factor: float) -> int:
   scaled = channels * factor
   rounded = max(8, int(scaled + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+# ImageNet top-1 in percent.
+PUBLISHED_TOP1 = {
+  'arXiv 2102.06171, table 3': {
+    'b0': 77.1,
+    'b3': 81.6,
+    'b4': 82.9,
+    'b5': 83.7,
+    'b6': 84.0,
+    'b7': 84.7,
+  },
+}
 
 
 class EfficientNet(classifier.ImageClassifier):
@@ -104,6 +121,10 @@ class EfficientNet(classifier.ImageClassifier):
     (320, 10)
   """
 
+  variants: ClassVar[Mapping[str, Variant]] = VARIANTS
+  uses_batch_statistics = True
+  published_top1 = PUBLISHED_TOP1
+
   def __init__(
     self,
     num_classes: int = 1000,
@@ -111,77 +132,80 @@ class EfficientNet(classifier.ImageClassifier):
     *,
     stochdepth_rate: float = 0.2,
     dropout_rate: float | None = None,
-    cross_replica_axis: str | None = None,
+    cross_replica_bn: bool = False,
     name: str = 'EfficientNet',
   ):
-    """Builds the modules.
+    """Create the modules.
 
     Args:
-      num_classes: size of the logits.
-      variant: a key of `VARIANTS`.
-      stochdepth_rate: drop-connect rate that the blocks approach linearly, from
-        0.
-      dropout_rate: rate on the pooled features; None takes the variant's.
-      cross_replica_axis: see `batch_norm.BatchNorm`; `training.data_parallel` names
-        its axis `AXIS`.
-      name: the root of all parameter paths.
+      num_classes: Size of the logits.
+      variant: A key of `VARIANTS`.
+      stochdepth_rate: Rate of drop-connect, which grows linearly from 0 with
+        the block's index.
+      dropout_rate: Dropout rate on the pooled features; None takes the
+        variant's.
+      cross_replica_bn: Share batch statistics across devices in training.
+      name: Root of all parameter paths.
 
     Raises:
       ValueError: if the variant is unknown.
     """
-    super().__init__(name=name)
-    spec = classifier.lookup(VARIANTS, variant, 'EfficientNet')
-    self.depth = [math.ceil(stage.depth * spec.depth) for stage in STAGES]
-    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
-    width = functools.partial(scale_channels, factor=spec.width)
+    super().__init__(
+      num_classes,
+      variant,
+      dropout_rate=dropout_rate,
+      w_init=hk.initializers.VarianceScaling(1 / 3, 'fan_out', 'uniform'),
+      name=name,
+    )
+    row = self.variants[variant]
+    self.depth = [math.ceil(stage.depth * row.depth) for stage in STAGES]
+    width = functools.partial(scale_channels, factor=row.width)
     norm = functools.partial(
       batch_norm.BatchNorm,
       decay_rate=0.99,
       eps=1e-3,
-      cross_replica_axis=cross_replica_axis,
+      cross_replica_bn=cross_replica_bn,
     )
     channels = width(32)
     self.stem_conv = _conv(channels, 3, 2, name='stem_conv')
     self.stem_bn = norm(name='stem_bn')
-    self.blocks = []
+    self.blocks: list[MBConv] = []
     strides = [stage.stride for stage in STAGES]
-    for place in classifier.block_specs(self.depth, strides, stochdepth_rate):
-      stage = STAGES[place.stage]
+    for spec in residual.block_specs(self.depth, strides, stochdepth_rate):
+      stage = STAGES[spec.stage]
       self.blocks.append(
         MBConv(
           channels,
           width(stage.width),
           kernel_size=stage.kernel_size,
-          stride=place.stride,
+          stride=spec.stride,
           expansion=stage.expansion,
-          stochdepth_rate=place.stochdepth_rate,
+          stochdepth_rate=spec.stochdepth_rate,
           norm=norm,
         )
       )
       channels = width(stage.width)
     self.final_conv = _conv(width(1280), 1, name='final_conv')
     self.final_bn = norm(name='final_bn')
-    self.classifier = hk.Linear(
-      num_classes,
-      w_init=hk.initializers.VarianceScaling(1 / 3, 'fan_out', 'uniform'),
-      name='linear',
-    )
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a strided 3x3 convolution, normalise, and apply the activation."""
     return jax.nn.silu(self.stem_bn(self.stem_conv(images), is_training))
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a 1x1 convolution, normalise, and apply the activation."""
     return jax.nn.silu(self.final_bn(self.final_conv(x), is_training))
 
 
-class MBConv(hk.Module):
+class MBConv(residual.ResidualBlock):
   """The inverted bottleneck block with squeeze-excite.
 
   The branch is 1x1 (unless the expansion is 1), depthwise (strided),
   squeeze-excite and 1x1, each convolution normalised, with SiLU after the first
-  two. It is added to the input where stride and channels allow; elsewhere it is
-  the output.
+  two. The input is added to it where stride and channels allow.
   """
+
+  rescale_survivors = True
 
   def __init__(
     self,
@@ -195,9 +219,12 @@ class MBConv(hk.Module):
     norm: batch_norm.NormFactory = batch_norm.BatchNorm,
     name: str = 'mb_conv',
   ):
-    super().__init__(name=name)
     self.is_residual = stride == 1 and channels_in == channels
-    self.stochdepth_rate = stochdepth_rate
+    super().__init__(
+      is_transition=False,
+      stochdepth_rate=stochdepth_rate if self.is_residual else 0.0,
+      name=name,
+    )
     self.expansion = expansion
     inner = channels_in * expansion
     if expansion > 1:
@@ -220,25 +247,22 @@ class MBConv(hk.Module):
     self.project_conv = _conv(channels, 1, name='project_conv')
     self.project_bn = norm(name='project_bn')
 
-  def __call__(
-    self, x: jax.Array, key: jax.Array | None, positions: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns what `batch_norm.PreActivationBlock` does."""
-    is_training = key is not None
-    out = x
+  def branch(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Expand, filter, gate and project."""
     if self.expansion > 1:
-      out = jax.nn.silu(self.expand_bn(self.expand_conv(out), is_training))
-    out = self.depthwise_conv(out)
-    out = jax.nn.silu(self.depthwise_bn(out, is_training))
-    out = self.squeeze_excite(out) * out
-    out = self.project_bn(self.project_conv(out), is_training)
-    residual_var = layers.signal_statistics(out)['var']
-    if self.is_residual:
-      rate = self.stochdepth_rate
-      out = x + layers.stochastic_depth(out, rate, key, positions, rescale=True)
-    return out, residual_var
+      x = jax.nn.silu(self.expand_bn(self.expand_conv(x), is_training))
+    x = self.depthwise_conv(x)
+    x = jax.nn.silu(self.depthwise_bn(x, is_training))
+    x = self.squeeze_excite(x) * x
+    return self.project_bn(self.project_conv(x), is_training)
+
+  def merge(self, out: jax.Array, shortcut: jax.Array) -> jax.Array:
+    """Add the shortcut, if there is one."""
+    return shortcut + out if self.is_residual else out
 
 
-def _conv(channels: int, kernel_size: int, stride: int = 1, *, name: str):
+def _conv(
+  channels: int, kernel_size: int, stride: int = 1, *, name: str
+) -> hk.Conv2D:
   init = hk.initializers.VarianceScaling(2.0, 'fan_out', 'normal')
   return batch_norm.conv(channels, kernel_size, stride, w_init=init, name=name)

@@ -1,4 +1,6 @@
-"""The pixels that models take as input."""
+"""Normalisation of the pixels that models take as input."""
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp

@@ -6,6 +6,8 @@ Recognition Without Normalization" (arXiv 2102.06171) and the code its authors
 released. Images and activations are NHWC, kernels HWIO.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import functools
 
@@ -13,6 +15,7 @@ import haiku as hk
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -39,12 +42,12 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'softplus': (jax.nn.softplus, 1.9203323126),
   'tanh': (jnp.tanh, 1.5939117670),
 }
-# Of these a channel's value depends on the others'.
+# Activations that compute a channel's value from those of the others too.
 ACROSS_CHANNELS = 'glu', 'log_softmax'
 
 
 def scaled_activation(name: str) -> Activation:
-  """Returns `gamma * g`, which keeps the variance of a unit Gaussian at 1.
+  """Return `gamma * g`, which keeps the variance of a unit Gaussian at 1.
 
   Args:
     name: a key of `ACTIVATIONS`.
@@ -68,24 +71,24 @@ def scaled_activation(name: str) -> Activation:
 
 
 def gamma(function: Activation) -> float:
-  """Computes `1 / std(function(z))` for a unit Gaussian z, by quadrature.
+  """Compute `1 / std(function(z))` for a unit Gaussian z, by quadrature.
 
   Args:
     function: elementwise on `[M]` arrays of float32.
 
   Returns:
-    The constant that makes `gamma * function` keep the variance of unit
+    The constant with which `gamma * function` keeps the variance of unit
     Gaussian input, to about 1e-5.
 
   Example:
     >>> round(gamma(jax.nn.relu), 4)  # sqrt(2 / (1 - 1 / pi))
     1.7129
 
-  Source: arXiv 2102.06171, section 2; the authors' own constants, in
-  `ACTIVATIONS`, were sampled.
+  Source: arXiv 2102.06171, section 2. The authors sampled their constants,
+  which are in `ACTIVATIONS`.
   """
-  # The trapezoid rule. A Gauss-Hermite rule of any practical order misses the
-  # kink of ReLU by 1e-3; this grid has a point there.
+  # The trapezoid rule on a grid with a point at the kink of ReLU, which a
+  # Gauss-Hermite rule of any practical order misses by 1e-3.
   z = np.linspace(-12, 12, 24_001)
   weights = np.exp(-(z**2) / 2)
   weights /= np.sum(weights)
@@ -96,7 +99,7 @@ def gamma(function: Activation) -> float:
 
 @jax.named_scope('standardize')
 def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
-  """Scales and centres a kernel so that each output unit has unit variance.
+  """Centre and scale a kernel so that each output unit has unit variance.
 
   Args:
     w: kernel `[H, W, I, O]`; `I` is the fan-in of one group.
@@ -119,11 +122,11 @@ def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
 def standardize_as_timm(
   w: jax.Array, gain: jax.Array, eps: float = 1e-5
 ) -> jax.Array:
-  """Does what `standardize` does as timm's `dm_nfnet_*` do it.
+  """Standardise a kernel as timm's `dm_nfnet_*` do; see `standardize`.
 
   Returns:
-    `gain * (w - mean) / sqrt(fan_in * (var + eps))`: eps is added to the
-    variance of every kernel, and shrinks them all a little.
+    `gain * (w - mean) / sqrt(fan_in * (var + eps))`: eps is added to every
+    variance, and therefore shrinks every kernel a little.
   """
   axes = tuple(range(w.ndim - 1))
   fan_in = w.size // w.shape[-1]
@@ -134,13 +137,14 @@ def standardize_as_timm(
 def convolve(
   x: jax.Array, kernel: jax.Array, stride: int, groups: int
 ) -> jax.Array:
-  """Maps `[N, H, W, I]` to `[N, ceil(H / stride), ceil(W / stride), O]`.
+  """Convolve images to `[N, ceil(H / stride), ceil(W / stride), O]`.
 
   Args:
-    x: `[N, H, W, I]`, padded with zeros as SAME has it.
+    x: `[N, H, W, I]`; SAME padding with zeros.
     kernel: `[H, W, I / groups, O]`.
     stride: pixels between windows.
-    groups: how many parts of the inputs see a part of the outputs each.
+    groups: channel groups; group i of the outputs sees only group i of the
+      inputs.
   """
   return lax.conv_general_dilated(
     x,
@@ -179,13 +183,14 @@ class ScaledWSConv2D(hk.Module):
     self._convolve = convolve
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Convolve and add the bias."""
     kernel, bias = self.parameters(x.shape[-1], x.dtype)
     return self.convolve(x, kernel) + bias
 
   def parameters(
-    self, input_channels: int, dtype: jnp.dtype
+    self, input_channels: int, dtype: DTypeLike
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns the standardised kernel and the bias."""
+    """Return the standardised kernel and the bias."""
     units = self.output_channels
     shape = (self.kernel_size,) * 2 + (input_channels // self.groups, units)
     init = hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal')
@@ -195,21 +200,21 @@ class ScaledWSConv2D(hk.Module):
     return self.standardize(w, gain), bias
 
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves with a kernel that is standardised already."""
+    """Convolve with a standardised kernel, without the bias."""
     return self._convolve(x, kernel, self.stride, self.groups)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-  """Takes the maximum of 3 x 3 pixels in steps of 2, as ResNets' stems do."""
+  """Take the maximum of 3 x 3 pixels with stride 2, as ResNets' stems do."""
   return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
 
 
 class SqueezeExcite(hk.Module):
-  """Gates channels by a small network on the spatial mean.
+  """A small network on the spatial mean that computes gates of the channels.
 
   Maps `[N, H, W, C]` to gates `[N, 1, 1, C]` in (0, 1). The inner activation of
-  NFNets is a plain ReLU without gamma: the paper's appendix C prints a scaled
-  nonlinearity, the published weights were trained with ReLU.
+  NFNets is a ReLU without gamma: the paper's appendix C has a scaled
+  nonlinearity, but the published weights were trained with ReLU.
   """
 
   def __init__(
@@ -225,17 +230,18 @@ class SqueezeExcite(hk.Module):
     self.expand = hk.Linear(channels, name='linear_1')
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Compute the gates of `[N, H, W, C]`."""
     return self.gates(jnp.mean(x, axis=(1, 2)))[:, None, None, :]
 
   def gates(self, pooled: jax.Array) -> jax.Array:
-    """Maps spatial means `[N, C]` to gates `[N, C]`."""
+    """Map spatial means `[N, C]` to gates `[N, C]`."""
     return jax.nn.sigmoid(self.expand(self.activation(self.reduce(pooled))))
 
 
 def optional_squeeze_excite(
   channels: int, ratio: float
 ) -> SqueezeExcite | None:
-  """Returns `SqueezeExcite` of `channels * ratio` hidden units; None for 0."""
+  """Return `SqueezeExcite` with `channels * ratio` hidden units; None for 0."""
   if ratio == 0:
     return None
   hidden = int(channels * ratio)
@@ -243,10 +249,10 @@ def optional_squeeze_excite(
 
 
 def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
-  """Derives one random key an example from its place in the global batch.
+  """Derive one random key per example from its position in the global batch.
 
   Args:
-    key: a key that stands for (seed, step, what is drawn).
+    key: a key derived from the seed, the step and what is drawn.
     positions: `[N]` integers; the example's index in the global batch, so that
       one device and eight draw the same numbers for the same example.
   """
@@ -260,11 +266,11 @@ def stochastic_depth(
   positions: jax.Array,
   rescale: bool = False,
 ) -> jax.Array:
-  """Zeroes whole examples of a residual branch with probability `rate`.
+  """Zero whole examples of a residual branch with probability `rate`.
 
   By default survivors are *not* scaled by `1 / (1 - rate)`, and nothing is
-  scaled in evaluation: so the published networks were trained, unlike most
-  other implementations of stochastic depth.
+  scaled in evaluation: the published networks were trained like this, unlike
+  most other implementations of stochastic depth.
 
   Args:
     x: branch output `[N, H, W, C]`.
@@ -281,7 +287,7 @@ def stochastic_depth(
 
 
 def survivors(rate: float, key: jax.Array, positions: jax.Array) -> jax.Array:
-  """Draws which examples `[N]` stochastic depth keeps."""
+  """Draw which examples `[N]` stochastic depth keeps."""
   draws = jax.vmap(jax.random.uniform)(example_keys(key, positions))
   return draws >= rate
 
@@ -289,7 +295,7 @@ def survivors(rate: float, key: jax.Array, positions: jax.Array) -> jax.Array:
 def dropout(
   x: jax.Array, rate: float, key: jax.Array, positions: jax.Array
 ) -> jax.Array:
-  """Zeroes features `[N, C]` with probability `rate`, rescaling the rest."""
+  """Zero features `[N, C]` with probability `rate`, rescaling the rest."""
   if rate == 0:
     return x
   keys = example_keys(key, positions)
@@ -298,7 +304,7 @@ def dropout(
 
 
 def signal_statistics(x: jax.Array) -> dict[str, jax.Array]:
-  """Measures average channel squared mean and variance of `[N, H, W, C]`.
+  """Compute the average channel squared mean and variance of `[N, H, W, C]`.
 
   Source: the signal propagation plots of arXiv 2101.08692, section 3.
   """

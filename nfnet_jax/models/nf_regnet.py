@@ -4,17 +4,27 @@ Brock et al., "Characterizing signal propagation to close the performance gap in
 unnormalized ResNets" (arXiv 2101.08692), appendix, and the released code.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import dataclasses
+from typing import Any, ClassVar
 
 import haiku as hk
 import jax
 
-from nfnet_jax.models import classifier, layers, normalizer_free
+from nfnet_jax.models import (
+  classifier,
+  layers,
+  normalizer_free,
+  propagation,
+  residual,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """What tells one NF-RegNet from another.
+  """The sizes of an NF-RegNet; stages go from fine to coarse.
 
   Attributes:
     width: channels of the four stages, before `_WIDTH_FACTOR`.
@@ -63,71 +73,85 @@ class NFRegNet(classifier.ImageClassifier):
     (104, 10)
   """
 
+  variants: ClassVar[Mapping[str, Variant]] = VARIANTS
+
   def __init__(
     self,
     num_classes: int = 1000,
     variant: str = 'b0',
     *,
     activation: str = 'silu',
-    alpha: float = 0.2,
+    alpha: float = normalizer_free.ALPHA,
     stochdepth_rate: float = 0.1,
     dropout_rate: float | None = None,
     name: str = 'NF_RegNet',
   ):
-    """Builds the modules.
+    """Create the modules.
 
     Args:
-      num_classes: size of the logits.
-      variant: a key of `VARIANTS`.
-      activation: a key of `layers.ACTIVATIONS`.
-      alpha: weight of each residual branch.
-      stochdepth_rate: drop rate that the blocks approach linearly, from 0.
-      dropout_rate: rate on the pooled features; None takes the variant's.
-      name: the root of all parameter paths.
+      num_classes: Size of the logits.
+      variant: A key of `VARIANTS`.
+      activation: Activation function, a key of `layers.ACTIVATIONS`.
+      alpha: Weight of each residual branch.
+      stochdepth_rate: Stochastic depth rate, which grows linearly from 0 with
+        the block's index.
+      dropout_rate: Dropout rate on the pooled features; None takes the
+        variant's.
+      name: Root of all parameter paths.
 
     Raises:
       ValueError: if variant or activation is unknown.
     """
-    super().__init__(name=name)
-    spec = classifier.lookup(VARIANTS, variant, 'NF-RegNet')
-    self.depth = spec.depth
+    super().__init__(
+      num_classes,
+      variant,
+      dropout_rate=dropout_rate,
+      w_init=hk.initializers.Constant(0),
+      name=name,
+    )
+    row = self.variants[variant]
+    self.depth = row.depth
     self.activation = layers.scaled_activation(activation)
-    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
-    width = [int(channels * _WIDTH_FACTOR) for channels in spec.width]
+    width = [int(channels * _WIDTH_FACTOR) for channels in row.width]
     self.initial_conv = layers.ScaledWSConv2D(
       width[0], 3, 2, name='initial_conv'
     )
-    self.blocks = []
+    self.blocks: list[NFRegBlock] = []
     channels_in = width[0]
-    for place, beta in zip(
-      classifier.block_specs(spec.depth, STRIDES, stochdepth_rate),
-      normalizer_free.betas(spec.depth, alpha),
+    for spec, beta in zip(
+      residual.block_specs(row.depth, STRIDES, stochdepth_rate),
+      normalizer_free.betas(row.depth, alpha),
     ):
       expansion = _EXPANSION if self.blocks else 1
       self.blocks.append(
         NFRegBlock(
-          width[place.stage],
+          width[spec.stage],
           expanded=int(channels_in * expansion),
-          stride=place.stride,
-          is_transition=place.is_transition,
+          stride=spec.stride,
+          is_transition=spec.is_transition,
           activation=self.activation,
           alpha=alpha,
           beta=beta,
-          stochdepth_rate=place.stochdepth_rate,
+          stochdepth_rate=spec.stochdepth_rate,
         )
       )
-      channels_in = width[place.stage]
+      channels_in = width[spec.stage]
     self.final_conv = layers.ScaledWSConv2D(
       int(1280 * channels_in / 440), 1, name='final_conv'
     )
-    self.classifier = hk.Linear(
-      num_classes, w_init=hk.initializers.Constant(0), name='linear'
-    )
+
+  @classmethod
+  def expected_variance(cls, variant: str) -> list[float]:
+    """Return the variance after each block at initialisation."""
+    depth = cls.variants[variant].depth
+    return propagation.normalizer_free_variance(depth, normalizer_free.ALPHA)
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a strided 3x3 convolution."""
     return self.initial_conv(images)
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a 1x1 convolution and the activation."""
     return self.activation(self.final_conv(x))
 
 
@@ -135,9 +159,11 @@ class NFRegBlock(normalizer_free.NormalizerFreeBlock):
   """NF-RegNet's inverted bottleneck block.
 
   The branch is 1x1, 3x3 grouped (strided), squeeze-excite and 1x1 with
-  activations before the convolutions; the projection is average pooling and
+  activations before the convolutions. The projection is average pooling and
   1x1.
   """
+
+  squeeze_excite: layers.SqueezeExcite
 
   def __init__(
     self,
@@ -146,37 +172,41 @@ class NFRegBlock(normalizer_free.NormalizerFreeBlock):
     expanded: int,
     stride: int,
     name: str = 'nf_block',
-    **residual,
+    **options: Any,
   ):
-    """Builds the convolutions.
+    """Create the convolutions.
 
     Args:
       channels: output channels.
       expanded: inner channels, rounded down to whole groups of 8.
       stride: of the 3x3 convolution.
       name: module name.
-      **residual: see `normalizer_free.NormalizerFreeBlock`.
+      **options: see `normalizer_free.NormalizerFreeBlock`.
     """
-    super().__init__(name=name, **residual)
+    super().__init__(name=name, **options)
     self.stride = stride
     groups = expanded // _GROUP_SIZE
     inner = groups * _GROUP_SIZE
     conv = layers.ScaledWSConv2D
-    self.conv0 = conv(inner, 1, name='conv0')
-    self.conv1 = conv(inner, 3, stride, groups, name='conv1')
-    self.conv2 = conv(channels, 1, name='conv2')
+    self.convs = [
+      conv(inner, 1, name='conv0'),
+      conv(inner, 3, stride, groups, name='conv1'),
+      conv(channels, 1, name='conv2'),
+    ]
     if self.is_transition:
       self.conv_shortcut = conv(channels, 1, name='conv_shortcut')
     self.squeeze_excite = layers.SqueezeExcite(
       inner, inner // 2, name='squeeze_excite'
     )
 
-  def branch(self, x: jax.Array) -> jax.Array:
-    x = self.conv0(x)
-    x = self.conv1(self.activation(x))
+  def branch(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply the convolutions, with squeeze-excite before the last one."""
+    first, middle, last = self.convs
+    x = middle(self.activation(first(x)))
     # Gates average 1/2, so 2 restores the variance.
     x = 2 * self.squeeze_excite(x) * x
-    return self.conv2(self.activation(x))
+    return last(self.activation(x))
 
-  def project(self, x: jax.Array) -> jax.Array:
+  def project(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Pool and convolve."""
     return self.conv_shortcut(normalizer_free.downsample(x, self.stride))

@@ -5,17 +5,27 @@ unnormalized ResNets" (arXiv 2101.08692); arXiv 2102.06171, section 4, trains
 them with adaptive gradient clipping.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import dataclasses
+from typing import Any, ClassVar
 
 import haiku as hk
 import jax
 
-from nfnet_jax.models import classifier, layers, normalizer_free
+from nfnet_jax.models import (
+  classifier,
+  layers,
+  normalizer_free,
+  propagation,
+  residual,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """What tells one pre-activation ResNet from another.
+  """The sizes of a ResNet; stages go from fine to coarse.
 
   Attributes:
     depth: blocks of the four stages.
@@ -63,70 +73,84 @@ class NFResNet(classifier.ImageClassifier):
     (128, 10)
   """
 
+  variants: ClassVar[Mapping[str, Variant]] = VARIANTS
+
   def __init__(
     self,
     num_classes: int = 1000,
     variant: str = '50',
     *,
     activation: str = 'relu',
-    alpha: float = 0.2,
+    alpha: float = normalizer_free.ALPHA,
     se_ratio: float = 0.0,
     skip_gain: float = 0.0,
     stochdepth_rate: float = 0.1,
     dropout_rate: float | None = None,
     name: str = 'NF_ResNet',
   ):
-    """Builds the modules.
+    """Create the modules.
 
     Args:
-      num_classes: size of the logits.
-      variant: a key of `VARIANTS`.
-      activation: a key of `layers.ACTIVATIONS`.
-      alpha: weight of each residual branch.
-      se_ratio: hidden units of squeeze-excite per channel, such as 0.25; 0 for
-        none.
-      skip_gain: initial value of the learnt gain of each branch; 1 shows the
-        signal propagation that the paper plots.
-      stochdepth_rate: drop rate that the blocks approach linearly, from 0.
-      dropout_rate: rate on the pooled features; None takes the variant's.
-      name: the root of all parameter paths.
+      num_classes: Size of the logits.
+      variant: A key of `VARIANTS`.
+      activation: Activation function, a key of `layers.ACTIVATIONS`.
+      alpha: Weight of each residual branch.
+      se_ratio: Hidden units of squeeze-excite per channel, such as 0.25; 0 for
+        no squeeze-excite.
+      skip_gain: Initial value of each branch's learnt gain. 1 shows the signal
+        propagation that the paper plots.
+      stochdepth_rate: Stochastic depth rate, which grows linearly from 0 with
+        the block's index.
+      dropout_rate: Dropout rate on the pooled features; None takes the
+        variant's.
+      name: Root of all parameter paths.
 
     Raises:
       ValueError: if variant or activation is unknown.
     """
-    super().__init__(name=name)
-    spec = classifier.lookup(VARIANTS, variant, 'NF-ResNet')
-    self.depth = spec.depth
+    super().__init__(
+      num_classes,
+      variant,
+      dropout_rate=dropout_rate,
+      w_init=hk.initializers.Constant(0),
+      name=name,
+    )
+    row = self.variants[variant]
+    self.depth = row.depth
     self.activation = layers.scaled_activation(activation)
-    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
     self.initial_conv = layers.ScaledWSConv2D(
-      spec.stem, 7, 2, name='initial_conv'
+      row.stem, 7, 2, name='initial_conv'
     )
     self.blocks = [
       NFResBlock(
-        spec.width[place.stage],
-        stride=place.stride,
+        row.width[spec.stage],
+        stride=spec.stride,
         se_ratio=se_ratio,
-        is_transition=place.is_transition,
+        is_transition=spec.is_transition,
         activation=self.activation,
         alpha=alpha,
         beta=beta,
-        stochdepth_rate=place.stochdepth_rate,
+        stochdepth_rate=spec.stochdepth_rate,
         skip_gain=skip_gain,
       )
-      for place, beta in zip(
-        classifier.block_specs(spec.depth, STRIDES, stochdepth_rate),
-        normalizer_free.betas(spec.depth, alpha),
+      for spec, beta in zip(
+        residual.block_specs(row.depth, STRIDES, stochdepth_rate),
+        normalizer_free.betas(row.depth, alpha),
       )
     ]
-    self.classifier = hk.Linear(
-      num_classes, w_init=hk.initializers.Constant(0), name='linear'
-    )
+
+  @classmethod
+  def expected_variance(cls, variant: str) -> list[float]:
+    """Return the variance after each block at initialisation."""
+    depth = cls.variants[variant].depth
+    return propagation.normalizer_free_variance(depth, normalizer_free.ALPHA)
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a strided 7x7 convolution and max pooling."""
     return layers.max_pool(self.initial_conv(images))
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply the activation."""
     return self.activation(x)
 
 
@@ -134,7 +158,7 @@ class NFResBlock(normalizer_free.NormalizerFreeBlock):
   """NF-ResNet's bottleneck block.
 
   The branch is 1x1, 3x3 (strided), 1x1 with activations between, and optionally
-  squeeze-excite; the projection is a strided 1x1, without pooling.
+  squeeze-excite. The projection is a strided 1x1, without pooling.
   """
 
   def __init__(
@@ -144,35 +168,29 @@ class NFResBlock(normalizer_free.NormalizerFreeBlock):
     stride: int,
     se_ratio: float = 0.0,
     name: str = 'nf_res_block',
-    **residual,
+    **options: Any,
   ):
-    """Builds the convolutions.
+    """Create the convolutions.
 
     Args:
       channels: output channels, four times those of the bottleneck.
       stride: of the 3x3 convolution and the projection.
       se_ratio: hidden units of squeeze-excite per channel; 0 for none.
       name: module name.
-      **residual: see `normalizer_free.NormalizerFreeBlock`.
+      **options: see `normalizer_free.NormalizerFreeBlock`.
     """
-    super().__init__(name=name, **residual)
+    super().__init__(name=name, **options)
     inner = channels // 4
     conv = layers.ScaledWSConv2D
-    self.conv0 = conv(inner, 1, name='conv0')
-    self.conv1 = conv(inner, 3, stride, name='conv1')
-    self.conv2 = conv(channels, 1, name='conv2')
+    self.convs = [
+      conv(inner, 1, name='conv0'),
+      conv(inner, 3, stride, name='conv1'),
+      conv(channels, 1, name='conv2'),
+    ]
     if self.is_transition:
       self.conv_shortcut = conv(channels, 1, stride, name='conv_shortcut')
     self.squeeze_excite = layers.optional_squeeze_excite(channels, se_ratio)
 
-  def branch(self, x: jax.Array) -> jax.Array:
-    x = self.conv0(x)
-    x = self.conv1(self.activation(x))
-    x = self.conv2(self.activation(x))
-    if self.squeeze_excite is None:
-      return x
-    # Gates average 1/2, so 2 restores the variance.
-    return 2 * self.squeeze_excite(x) * x
-
-  def project(self, x: jax.Array) -> jax.Array:
+  def project(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Convolve with stride."""
     return self.conv_shortcut(x)

@@ -2,24 +2,33 @@
 
 Brock et al., "High-Performance Large-Scale Image Recognition Without
 Normalization" (arXiv 2102.06171), section 4 and appendix C. Where the paper and
-the released code differ the code is followed, because it made the published
-weights; each place says so.
+the released code differ, this follows the code, because it made the published
+weights; a comment marks each such spec.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+from typing import Any, ClassVar
 
 import haiku as hk
 import jax
 
-from nfnet_jax.models import classifier, layers, normalizer_free
+from nfnet_jax.models import (
+  classifier,
+  layers,
+  normalizer_free,
+  propagation,
+  residual,
+)
 from nfnet_jax.models.fast import blocks, convolutions, stem
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """What tells one NFNet from another; stages go from fine to coarse.
+  """The sizes of an NFNet; stages go from fine to coarse.
 
   Attributes:
     width: output channels of the four stages.
@@ -28,10 +37,10 @@ class Variant:
     test_size: pixels a side in evaluation, about a third more.
     dropout: rate on the pooled features.
     augment_magnitude: RandAugment magnitude of the published recipe.
-    group_size: channels a group of the 3x3 convolutions.
+    group_size: channels per group of the 3x3 convolutions.
     stem: output channels of the first three convolutions; the fourth has half
       of the first stage's width.
-    spatial_convs: 3x3 convolutions a block.
+    spatial_convs: 3x3 convolutions per block.
   """
 
   width: tuple[int, int, int, int]
@@ -63,15 +72,21 @@ _WIDTH = (256, 512, 1536, 1536)
 _DEFAULT_WIDTH = (256, 512, 1024, 2048)
 
 
-def _series(suffix: str, width: tuple[int, int, int, int], rows=_SERIES):
+def _series(
+  suffix: str,
+  width: tuple[int, int, int, int],
+  rows: tuple[tuple[int, int, int, float, int], ...] = _SERIES,
+) -> dict[str, Variant]:
   return {
-    f'f{index}{suffix}': Variant(width, (n, 2 * n, 6 * n, 3 * n), *rest)
-    for index, (n, *rest) in enumerate(rows)
+    f'f{index}{suffix}': Variant(
+      width, (n, 2 * n, 6 * n, 3 * n), train, test, dropout, magnitude
+    )
+    for index, (n, train, test, dropout, magnitude) in enumerate(rows)
   }
 
 
-def _ladder() -> dict[str, Variant]:
-  """The way from SE-ResNeXt-D to NFNet, F0 to F3; table 2 of the paper.
+def _ablation() -> dict[str, Variant]:
+  """Return the ablation from SE-ResNeXt-D to NFNet, F0 to F3, of table 2.
 
   The baseline is a normalizer-free SE-ResNeXt-D with GELU, groups of 128
   channels and NFNet's depths. The paper trains it, and the same with modified
@@ -94,7 +109,7 @@ def _ladder() -> dict[str, Variant]:
 VARIANTS: dict[str, Variant] = {
   **_series('', _WIDTH),
   **_series('_plus', (384, 768, 2048, 2048)),
-  **_ladder(),
+  **_ablation(),
   # The same architecture for CPUs and small images: F0's proportions at an
   # eighth and a sixteenth of the width, shallower.
   'nano': Variant(
@@ -103,6 +118,36 @@ VARIANTS: dict[str, Variant] = {
   'pico': Variant(
     (16, 32, 96, 96), (1, 1, 1, 1), 32, 32, 0.2, 0, 8, (4, 8, 16)
   ),
+}
+
+
+# ImageNet top-1 in percent. F6 was trained with SAM, F0 to F5 without. The
+# baseline and modified-width rows are without MixUp, CutMix and RandAugment,
+# the others with all of them.
+PUBLISHED_TOP1 = {
+  'arXiv 2102.06171, table 3': {
+    'f0': 83.6,
+    'f1': 84.7,
+    'f2': 85.1,
+    'f3': 85.7,
+    'f4': 85.9,
+    'f5': 86.0,
+    'f6': 86.5,
+  },
+  'arXiv 2102.06171, table 2': {
+    'f0_baseline': 80.4,
+    'f1_baseline': 81.7,
+    'f2_baseline': 82.0,
+    'f3_baseline': 82.3,
+    'f0_modified_width': 80.9,
+    'f1_modified_width': 81.8,
+    'f2_modified_width': 82.0,
+    'f3_modified_width': 82.3,
+    'f0_default_width': 83.1,
+    'f1_default_width': 84.5,
+    'f2_default_width': 85.0,
+    'f3_default_width': 85.5,
+  },
 }
 
 
@@ -121,13 +166,17 @@ class NFNet(classifier.ImageClassifier):
     (2, 10)
   """
 
+  variants: ClassVar[Mapping[str, Variant]] = VARIANTS
+  eval_crop = 'squash'
+  published_top1 = PUBLISHED_TOP1
+
   def __init__(
     self,
     num_classes: int = 1000,
     variant: str = 'f0',
     *,
     activation: str = 'gelu',
-    alpha: float = 0.2,
+    alpha: float = normalizer_free.ALPHA,
     stochdepth_rate: float = 0.25,
     dropout_rate: float | None = None,
     timm_forward: bool = False,
@@ -136,41 +185,49 @@ class NFNet(classifier.ImageClassifier):
     fast_convs: bool = False,
     name: str = 'NFNet',
   ):
-    """Builds the modules.
+    """Create the modules.
 
     Args:
-      num_classes: size of the logits.
-      variant: a key of `VARIANTS`.
-      activation: a key of `layers.ACTIVATIONS`.
-      alpha: weight of each residual branch.
-      stochdepth_rate: drop rate that the blocks approach linearly, from 0.
-      dropout_rate: rate on the pooled features; None takes the variant's.
-      timm_forward: whether to compute as timm's `dm_nfnet_*` do, which differ
-        from the published networks: GELU is exact, and weight standardisation
-        is `layers.standardize_as_timm`.
-      fused_blocks: whether to compute the blocks in fewer passes over their
-        activations, and GELU's derivative (see `models.fast.blocks`).
-      fast_stem: whether to compute the stem as TPUs do it quickly (see
-        `models.fast.stem`), from images or from blocks of them, where the
-        images' sides allow it.
-      fast_convs: whether to compute convolutions as CPUs do it quickly (see
-        `models.fast.convolutions`).
-      name: the root of all parameter paths; published trees need 'NFNet'.
+      num_classes: Size of the logits.
+      variant: A key of `VARIANTS`.
+      activation: Activation function, a key of `layers.ACTIVATIONS`.
+      alpha: Weight of each residual branch.
+      stochdepth_rate: Stochastic depth rate, which grows linearly from 0 with
+        the block's index.
+      dropout_rate: Dropout rate on the pooled features; None takes the
+        variant's.
+      timm_forward: Compute as timm's `dm_nfnet_*` do. They differ from the
+        published networks: GELU is exact, and weight standardisation is
+        `layers.standardize_as_timm`.
+      fused_blocks: Compute blocks in fewer passes over their activations; see
+        `models.fast.blocks`.
+      fast_stem: Compute the stem on blocks of pixels, which suits TPUs; see
+        `models.fast.stem`. Takes images or blocks of them, and computes the
+        plain stem where blocks do not divide the images' sides.
+      fast_convs: Compute convolutions as plain ones and matrix products, which
+        suits CPUs; see `models.fast.convolutions`.
+      name: Root of all parameter paths; published trees need 'NFNet'.
 
     Raises:
-      ValueError: if variant or activation is unknown, or the activation has no
-        such form.
+      ValueError: if variant or activation is unknown, or a fast path cannot
+        compute the activation.
     """
-    super().__init__(name=name)
-    spec = classifier.lookup(VARIANTS, variant, 'NFNet')
+    super().__init__(
+      num_classes,
+      variant,
+      dropout_rate=dropout_rate,
+      w_init=hk.initializers.RandomNormal(0, 0.01),
+      name=name,
+    )
+    row = self.variants[variant]
     if activation in layers.ACROSS_CHANNELS and (fused_blocks or fast_stem):
       raise ValueError(
         f"'{activation}' works across channels, which fused blocks and the "
-        'fast stem hold in another order.'
+        'fast stem hold in another order. Leave these fast paths out.'
       )
-    self.depth = spec.depth
+    self.depth = row.depth
     self.fast_stem = fast_stem
-    conv = layers.ScaledWSConv2D
+    conv: Callable[..., layers.ScaledWSConv2D] = layers.ScaledWSConv2D
     if timm_forward:
       conv = functools.partial(conv, standardize=layers.standardize_as_timm)
       activation = {'gelu': 'gelu_erf'}.get(activation, activation)
@@ -181,39 +238,40 @@ class NFNet(classifier.ImageClassifier):
       self.activation = blocks.scaled_gelu
     if fused_blocks and not timm_forward:
       conv = functools.partial(conv, standardize=blocks.standardize)
-    self.dropout_rate = spec.dropout if dropout_rate is None else dropout_rate
-    stem_channels = (*spec.stem, spec.width[0] // 2)
+    stem_channels = (*row.stem, row.width[0] // 2)
     self.stem_convs = [
       conv(channels, 3, stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(zip(stem_channels, (2, 1, 1, 2)))
     ]
-    self.blocks = [
+    self.blocks: list[NFBlock] = [
       NFBlock(
-        spec.width[place.stage],
-        stride=place.stride,
-        group_size=spec.group_size,
-        spatial_convs=spec.spatial_convs,
+        row.width[spec.stage],
+        stride=spec.stride,
+        group_size=row.group_size,
+        spatial_convs=row.spatial_convs,
         conv=conv,
         fused=fused_blocks,
-        is_transition=place.is_transition,
+        is_transition=spec.is_transition,
         activation=self.activation,
         alpha=alpha,
         beta=beta,
-        stochdepth_rate=place.stochdepth_rate,
+        stochdepth_rate=spec.stochdepth_rate,
       )
-      for place, beta in zip(
-        classifier.block_specs(spec.depth, STRIDES, stochdepth_rate),
-        normalizer_free.betas(spec.depth, alpha),
+      for spec, beta in zip(
+        residual.block_specs(row.depth, STRIDES, stochdepth_rate),
+        normalizer_free.betas(row.depth, alpha),
       )
     ]
-    self.final_conv = conv(2 * spec.width[-1], 1, name='final_conv')
-    self.classifier = hk.Linear(
-      num_classes,
-      w_init=hk.initializers.RandomNormal(0, 0.01),
-      name='linear',
-    )
+    self.final_conv = conv(2 * row.width[-1], 1, name='final_conv')
+
+  @classmethod
+  def expected_variance(cls, variant: str) -> list[float]:
+    """Return the variance after each block at initialisation."""
+    depth = cls.variants[variant].depth
+    return propagation.normalizer_free_variance(depth, normalizer_free.ALPHA)
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
+    """Apply four 3x3 convolutions, of strides 2, 1, 1 and 2."""
     if self.fast_stem and stem.fits(images):
       return stem.stem(images, self.stem_convs, self.activation)
     x = self.stem_convs[0](images)
@@ -222,6 +280,7 @@ class NFNet(classifier.ImageClassifier):
     return x
 
   def head(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply a 1x1 convolution that doubles the channels."""
     return self.activation(self.final_conv(x))
 
 
@@ -229,8 +288,10 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
   """NFNet's bottleneck block.
 
   The branch is 1x1, 3x3 grouped (strided), 3x3 grouped, 1x1 with activations
-  between, and squeeze-excite; the projection is average pooling and 1x1.
+  between, and squeeze-excite. The projection is average pooling and 1x1.
   """
+
+  squeeze_excite: layers.SqueezeExcite
 
   def __init__(
     self,
@@ -242,25 +303,25 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
     conv: Callable[..., layers.ScaledWSConv2D] = layers.ScaledWSConv2D,
     fused: bool = False,
     name: str = 'nf_block',
-    **residual,
+    **options: Any,
   ):
-    """Builds the convolutions.
+    """Create the convolutions.
 
     Args:
       channels: output channels, twice those of the bottleneck.
       stride: of the first 3x3 convolution.
-      group_size: channels a group of the 3x3 convolutions.
-      spatial_convs: how many 3x3 convolutions.
-      conv: makes a convolution.
-      fused: whether to compute it in fewer passes; see `models.fast.blocks`.
+      group_size: channels per group of the 3x3 convolutions.
+      spatial_convs: number of 3x3 convolutions, 1 or 2.
+      conv: creates a convolution.
+      fused: whether `models.fast.blocks` computes the block.
       name: module name.
-      **residual: see `normalizer_free.NormalizerFreeBlock`.
+      **options: see `normalizer_free.NormalizerFreeBlock`.
     """
-    super().__init__(name=name, **residual)
+    super().__init__(name=name, **options)
     self.stride = stride
     self.fused = fused
-    # Whole groups only: in the "+" variants' first stage this makes 128
-    # channels of 192, where the paper's own counts keep 192.
+    # Only whole groups: the "+" variants' first stage has 128 channels here,
+    # not 192 as the paper's counts have.
     groups = channels // 2 // group_size
     inner = groups * group_size
     self.convs = [
@@ -279,16 +340,11 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
   def __call__(
     self, x: jax.Array, key: jax.Array | None, positions: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
+    """Return the block's output and the branch's average channel variance."""
     if self.fused:
       return blocks.run_block(self, x, key, positions)
     return super().__call__(x, key, positions)
 
-  def branch(self, x: jax.Array) -> jax.Array:
-    x = self.convs[0](x)
-    for conv in self.convs[1:]:
-      x = conv(self.activation(x))
-    # Gates average 1/2, so 2 restores the variance.
-    return 2 * self.squeeze_excite(x) * x
-
-  def project(self, x: jax.Array) -> jax.Array:
+  def project(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Pool and convolve."""
     return self.conv_shortcut(normalizer_free.downsample(x, self.stride))

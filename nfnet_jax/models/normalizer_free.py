@@ -5,24 +5,31 @@ unnormalized ResNets" (arXiv 2101.08692), section 4, and arXiv 2102.06171,
 section 2.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 import math
+from typing import Any
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from nfnet_jax.models import layers
+from nfnet_jax.models import layers, residual
+
+# The families' default weight of a residual branch.
+ALPHA = 0.2
 
 
 def betas(depth: Sequence[int], alpha: float) -> list[float]:
-  """Returns 1 / the standard deviation expected at each block's input.
+  """Return 1 / the standard deviation expected at each block's input.
 
-  Every block adds `alpha ** 2` to the variance; a stage's first block starts
-  again from 1, because its shortcut sees the input divided by its deviation.
+  Every block adds `alpha ** 2` to the variance. A stage's first block restarts
+  from 1, because its shortcut is computed from the input divided by its
+  standard deviation.
 
   Args:
-    depth: blocks of each stage.
+    depth: blocks per stage.
     alpha: weight of each residual branch.
 
   Example:
@@ -37,85 +44,79 @@ def betas(depth: Sequence[int], alpha: float) -> list[float]:
   return result
 
 
-class NormalizerFreeBlock(hk.Module):
+class NormalizerFreeBlock(residual.ResidualBlock):
   """The residual block `shortcut + alpha * skip_gain * branch`.
 
-  Branch and projected shortcut see `activation(x) * beta`, a plain shortcut
-  sees `x`. The paper writes f(x / std); the released code computes f(x) / std,
-  which differs for GELU and SiLU. A family defines `branch`, and `project` for
-  the first block of a stage.
+  Branch and projected shortcut are computed from `activation(x) * beta`; any
+  other shortcut is `x`. The paper writes f(x / std); the released code computes
+  f(x) / std, which differs for GELU and SiLU. A family's constructor sets the
+  attributes; the family defines `project`.
+
+  Attributes:
+    convs: the branch's convolutions, with activations between them.
+    squeeze_excite: gates of the branch's output, or None.
   """
+
+  convs: Sequence[layers.ScaledWSConv2D]
+  squeeze_excite: layers.SqueezeExcite | None
 
   def __init__(
     self,
     *,
-    is_transition: bool,
     activation: layers.Activation,
     alpha: float,
     beta: float,
-    stochdepth_rate: float,
     skip_gain: float = 0.0,
-    name: str | None = None,
+    **residual_options: Any,
   ):
-    """Takes what the families share.
+    """Set what the families share.
 
     Args:
-      is_transition: whether the shortcut is projected.
       activation: gamma-scaled; see `layers.scaled_activation`.
       alpha: weight of the branch.
       beta: see `betas`.
-      stochdepth_rate: probability of dropping the branch in training.
-      skip_gain: initial value of the branch's learnt gain; the analysis of the
-        signal's variance holds at initialisation for 1 only.
-      name: module name.
+      skip_gain: initial value of the branch's learnt gain. The analysis of the
+        signal's variance at initialisation holds only for 1.
+      **residual_options: see `residual.ResidualBlock`.
     """
-    super().__init__(name=name)
-    self.is_transition = is_transition
+    super().__init__(**residual_options)
     self.activation = activation
     self.alpha = alpha
     self.beta = beta
-    self.stochdepth_rate = stochdepth_rate
     self.skip_gain = skip_gain
 
-  def branch(self, x: jax.Array) -> jax.Array:
-    """Maps the activated input to the residual."""
-    raise NotImplementedError
+  def preactivate(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply the activation and divide by the expected standard deviation."""
+    return self.activation(x) * self.beta
 
-  def project(self, x: jax.Array) -> jax.Array:
-    """Maps the activated input to the shortcut of a transition block."""
-    raise NotImplementedError
+  def branch(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Apply the convolutions and squeeze-excite."""
+    x = self.convs[0](x)
+    for conv in self.convs[1:]:
+      x = conv(self.activation(x))
+    if self.squeeze_excite is None:
+      return x
+    # Gates average 1/2, so 2 restores the variance.
+    return 2 * self.squeeze_excite(x) * x
 
-  def __call__(
-    self, x: jax.Array, key: jax.Array | None, positions: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the block's output and the branch's average channel variance.
+  def merge(self, out: jax.Array, shortcut: jax.Array) -> jax.Array:
+    """Add the scaled branch to the shortcut."""
+    return self.alpha * self.gain(out.dtype) * out + shortcut
 
-    Args:
-      x: `[N, H, W, C]`.
-      key: random key of this block and step; None in evaluation.
-      positions: `[N]`, see `layers.example_keys`.
-    """
-    out = self.activation(x) * self.beta
-    shortcut = self.project(out) if self.is_transition else x
-    out = self.branch(out)
-    residual_var = layers.signal_statistics(out)['var']
-    out = layers.stochastic_depth(out, self.stochdepth_rate, key, positions)
-    return self.alpha * self.gain(out.dtype) * out + shortcut, residual_var
-
-  def gain(self, dtype: jnp.dtype) -> jax.Array:
-    """Returns the branch's learnt gain, a scalar."""
+  def gain(self, dtype: DTypeLike) -> jax.Array:
+    """Return the branch's learnt gain, a scalar."""
     init = hk.initializers.Constant(self.skip_gain)
     return hk.get_parameter('skip_gain', (), dtype, init=init)
 
 
 def downsample(x: jax.Array, stride: int) -> jax.Array:
-  """Averages windows of 2 x 2 pixels, if the stride is 2.
+  """Average windows of 2 x 2 pixels if the stride is 2; return `x` if it is 1.
 
-  SAME pooling: windows cut by the border average what they hold.
+  SAME pooling: a window at the border averages only the pixels inside.
   """
   if stride == 1:
     return x
-  # A window larger than the map is summed twice by XLA on CPU (jax 0.10 to
+  # XLA on CPU counts a window twice that is larger than the map (jax 0.10 to
   # 0.12).
   height, width = x.shape[1:3]
   window = (1, min(2, height), min(2, width), 1)

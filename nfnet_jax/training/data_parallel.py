@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-AXIS = 'batch'
+from nfnet_jax.models import batch_norm
+
+AXIS = batch_norm.REPLICA_AXIS
 # Batch entries that hold one value a step, not one an example.
 _SCALARS = ('step',)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nfnet_jax import trees
 from nfnet_jax.models import registry
 
 Tree = Mapping[str, Mapping[str, Any]]
@@ -111,7 +112,7 @@ def check(
       takes no such options.
     ValueError: if there is no such model.
   """
-  registry.get_spec(name)
+  registry.get_model_spec(name)
   try:
     expected = abstract_trees(name, num_classes, options)
   except Exception as error:  # Haiku and JAX raise many kinds.
@@ -174,7 +175,7 @@ def _roots() -> dict[str, str]:
 
 
 def _default_name(model: str) -> str:
-  family = registry.get_spec(model).family
+  family = registry.get_model_spec(model).family
   return inspect.signature(family.__init__).parameters['name'].default
 
 
@@ -184,7 +185,7 @@ def _blocks(name: str) -> int:
 
 def _module(name: str) -> hk.Module:
   """Builds a model's modules, without parameters."""
-  spec = registry.get_spec(name)
+  spec = registry.get_model_spec(name)
   built = []
 
   def build():

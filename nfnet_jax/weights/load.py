@@ -87,7 +87,7 @@ class Weights:
     Raises:
       WeightsError: if the model's family has no such option.
     """
-    family = registry.get_spec(self.model).family
+    family = registry.get_model_spec(self.model).family
     known = inspect.signature(family.__init__).parameters
     for name in options:
       if name not in known:
@@ -254,7 +254,7 @@ def _describe(
   else:
     num_classes = identify.count_classes(params)
     identify.check(name, num_classes, options, trees)
-  spec = registry.get_spec(name)
+  spec = registry.get_model_spec(name)
   class_names = classes.in_words(metadata.get('class_names'), num_classes)
   if len(class_names) != num_classes:
     raise WeightsError(

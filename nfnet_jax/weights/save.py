@@ -45,7 +45,7 @@ def save_weights(
 
 def _arrays(weights: load.Weights, layout: str) -> dict[str, np.ndarray]:
   if layout == 'timm':
-    spec = registry.get_spec(weights.model)
+    spec = registry.get_model_spec(weights.model)
     if spec.family is not nfnet.NFNet:
       raise ValueError(
         f"timm's layout is that of NFNets; '{weights.model}' has none."

@@ -244,7 +244,7 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     ),
     (
       ['--config=digits', '--config.model.name=nfnet_f00'],
-      "Unknown model 'nfnet_f00'; known: nfnet_f0",
+      "Unknown model 'nfnet_f00'. Did you mean nfnet_f0",
     ),
     (
       ['--config=digits', '--config.train_for=3 weeks'],

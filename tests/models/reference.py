@@ -1,4 +1,4 @@
-"""Plain NumPy float64 pieces of the networks, and how to compare with them.
+"""Parts of the networks in plain NumPy float64, and comparisons with them.
 
 They follow the papers and, where they differ, the behaviour of the code their
 authors released. They share nothing with the package.
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-import nfnet_jax
+from nfnet_jax.models import registry
 
 
 def sigmoid(x):
@@ -34,7 +34,7 @@ def gelu(x):
 
 
 def windows(x, size, stride, fill):
-  """Returns the SAME windows `[N, H, W, C, size, size]`."""
+  """Return the SAME windows `[N, H, W, C, size, size]`."""
   pads = [(0, 0)]
   for side in x.shape[1:3]:
     total = max((-(-side // stride) - 1) * stride + size - side, 0)
@@ -87,7 +87,7 @@ def linear(x, p, channels):
 
 
 def gates(x, params, path, hidden, act=relu):
-  """Squeeze-excite's gates."""
+  """Compute the gates of squeeze-excite."""
   out = linear(x.mean((1, 2)), params[f'{path}/~/linear'], hidden)
   out = linear(act(out), params[f'{path}/~/linear_1'], x.shape[-1])
   return sigmoid(out)[:, None, None]
@@ -130,7 +130,7 @@ class Norms:
 
 
 def random_params(init, tiny_kernels=False, he_kernels=False):
-  """Draws all parameters that `init(key)` makes, far from initial values."""
+  """Draw all parameters that `init(key)` makes, far from initial values."""
   rng = np.random.default_rng(0)
 
   def draw(path, shape):
@@ -152,7 +152,7 @@ def random_params(init, tiny_kernels=False, he_kernels=False):
 
 
 def random_state(shapes):
-  """Draws running statistics as if after three steps."""
+  """Draw running statistics as after three steps."""
   rng = np.random.default_rng(2)
 
   def draw(path, shape):
@@ -169,14 +169,14 @@ def random_images(*shape):
 
 
 def run(fun, *args):
-  """Runs `fun` jitted in float64, without leaving that mode behind."""
+  """Run `fun` jitted in float64; the mode ends with the call."""
   with jax.enable_x64(True):
     return jax.tree.map(np.asarray, jax.jit(fun)(*args))
 
 
 def assert_equal(actual, desired):
   # Both sides are float64 throughout: some hundred roundings of 1e-16, relative
-  # to the largest value since sums cancel.
+  # to the largest value because sums cancel.
   assert actual.dtype == np.float64
   scale = np.abs(desired).max()
   np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-11 * scale)
@@ -189,10 +189,10 @@ def assert_statistics_equal(actual, desired):
 
 
 def check_block(make, expect, shape, is_training=False, he_kernels=False):
-  """Compares a block's output, variance and state with those of `expect`."""
+  """Compare a block's output, variance and state with those of `expect`."""
 
   def forward(x):
-    # Rates are 0: the key says that this is training.
+    # Rates are 0; the key only means that this is training.
     key = jax.random.key(0) if is_training else None
     return make()(x, key, jnp.arange(len(x)))
 
@@ -217,7 +217,7 @@ def check_block(make, expect, shape, is_training=False, he_kernels=False):
 
 
 def stages(width, depth, strides):
-  """Yields each block's channels, stride, whether it opens a stage."""
+  """Yield each block's channels, stride, whether it opens a stage."""
   for channels, blocks, stride in zip(width, depth, strides):
     for index in range(blocks):
       yield channels, stride if index == 0 else 1, index == 0
@@ -228,12 +228,12 @@ def block_path(root, name, index):
 
 
 def check_network(name, network, he_kernels=False):
-  """Compares a miniature's endpoints in evaluation: odd sizes, one image.
+  """Compare a miniature's endpoints in evaluation, on an image of odd sides.
 
-  `network` maps images, parameters and state to the blocks' statistics, what is
-  pooled, and the classifier's parameters.
+  `network` maps images, parameters and state to the blocks' statistics, the
+  input of the pooling, and the classifier's parameters.
   """
-  model = nfnet_jax.create(name, 5)
+  model = registry.create_model(name, 5)
   images = random_images(1, 45, 35, 3)
   init = lambda key: model.init(key, jnp.zeros(images.shape), False)
   params = random_params(lambda key: init(key)[0], he_kernels=he_kernels)

@@ -3,6 +3,9 @@
 The references follow the papers; see `tests.models.reference`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -106,7 +109,7 @@ def mb_conv(x, params, norm, path, channels, size, stride, expansion):
   return (x + out if residual else out), out
 
 
-BLOCKS = {
+BLOCKS: dict[str, tuple[Callable[..., Any], str, Callable[..., Any], dict]] = {
   'v2': (bn_resnet.ResBlockV2, 'res_block_v2', pre_activation_block, {}),
   'v2 with SE': (
     bn_resnet.ResBlockV2,

@@ -1,19 +1,19 @@
-"""The fast forms are the plain ones, rounded and summed in another order."""
+"""Fused blocks and fast convolutions against the plain ones."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nfnet_jax
 from nfnet_jax.models import layers, nfnet, registry
 from nfnet_jax.models.fast import blocks
 
 
 def gradients(function, *inputs):
-  """Returns the value, and gradients for a cotangent like nothing else."""
+  """Return the value, and the gradients for a random cotangent."""
 
   @jax.jit
   def both(*inputs):
@@ -25,7 +25,7 @@ def gradients(function, *inputs):
 
 
 def assert_close(one, other, tolerance):
-  """Compares trees leaf by leaf, by norm."""
+  """Compare trees leaf by leaf, by norm."""
   for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
     assert a.dtype == b.dtype
     a, b = np.float64(a), np.float64(b)
@@ -49,7 +49,7 @@ def test_gelu_far_from_zero():
   np.testing.assert_array_equal(slope, far > 0)
 
 
-def test_gelu_keeps_its_input_alone():
+def test_gelu_keeps_only_its_input():
   x = jnp.zeros((4, 8))
   _, pull_back = jax.vjp(blocks.gelu, x)
   kept = [leaf for leaf in jax.tree.leaves(pull_back) if jnp.ndim(leaf)]
@@ -70,7 +70,7 @@ def test_standardize(shape, dtype, tolerance):
 
 
 def test_standardize_below_eps():
-  """Where a kernel hardly varies, its deviation is a constant."""
+  """A kernel that hardly varies is divided by a constant."""
   w = 1 + 1e-4 * jax.random.normal(jax.random.key(0), (1, 1, 8, 3))
   plain = gradients(layers.standardize, w, jnp.ones(3))
   assert_close(plain, gradients(blocks.standardize, w, jnp.ones(3)), 1e-5)
@@ -80,25 +80,27 @@ def test_standardize_below_eps():
   )
 
 
-FORMS = 'fused_blocks', 'fast_convs'
+FAST_PATHS = 'fused_blocks', 'fast_convs'
 
 
 @pytest.fixture(scope='module')
 def network():
-  """Returns what makes an NFNet of one plain and three transition blocks."""
+  """Return a constructor: an NFNet of one plain and three transition blocks."""
   variant = dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 2, 1, 0))
-  row = dataclasses.replace(registry.get_spec('nfnet_pico'), variant='blocks')
+  row = dataclasses.replace(
+    registry.get_model_spec('nfnet_pico'), variant='blocks'
+  )
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(nfnet.VARIANTS, 'blocks', variant)
     patch.setitem(registry._SPECS, 'nfnet_blocks', row)
-    yield lambda **options: nfnet_jax.create(
-      'nfnet_blocks', 10, stochdepth_rate=0.5, **options
+    yield functools.partial(
+      registry.create_model, 'nfnet_blocks', 10, stochdepth_rate=0.5
     )
 
 
 @pytest.fixture(scope='module')
 def inputs(network):
-  """Parameters that all count, and images."""
+  """Return parameters that all have an effect, and images."""
   images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
   init = lambda key: network().init(key, images, False)[0]
   params = jax.jit(init)(jax.random.key(1))
@@ -108,7 +110,7 @@ def inputs(network):
     leaf + 0.05 * jax.random.normal(key, leaf.shape)
     for leaf, key in zip(leaves, keys)
   ]
-  params = tree.unflatten(moved)
+  params = jax.tree.unflatten(tree, moved)
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
     jnp.shape,
     jax.eval_shape(
@@ -120,7 +122,7 @@ def inputs(network):
 
 
 def run(network, inputs, dtype, *, is_training=True, **options):
-  """Returns logits and gradients with respect to parameters and images."""
+  """Return logits and gradients with respect to parameters and images."""
   model = network(**options)
   key = jax.random.key(5) if is_training else None
 
@@ -133,16 +135,18 @@ def run(network, inputs, dtype, *, is_training=True, **options):
   )
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('fast_path', FAST_PATHS)
 @pytest.mark.parametrize('is_training', [True, False])
-def test_network_in_float32(network, inputs, is_training, form):
-  alike = {'dtype': jnp.float32, 'is_training': is_training}
-  plain = run(network, inputs, **alike)
-  assert_close(plain, run(network, inputs, **alike, **{form: True}), 1e-5)
+def test_network_in_float32(network, inputs, is_training, fast_path):
+  options = {'dtype': jnp.float32, 'is_training': is_training}
+  plain = run(network, inputs, **options)
+  assert_close(
+    plain, run(network, inputs, **options, **{fast_path: True}), 1e-5
+  )
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_network_in_bfloat16_is_as_exact(network, inputs, form):
+@pytest.mark.parametrize('fast_path', FAST_PATHS)
+def test_network_in_bfloat16_is_as_exact(network, inputs, fast_path):
   exact = run(network, inputs, jnp.float32)
 
   def error(**options):
@@ -153,37 +157,41 @@ def test_network_in_bfloat16_is_as_exact(network, inputs, form):
     return square(jax.tree.map(jnp.subtract, rough, exact)) / square(exact)
 
   plain = error()
-  assert error(**{form: True}) < 1.5 * plain < 0.1
+  assert error(**{fast_path: True}) < 1.5 * plain < 0.1
 
 
-def test_endpoints_tell_the_same(network, inputs):
-  told = [
+def test_endpoints_are_the_same(network, inputs):
+  plain, fast = (
     jax.jit(
       lambda params, images, fused=fused: network(fused_blocks=fused).endpoints(
         params, {}, jax.random.key(5), images, True
       )[0]
     )(*inputs)
     for fused in (False, True)
-  ]
-  assert 'residual_var' in told[0]['block_0']
-  assert_close(*told, 1e-5)
+  )
+  assert 'residual_var' in plain['block_0']
+  assert_close(plain, fast, 1e-5)
 
 
 def test_other_activations_stay(network, inputs):
-  alike = {'dtype': jnp.float32, 'activation': 'silu'}
-  plain = run(network, inputs, **alike)
-  assert_close(plain, run(network, inputs, **alike, fused_blocks=True), 1e-5)
+  options = {'dtype': jnp.float32, 'activation': 'silu'}
+  plain = run(network, inputs, **options)
+  assert_close(plain, run(network, inputs, **options, fused_blocks=True), 1e-5)
 
 
-@pytest.mark.parametrize('form', FORMS)
-def test_timm_forward_stays(network, inputs, form):
-  alike = {'dtype': jnp.float32, 'timm_forward': True}
-  plain = run(network, inputs, **alike)
-  assert_close(plain, run(network, inputs, **alike, **{form: True}), 1e-5)
+@pytest.mark.parametrize('fast_path', FAST_PATHS)
+def test_timm_forward_stays(network, inputs, fast_path):
+  options = {'dtype': jnp.float32, 'timm_forward': True}
+  plain = run(network, inputs, **options)
+  assert_close(
+    plain, run(network, inputs, **options, **{fast_path: True}), 1e-5
+  )
 
 
-@pytest.mark.parametrize('form', ['fused_blocks', 'fast_stem'])
+@pytest.mark.parametrize('fast_path', ['fused_blocks', 'fast_stem'])
 @pytest.mark.parametrize('activation', layers.ACROSS_CHANNELS)
-def test_channels_that_depend_on_others_are_refused(network, form, activation):
+def test_channels_that_depend_on_others_are_refused(
+  network, fast_path, activation
+):
   with pytest.raises(ValueError, match=f"'{activation}' works across channels"):
-    network(activation=activation, **{form: True})
+    network(activation=activation, **{fast_path: True})

@@ -1,4 +1,4 @@
-"""Convolutions in parts are convolutions."""
+"""Fast convolutions against plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ CASES = [
 
 
 def compute(convolve, case, dtype):
-  """Returns the value, and gradients for a random cotangent."""
+  """Return the value, and gradients for a random cotangent."""
   side, taps, inputs, outputs, stride, groups = case
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (2, side, side, inputs), dtype)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nfnet_jax
-from nfnet_jax.models import complexity
+from nfnet_jax.models import complexity, registry
 
 # Keras layer suffix -> module and parameter names here.
 LAYERS = {
@@ -29,7 +28,7 @@ OUTER = {
 
 
 def module_paths(keras_model):
-  """Maps Keras layer names to module paths; blocks are numbered in order."""
+  """Map Keras layer names to module paths; blocks are numbered in order."""
   paths, blocks = {}, []
   for layer in keras_model.layers:
     prefix, _, suffix = layer.name.partition('_')
@@ -45,8 +44,9 @@ def module_paths(keras_model):
 
 
 def convert(keras_model):
-  """Returns Keras's weights as this package's parameters and state."""
-  params, state = {}, {}
+  """Return Keras's weights as this package's parameters and state."""
+  params: dict[str, dict] = {}
+  state: dict[str, dict] = {}
   for name, path in module_paths(keras_model).items():
     values = [np.asarray(w) for w in keras_model.get_layer(name).weights]
     if name.endswith('bn'):
@@ -69,10 +69,9 @@ def convert(keras_model):
 
 
 def randomize(keras_model, images):
-  """Gives normalisations random weights, and the statistics of some images.
+  """Give normalisations random weights, and the statistics of some images.
 
-  With statistics that do not fit, signals grow by the depth until rounding
-  errors do too.
+  With other statistics signals grow with depth, and rounding errors with them.
   """
   rng = np.random.default_rng(0)
   for layer in keras_model.layers:
@@ -87,7 +86,7 @@ def randomize(keras_model, images):
 
 
 def check_parity(variant, size):
-  import keras  # Comes with TensorFlow, slowly.
+  import keras  # Imports TensorFlow, which is slow.
   import tensorflow as tf
 
   keras.utils.set_random_seed(0)
@@ -101,7 +100,7 @@ def check_parity(variant, size):
   trainable = sum(np.size(w) for w in theirs.trainable_weights)
   assert complexity.count_parameters(params) == trainable
   expected = np.asarray(theirs(255 * images, training=False))
-  model = nfnet_jax.create(f'efficientnet_{variant}')
+  model = registry.create_model(f'efficientnet_{variant}')
   apply = jax.jit(lambda p, s, x: model.apply(p, s, None, x, False)[0])
   logits = apply(params, state, jnp.asarray(images, jnp.float32))
   assert np.std(expected) > 0.1
@@ -118,5 +117,5 @@ def test_b0_equals_keras():
 @pytest.mark.parametrize('index', range(8))
 def test_equals_keras_at_native_size(index):
   variant = f'b{index}'
-  spec = nfnet_jax.create(f'efficientnet_{variant}').spec
+  spec = registry.get_model_spec(f'efficientnet_{variant}')
   check_parity(variant, spec.test_size)

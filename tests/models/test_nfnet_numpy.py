@@ -4,7 +4,9 @@ The reference follows arXiv 2102.06171 and, where they differ, the behaviour of
 the code its authors released. It shares nothing with the package.
 """
 
+from collections.abc import Callable
 import itertools
+from typing import Any
 
 import haiku as hk
 import jax
@@ -12,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nfnet_jax
-from nfnet_jax.models import layers, nfnet
+from nfnet_jax.models import layers, nfnet, registry
 from tests.models.reference import (
   assert_equal,
   assert_statistics_equal,
@@ -31,7 +32,7 @@ from tests.models.reference import (
 )
 
 CLASSES = 5
-# Width, depth, channels a group, first three stem convolutions.
+# Width, depth, channels per group, first three stem convolutions.
 SMALL = {
   'nfnet_nano': ((32, 64, 192, 192), (1, 1, 3, 1), 16, (8, 16, 32)),
   'nfnet_pico': ((16, 32, 96, 96), (1, 1, 1, 1), 8, (4, 8, 16)),
@@ -45,7 +46,7 @@ F0_VARIANCES = (
 )
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, tuple[Callable[..., Any], float]] = {
   'celu': (elu, 1.2709268332),
   'elu': (elu, 1.2716004848),
   'gelu': (gelu, 1.7015043497),
@@ -71,7 +72,7 @@ def act(x):
 def block(
   x, params, path, group_size, channels, stride, transition, beta, alpha, keep=1
 ):
-  """Returns the block's output and its branch's average channel variance."""
+  """Return the block's output and its branch's average channel variance."""
 
   def p(name):
     return params[f'{path}/~/{name}']
@@ -94,7 +95,7 @@ def block(
 
 
 def plan(width, depth, alpha=0.2):
-  """Yields each block's channels, stride, whether it opens a stage, beta."""
+  """Yield each block's channels, stride, whether it opens a stage, beta."""
   variance = 1.0
   for channels, blocks, stride in zip(width, depth, (1, 2, 2, 2)):
     for index in range(blocks):
@@ -104,7 +105,7 @@ def plan(width, depth, alpha=0.2):
 
 
 def network(images, params, spec, alpha=0.2, keep=None):
-  """Returns what `endpoints` does; `keep` has 1 or 0 for each block."""
+  """Compute the endpoints; `keep` has 1 or 0 for each block."""
   width, depth, group_size, stem = spec
   outputs, x = {}, images
   for index, stride in enumerate((2, 1, 1, 2)):
@@ -114,7 +115,8 @@ def network(images, params, spec, alpha=0.2, keep=None):
   for index, row in enumerate(plan(width, depth, alpha)):
     path = 'NFNet/~/nf_block' + (f'_{index}' if index else '')
     kept = 1 if keep is None else keep[index]
-    x, residual = block(x, params, path, group_size, *row, alpha, kept)
+    options = *row, alpha, kept
+    x, residual = block(x, params, path, group_size, *options)
     outputs[f'block_{index}'] = {**statistics(x), 'residual_var': residual}
   x = act(conv(x, params['NFNet/~/final_conv'], 2 * width[-1]))
   features = x.mean((1, 2))
@@ -147,7 +149,7 @@ def test_scaled_activation(name):
     ((2, 3, 3, 48), 48, 1, False, True, 2),
     # Half of 28 is three and a half groups of 4: three stay.
     ((2, 6, 9, 6), 28, 2, True, False, 2),
-    # The ladder's single 3x3 convolution.
+    # The ablation's single 3x3 convolution.
     ((2, 5, 7, 6), 16, 2, True, False, 1),
   ],
 )
@@ -178,7 +180,7 @@ def test_block(shape, channels, stride, transition, tiny_kernels, spatial):
 
 
 def create(name, classes=CLASSES, tiny_kernels=False, **options):
-  model = nfnet_jax.create(name, classes, **options)
+  model = registry.create_model(name, classes, **options)
   images = jnp.zeros((1, 32, 32, 3))
   init = lambda key: model.init(key, images, False)[0]
   return model, random_params(init, tiny_kernels)
@@ -229,20 +231,24 @@ def create_training(classes=CLASSES, **options):
 def test_stochastic_depth_drops_whole_branches_unscaled():
   number = 1024
   params, logits = create_training(dropout_rate=0.0)
-  # The first block has rate 0, which leaves eight ways to drop the others.
+  # The first block has rate 0; there are eight ways to drop the others.
   keeps = [(1, *keep) for keep in itertools.product((0, 1), repeat=3)]
   draws = []
   for image in random_images(2, 1, 17, 17, 3):
     actual = run(logits, params, 0, np.repeat(image, number, 0))
-    ways = [network(image, params, SMALL['nfnet_pico'], keep=k) for k in keeps]
-    ways = np.concatenate([way['logits'] for way in ways])
+    ways = np.concatenate(
+      [
+        network(image, params, SMALL['nfnet_pico'], keep=keep)['logits']
+        for keep in keeps
+      ]
+    )
     draws.append(np.abs(actual[:, None] - ways).max(-1).argmin(1))
     assert_equal(actual, ways[draws[-1]])
   np.testing.assert_array_equal(*draws)
   rates = 0.25 * np.arange(4) / 4
   odds = np.where(keeps, 1 - rates, rates).prod(1)
   counts = np.bincount(draws[0], minlength=len(keeps))
-  # Five standard deviations; blocks that shared draws would miss the products.
+  # Five standard deviations. Blocks that shared draws would not give products.
   bounds = 5 * np.sqrt(number * odds * (1 - odds))
   assert (np.abs(counts - number * odds) < bounds).all()
 
@@ -265,21 +271,21 @@ def test_dropout_rescales_pooled_features():
 
 def test_draws_depend_on_key_and_position_only():
   params, logits = create_training()
-  images, block_specs = random_images(24, 17, 17, 3), np.arange(16)
+  images, positions = random_images(24, 17, 17, 3), np.arange(16)
   first = run(logits, params, 0, images[:16])
   order = np.random.default_rng(2).permutation(16)
   assert_equal(run(logits, params, 0, images[order], order), first[order])
-  shifted = run(logits, params, 0, images[8:], block_specs + 8)
+  shifted = run(logits, params, 0, images[8:], positions + 8)
   assert_equal(shifted[:8], first[8:])
   same = np.repeat(images[:1], 16, 0)
   alike = run(logits, params, 0, same, np.full(16, 7))
   assert_equal(alike, np.repeat(alike[:1], 16, 0))
-  assert (np.ptp(run(logits, params, 0, same, block_specs), 0) > 0).all()
+  assert (np.ptp(run(logits, params, 0, same, positions), 0) > 0).all()
   assert (run(logits, params, 1, images[:16]) != first).any()
 
 
 def test_f0_beta_bookkeeping():
-  betas = []
+  betas: list[float] = []
   hk.transform(
     lambda: betas.extend(block.beta for block in nfnet.NFNet().blocks)
   ).init(None)

@@ -134,7 +134,8 @@ def nf_resnet_network(images, params, state):
   rows = zip(stages((16, 32, 64, 128), depth, (1, 2, 2, 2)), nf_betas(depth))
   for index, (row, beta) in enumerate(rows):
     path = block_path('NF_ResNet', 'nf_res_block', index)
-    x, branch = nf_res_block(x, params, path, *row, beta, 0.2)
+    options = *row, beta, 0.2
+    x, branch = nf_res_block(x, params, path, *options)
     residual = statistics(branch)['var']
     outputs[f'block_{index}'] = {**statistics(x), 'residual_var': residual}
   return outputs, scaled_relu(x), params['NF_ResNet/~/linear']
@@ -147,9 +148,8 @@ def nf_regnet_network(images, params, state):
   for index, ((channels, *row), beta) in enumerate(rows):
     path = block_path('NF_RegNet', 'nf_block', index)
     expanded = int(x.shape[-1] * (2.25 if index else 1))
-    x, branch = nf_reg_block(
-      x, params, path, channels, expanded, *row, beta, 0.2
-    )
+    options = channels, expanded, *row, beta, 0.2
+    x, branch = nf_reg_block(x, params, path, *options)
     residual = statistics(branch)['var']
     outputs[f'block_{index}'] = {**statistics(x), 'residual_var': residual}
   x = scaled_silu(conv(x, params['NF_RegNet/~/final_conv'], 104))

@@ -1,17 +1,29 @@
+"""The registry of models, activations and counts of multiply-adds."""
+
+import dataclasses
 import math
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nfnet_jax
-from nfnet_jax.models import complexity, layers, registry
+from nfnet_jax.models import (
+  classifier,
+  complexity,
+  fast,
+  layers,
+  nfnet,
+  registry,
+)
+from nfnet_jax.weights import identify
+from tests.models import families
 
 
 @pytest.fixture(scope='module')
 def pico(pico_params):
-  model = nfnet_jax.create('nfnet_pico', num_classes=10)
+  model = registry.create_model('nfnet_pico', num_classes=10)
   images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
   return model, pico_params, {}, images
 
@@ -38,14 +50,16 @@ def test_training_without_a_key_is_refused(pico):
 
 
 def test_reported_accuracy_is_the_papers():
-  specs = [registry.get_spec(f'nfnet_f{index}') for index in range(8)]
+  specs = [registry.get_model_spec(f'nfnet_f{index}') for index in range(8)]
   top1 = [spec.reported_top1 for spec in specs]
   assert top1 == [83.6, 84.7, 85.1, 85.7, 85.9, 86.0, 86.5, None]
   assert all(bool(spec.source) == bool(spec.reported_top1) for spec in specs)
 
 
 def test_reported_accuracy_names_models_and_sources():
-  specs = {name: registry.get_spec(name) for name in registry.list_models()}
+  specs = {
+    name: registry.get_model_spec(name) for name in registry.list_models()
+  }
   reported = {n: s.reported_top1 for n, s in specs.items() if s.reported_top1}
   assert len(reported) == 31
   assert reported['nfnet_f2_modified_width'] == 82.0
@@ -56,26 +70,153 @@ def test_reported_accuracy_names_models_and_sources():
     assert spec.source.startswith('arXiv 2102.06171') == (name in reported)
 
 
-def test_ladder_differs_from_nfnet_where_the_paper_says():
+def test_ablation_differs_from_nfnet_where_the_paper_says():
   for index, magnitude in enumerate((5, 10, 10, 15)):
     rows = {
-      name: registry.get_spec(f'nfnet_f{index}_{name}')
+      name: registry.get_model_spec(f'nfnet_f{index}_{name}')
       for name in ('baseline', 'modified_width', 'default_width', 'bn')
     }
     magnitudes = [row.augment_magnitude for row in rows.values()]
     assert magnitudes == [0, 0, magnitude, magnitude]
     sizes = {(row.train_size, row.test_size) for row in rows.values()}
-    nfnet = registry.get_spec(f'nfnet_f{index}')
+    nfnet = registry.get_model_spec(f'nfnet_f{index}')
     assert sizes == {(nfnet.train_size, nfnet.test_size)}
 
 
 def test_augmentation_follows_the_variant():
   names = [f'nfnet_f{index}' for index in range(5)]
-  magnitudes = [registry.get_spec(n).augment_magnitude for n in names]
+  magnitudes = [registry.get_model_spec(n).augment_magnitude for n in names]
   assert magnitudes == [5, 10, 10, 15, 15]
-  plus = registry.get_spec('nfnet_f1_plus')
+  plus = registry.get_model_spec('nfnet_f1_plus')
   assert plus.augment_magnitude == 10
   assert (plus.train_size, plus.test_size) == (224, 320)
+
+
+@pytest.mark.parametrize('name', families.PICOS)
+def test_options_are_the_constructors_keywords(name):
+  spec = registry.get_model_spec(name)
+  options = spec.options
+  assert set(classifier.REGULARIZATION) <= set(options)
+  assert ('cross_replica_bn' in options) == spec.uses_batch_statistics
+  assert not {'name', 'num_classes', 'variant', *fast.PATHS} & set(options)
+  for option in options.values():
+    assert option.type in (bool, int, float, str)
+    assert option.default is None or isinstance(option.default, option.type)
+    assert option.description[0].isupper()
+    assert option.description.endswith('.')
+    assert '. ' not in option.description
+
+
+def test_options_of_an_nfnet():
+  spec = registry.get_model_spec('nfnet_f0')
+  assert spec.options['activation'] == registry.Option(
+    str, 'gelu', 'Activation function, a key of `layers.ACTIVATIONS`.'
+  )
+  assert spec.options['dropout_rate'][:2] == (float, None)
+  assert spec.options['timm_forward'] == registry.Option(
+    bool, False, "Compute as timm's `dm_nfnet_*` do."
+  )
+  assert spec.fast_paths == set(fast.PATHS)
+  assert registry.get_model_spec('nf_resnet50').fast_paths == frozenset()
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'message'),
+  [
+    ('nfnet_f9', {}, "'nfnet_f9'. Did you mean .*nfnet_f7"),
+    ('vgg', {}, "'vgg'. Known models are nfnet_f0, "),
+    ('nfnet_f0', {'se_ratio': 1.0}, r"\(NFNet\) .*'se_ratio'.* activation, "),
+    ('nfnet_f0', {'width': 2}, "'width'.*timm_forward, fast_convs"),
+    ('senet50', {'fast_stem': True}, 'ResNetV1.*stochdepth_rate'),
+  ],
+)
+def test_unknown_names_and_options_are_explained(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    registry.create_model(name, **options)
+
+
+def test_create_is_create_model():
+  assert registry.create is registry.create_model
+
+
+class Gated(nfnet.NFNet):
+  """An outsider's family: other sizes, one option more."""
+
+  variants = {
+    'small': dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 0, 0, 0))
+  }
+
+  def __init__(
+    self,
+    num_classes: int = 1000,
+    variant: str = 'small',
+    *,
+    gate: bool = False,
+    name: str = 'Gated',
+  ):
+    """Create the modules.
+
+    Args:
+        num_classes: Size of the logits.
+        variant: A key of `variants`.
+        gate: Gate the input. It is multiplied by a
+            parameter.
+        name: Root of all parameter paths.
+    """
+    super().__init__(num_classes, variant, name=name)
+    self.gate = gate
+
+  def stem(self, images, is_training):
+    if self.gate:
+      images *= hk.get_parameter('gate', (), init=jnp.ones)
+    return super().stem(images, is_training)
+
+
+@pytest.fixture
+def gated(monkeypatch):
+  monkeypatch.setattr(registry, '_SPECS', dict(registry._SPECS))
+  return registry.register_model(
+    'gated', Gated, 'small', train_size=32, test_size=48
+  )
+
+
+def test_registered_model_is_known_by_name(gated):
+  assert gated == registry.get_model_spec('gated')
+  assert registry.list_models()[-1] == 'gated'
+  assert gated.options == {
+    'gate': registry.Option(bool, False, 'Gate the input.')
+  }
+  assert gated.fast_paths == frozenset()
+  assert gated.preprocessing.size == 48
+  assert gated.preprocessing.crop == 'squash'
+  assert len(gated.expected_variance) == 1
+  params, state = identify.abstract_trees('gated', 10, {})
+  assert identify.identify(params, state) == ('gated', 10)
+  params, state = identify.abstract_trees('gated', 10, {'gate': True})
+  assert params['Gated']['gate'].shape == ()
+  identify.check('gated', 10, {'gate': True}, (params, state))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'name': 'nfnet_f0'}, "'nfnet_f0' is taken by NFNet"),
+    ({'variant': 'f0'}, "Gated has no variant 'f0'"),
+    ({'test_size': 0}, 'size is 0'),
+    ({'eval_crop': 'none'}, "crop is 'none'"),
+  ],
+)
+def test_impossible_registration_is_refused(gated, changes, message):
+  arguments = {
+    'name': 'other',
+    'variant': 'small',
+    'train_size': 32,
+    'test_size': 32,
+    **changes,
+  }
+  with pytest.raises(ValueError, match=message):
+    registry.register_model(family=Gated, **arguments)
+  assert 'other' not in registry.list_models()
 
 
 @pytest.mark.parametrize('name', sorted(layers.ACTIVATIONS))

@@ -1,4 +1,4 @@
-"""The fast stem is the plain one, summed in another order."""
+"""The fast stem against the plain one."""
 
 import functools
 
@@ -13,22 +13,22 @@ from nfnet_jax.models.fast import stem as fast_stem
 
 
 def stem(variant, fast, dtype=jnp.float32, **options):
-  """Returns a stem's `init` and `(params, images) -> output`, in a dtype."""
+  """Return a stem's `init` and `(params, images) -> output`, in a dtype."""
 
   def forward(images):
     model = nfnet.NFNet(10, variant, fast_stem=fast, **options)
     return model.stem(images, is_training=True)
 
-  net = hk.without_apply_rng(hk.transform(forward))
+  net = hk.transform(forward)
   cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
   return net.init, lambda params, images: net.apply(
-    cast(params), cast(images)
+    cast(params), None, cast(images)
   ).astype(jnp.float32)
 
 
 @functools.cache
 def make_inputs(variant, height, width, count=2):
-  """Gains, biases and images that nothing is symmetric in."""
+  """Return random parameters, images and a cotangent, all without symmetry."""
   images = jax.random.normal(jax.random.key(0), (count, height, width, 3))
   init, apply = stem(variant, fast=False)
   params = jax.jit(init)(jax.random.key(1), images)
@@ -40,7 +40,7 @@ def make_inputs(variant, height, width, count=2):
   ]
   shape = jax.eval_shape(apply, params, images).shape
   cotangent = jax.random.normal(jax.random.key(3), shape)
-  return tree.unflatten(moved), images, cotangent
+  return jax.tree.unflatten(tree, moved), images, cotangent
 
 
 def value_and_gradients(variant, fast, inputs, dtype=jnp.float32):
@@ -55,7 +55,7 @@ def value_and_gradients(variant, fast, inputs, dtype=jnp.float32):
 
 
 def differences(one, other):
-  """Returns each leaf's distance, as a share of its norm."""
+  """Return each leaf's distance, as a share of its norm."""
   norm = lambda leaf: np.linalg.norm(np.float64(leaf))
   return {
     jax.tree_util.keystr(path): norm(np.float64(a) - b) / norm(a)
@@ -99,7 +99,7 @@ def test_values_and_gradients(variant, height, width):
 
 @pytest.mark.parametrize('variant', ['pico', 'f0'])
 def test_bfloat16_is_as_exact(variant):
-  """Rounding moves either form by 1 to 5 %, and their outputs alike."""
+  """Rounding changes both stems by 1 to 5 %, and their outputs similarly."""
   inputs = make_inputs(variant, 32, 32)
   exact = value_and_gradients(variant, False, inputs)
   plain, fast = (
@@ -129,7 +129,7 @@ def test_other_sizes_take_the_plain_stem(height, width):
   np.testing.assert_array_equal(plain(params, images), fast(params, images))
 
 
-def test_computes_otherwise_where_it_can():
+def test_uses_blocks_where_sizes_allow():
   count = lambda fast, size: convolutions(
     'pico', fast, jnp.zeros((1, size, size, 3))
   )
@@ -137,14 +137,14 @@ def test_computes_otherwise_where_it_can():
   assert (count(False, 32), count(True, 32), count(True, 30)) == (4, 5, 4)
 
 
-def test_parameters_begin_the_same():
+def test_initial_parameters_are_the_same():
   images = jnp.zeros((1, 32, 32, 3))
   plain, fast = (stem('pico', fast)[0] for fast in (False, True))
   expected = plain(jax.random.key(4), images)
   for given in (images, fast_stem.to_blocks(images)):
     made = fast(jax.random.key(4), given)
     jax.tree.map(np.testing.assert_array_equal, made, expected)
-    # In the same order, which tells what broke first.
+    # In the same order, on which error messages depend.
     assert [(path, *made[path]) for path in made] == [
       (path, *expected[path]) for path in expected
     ]
@@ -152,9 +152,9 @@ def test_parameters_begin_the_same():
 
 def test_takes_timm_forward():
   params, images, _ = make_inputs('pico', 32, 32)
-  forms = [
+  outputs = [
     stem('pico', fast, timm_forward=timm)[1](params, images)
     for fast, timm in ((False, True), (True, True), (True, False))
   ]
-  assert differences(forms[0], forms[1])[''] < 3e-6
-  assert differences(forms[0], forms[2])[''] > 1e-4
+  assert differences(outputs[0], outputs[1])[''] < 3e-6
+  assert differences(outputs[0], outputs[2])[''] > 1e-4

@@ -1,102 +1,67 @@
-"""Every variant's tree, sizes and multiply-adds, against golden files.
+"""Every model's tree, sizes and multiply-adds, against golden files."""
 
-`python -m tests.models.test_structure` writes the golden file anew.
-"""
-
-import functools
-import hashlib
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-import nfnet_jax
 from nfnet_jax import trees
-from nfnet_jax.models import complexity, registry
+from nfnet_jax.models import registry
 from nfnet_jax.optim import groups
-
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-STRUCTURE = GOLDEN / 'structure.json'
-REGENERATE = (
-  'The structure changed. If that is meant, run '
-  "'python -m tests.models.test_structure' and look at the difference."
-)
-
+from tests.models import regenerate
 
 # Tracing these takes seconds.
 DEEPEST = {'nf_resnet288', 'nf_resnet600', 'bn_resnet288', 'bn_resnet600'}
 MODELS = [
-  pytest.param(name, marks=[pytest.mark.slow] if name in DEEPEST else [])
-  for name in nfnet_jax.list_models()
+  pytest.param(name, marks=pytest.mark.slow if name in DEEPEST else ())
+  for name in registry.list_models()
 ]
-
-
-@functools.cache
-def trace(name):
-  """The published classifier's parameters and state as shapes, and its MACs.
-
-  One image of the test size goes through initialisation, which computes what
-  evaluation does.
-  """
-  model = nfnet_jax.create(name)
-  size = model.spec.test_size
-  shapes = []
-
-  def init(key, images):
-    trees = model.init(key, images, False)
-    shapes.append(jax.eval_shape(lambda: trees))
-    return trees
-
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  macs = complexity.count_macs(init, jax.random.key(0), images)
-  params, state = shapes[0]
-  return params, state, macs
-
-
-def describe(name):
-  """What the golden file holds of a model."""
-  params, state, macs = trace(name)
-  spec = registry.get_spec(name)
-  listing = [
-    f'{path} {list(leaf.shape)} {leaf.dtype}'
-    for path, leaf in trees.named_leaves(params) + trees.named_leaves(state)
-  ]
-  return {
-    'leaves': len(jax.tree.leaves(params)),
-    'parameters': complexity.count_parameters(params),
-    'macs_at_test_size': macs,
-    'train_size': spec.train_size,
-    'test_size': spec.test_size,
-    'sha256_of_paths_and_shapes': hashlib.sha256(
-      '\n'.join(listing).encode()
-    ).hexdigest(),
-  }
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_structure_is_golden(name):
-  golden = json.loads(STRUCTURE.read_text())
-  assert describe(name) == golden.get(name), REGENERATE
+  golden = regenerate.read_golden().get(name)
+  assert regenerate.describe(name) == golden, (
+    f"The structure of '{name}' changed. If that is meant, run 'python -m "
+    f"tests.models.regenerate {name}' and look at the difference."
+  )
 
 
 def test_golden_file_has_no_other_models():
-  assert set(json.loads(STRUCTURE.read_text())) == set(nfnet_jax.list_models())
+  names = {
+    name for names in registry.FAMILIES.values() for name in names.values()
+  }
+  assert set(regenerate.read_golden()) == names, (
+    "Run 'python -m tests.models.regenerate NAME' for a new model."
+  )
+
+
+def test_regenerates_one_model_only(tmp_path):
+  path = tmp_path / 'structure.json'
+  golden = regenerate.read_golden()
+  stale = {**golden, 'nfnet_pico': {}, 'nfnet_nano': {}, 'gone': {}}
+  path.write_text(json.dumps(stale))
+  regenerate.regenerate(['nfnet_pico'], path)
+  assert json.loads(path.read_text()) == {**golden, 'nfnet_nano': {}}
+  with pytest.raises(SystemExit, match='nfnet_f99'):
+    regenerate.regenerate(['nfnet_f99'], path)
 
 
 @pytest.mark.parametrize(
-  'name', ['nfnet_f0', 'nf_resnet50', 'nf_regnet_b0', 'bn_resnet50']
+  'path',
+  sorted(regenerate.GOLDEN.glob('published_*_paths.json')),
+  ids=lambda path: path.stem,
 )
-def test_tree_is_the_published_one(name):
-  published = json.loads((GOLDEN / f'published_{name}_paths.json').read_text())
-  params, state, _ = trace(name)
+def test_tree_is_the_published_one(path):
+  published = json.loads(path.read_text())
+  name = path.stem.removeprefix('published_').removesuffix('_paths')
+  params, state, _ = regenerate.trace(name)
   ours = {
     module: {name: list(leaf.shape) for name, leaf in leaves.items()}
     for module, leaves in (*params.items(), *state.items())
   }
   assert ours == published
-  assert bool(state) == name.startswith('bn_')
 
 
 # arXiv 2102.06171, table 3: millions of parameters and billions of
@@ -123,7 +88,7 @@ def test_tree_is_the_published_one(name):
   ],
 )
 def test_golden_numbers_are_the_published_ones(name, parameters, gmacs):
-  golden = json.loads(STRUCTURE.read_text())[name]
+  golden = regenerate.read_golden()[name]
   assert golden['parameters'] == parameters
   assert round(golden['macs_at_test_size'] / 1e9, 2) == gmacs
 
@@ -167,7 +132,7 @@ def test_golden_numbers_are_the_published_ones(name, parameters, gmacs):
   ],
 )
 def test_golden_numbers_of_the_other_families(name, mega_parameters, gmacs):
-  golden = json.loads(STRUCTURE.read_text())[name]
+  golden = regenerate.read_golden()[name]
   digits = 1 if name.startswith('nfnet') else 2
   assert round(golden['parameters'] / 1e6, digits) == mega_parameters
   if gmacs is not None:
@@ -190,7 +155,7 @@ def test_golden_numbers_of_the_other_families(name, mega_parameters, gmacs):
   ],
 )
 def test_golden_numbers_of_known_networks(name, parameters, gmacs, tolerance):
-  golden = json.loads(STRUCTURE.read_text())[name]
+  golden = regenerate.read_golden()[name]
   assert golden['parameters'] == parameters
   macs = golden['macs_at_test_size'] / 1e9
   assert abs(macs / gmacs - 1) < tolerance
@@ -198,8 +163,12 @@ def test_golden_numbers_of_known_networks(name, parameters, gmacs, tolerance):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_parameter_is_in_one_group(name):
-  params, _, _ = trace(name)
-  members = {group.name: [] for group in groups.NFNET_GROUPS}
+  params, state, _ = regenerate.trace(name)
+  spec = registry.get_model_spec(name)
+  assert {path.partition('/')[0] for path in params} == {spec.root}
+  members: dict[str, list[str]] = {
+    group.name: [] for group in groups.NFNET_GROUPS
+  }
   for path, _ in trees.named_leaves(params):
     members[groups.group_of(path).name].append(path)
   (kernel,) = members['classifier kernel']
@@ -207,16 +176,16 @@ def test_every_parameter_is_in_one_group(name):
   assert params[kernel[: -len('/w')]]['w'].shape[-1] == 1000
   assert all(path.endswith('/w') for path in members['kernels'])
   scales = [path for path in members['gains and biases'] if '/scale' in path]
-  assert bool(scales) == ('bn' in name or not name.startswith('nf'))
+  assert bool(scales) == bool(state) == spec.uses_batch_statistics
 
 
 def test_class_count_changes_the_classifier_only():
-  model = nfnet_jax.create('nfnet_pico', num_classes=7)
+  model = registry.create_model('nfnet_pico', num_classes=7)
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   params, _ = jax.eval_shape(
     lambda key, i: model.init(key, i, False), jax.random.key(0), images
   )
-  other, _, _ = trace('nfnet_pico')
+  other, _, _ = regenerate.trace('nfnet_pico')
   changed = [
     path
     for (path, ours), (_, theirs) in zip(
@@ -225,18 +194,3 @@ def test_class_count_changes_the_classifier_only():
     if ours.shape != theirs.shape
   ]
   assert changed == ['NFNet/~/linear/b', 'NFNet/~/linear/w']
-
-
-def test_unknown_names_are_explained():
-  with pytest.raises(ValueError, match=r"'nfnet_f9'; known: .*nfnet_f7"):
-    nfnet_jax.create('nfnet_f9')
-
-
-def write_golden():
-  """Writes `golden/structure.json` from the models as they are."""
-  rows = {name: describe(name) for name in nfnet_jax.list_models()}
-  STRUCTURE.write_text(json.dumps(rows, indent=1) + '\n')
-
-
-if __name__ == '__main__':
-  write_golden()

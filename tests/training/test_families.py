@@ -157,7 +157,7 @@ def test_shared_statistics_make_eight_devices_equal_one():
   """The layer alone; below, the whole step."""
 
   def forward(x, is_training):
-    norm = batch_norm.BatchNorm(cross_replica_axis=data_parallel.AXIS)
+    norm = batch_norm.BatchNorm(cross_replica_bn=True)
     return norm(x, is_training)
 
   net = hk.transform_with_state(forward)
@@ -180,9 +180,7 @@ def test_shared_statistics_make_eight_devices_equal_one():
 
 @pytest.mark.slow
 def test_shared_statistics_make_eight_devices_train_as_one(per_device):
-  trainer = make_trainer(
-    'bn_resnet_pico', cross_replica_axis=data_parallel.AXIS
-  )
+  trainer = make_trainer('bn_resnet_pico', cross_replica_bn=True)
   _, eight, rows, _ = train(trainer, 8, steps=4)
   _, one, one_rows, _ = train(trainer, 1, steps=4)
   np.testing.assert_allclose(losses(rows), losses(one_rows), rtol=1e-3)

@@ -18,7 +18,7 @@ BATCH = 8
 @pytest.fixture(scope='module', autouse=True)
 def two_blocks():
   """Adds an NFNet that compiles quickly to the table."""
-  spec = registry.get_spec('nfnet_pico')
+  spec = registry.get_model_spec('nfnet_pico')
   variant = dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 1, 0, 0))
   row = dataclasses.replace(spec, variant='two_blocks')
   with pytest.MonkeyPatch.context() as patch:

@@ -79,7 +79,7 @@ def assert_alike(one, other, **tolerances):
 def two_blocks():
   """Adds an NFNet that compiles quickly to the table."""
   variant = dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 1, 0, 0))
-  row = registry.get_spec('nfnet_pico')
+  row = registry.get_model_spec('nfnet_pico')
   row = dataclasses.replace(row, variant='two_blocks')
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(nfnet.VARIANTS, 'two_blocks', variant)

@@ -1,26 +1,31 @@
-"""Forms of NFNet's parts that take fewer passes over memory.
+"""NFNet's blocks, GELU and weight standardisation in fewer passes over memory.
 
-They compute what `nfnet.NFBlock`, `layers.scaled_activation` and
-`layers.standardize` say, which they are tested against, with the same
-parameters; only roundings and the order of sums differ.
+They compute `nfnet.NFBlock`, `layers.scaled_activation` and
+`layers.standardize` with the same parameters, and are tested against them. Only
+roundings and the order of sums differ.
 """
 
-import functools
+from __future__ import annotations
 
-import haiku as hk
+import functools
+from typing import TYPE_CHECKING
+
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from nfnet_jax.models import layers, normalizer_free
 
+if TYPE_CHECKING:
+  from nfnet_jax.models import nfnet
+
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-  """Computes GELU's tanh approximation; its derivative from `x` alone.
+  """Compute GELU's tanh approximation; the backward pass keeps only `x`.
 
-  JAX's own keeps the hyperbolic tangent for the backward pass, one more array
-  of the activation's size.
+  That of `jax.nn.gelu` keeps the hyperbolic tangent too, one more array of the
+  activation's size.
   """
   return jax.nn.gelu(x)
 
@@ -30,8 +35,8 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-  # gelu(x) = x sigmoid(2 u), and no tanh that the forward pass has as well:
-  # the compiler would keep that one.
+  # gelu(x) = x sigmoid(2 u). Written with the tanh of the forward pass, the
+  # compiler would keep that one.
   root = (8 / jnp.pi) ** 0.5
   gate = jax.nn.sigmoid(root * (x + 0.044715 * x**3))
   slope = root * (1 + 3 * 0.044715 * x**2)
@@ -42,21 +47,23 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def scaled_gelu(x: jax.Array) -> jax.Array:
-  """Computes `layers.scaled_activation('gelu')`."""
+  """Compute `layers.scaled_activation('gelu')`."""
   return gelu(x) * layers.ACTIVATIONS['gelu'][1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
-  """Does what `layers.standardize` does, in float32 whatever the dtype.
+  """Compute `layers.standardize`, in float32 for all dtypes.
 
-  Its gradient takes one pass for two sums a unit, and one more.
+  Its gradient takes two passes: one for two sums per unit, one for the result.
   """
   return _standardize_forward(w, gain, eps)[0]
 
 
 @jax.named_scope('standardize')
-def _standardize_forward(w: jax.Array, gain: jax.Array, eps: float):
+def _standardize_forward(
+  w: jax.Array, gain: jax.Array, eps: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   axes = tuple(range(w.ndim - 1))
   wide = w.astype(jnp.float32)
   mean = jnp.mean(wide, axes)
@@ -67,7 +74,9 @@ def _standardize_forward(w: jax.Array, gain: jax.Array, eps: float):
 
 
 @jax.named_scope('standardize')
-def _standardize_backward(eps: float, kept, dy: jax.Array):
+def _standardize_backward(
+  eps: float, kept: tuple[jax.Array, ...], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   del eps
   w, gain, mean, scale, is_above = kept
   axes = tuple(range(w.ndim - 1))
@@ -83,20 +92,24 @@ standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 def run_block(
-  block: hk.Module, x: jax.Array, key: jax.Array | None, positions: jax.Array
+  block: nfnet.NFBlock,
+  x: jax.Array,
+  key: jax.Array | None,
+  positions: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Does what calling an `nfnet.NFBlock` does.
+  """Compute a call of `nfnet.NFBlock`; see `residual.ResidualBlock`.
 
-  Between the last convolution and the block's output stand a bias, a mean over
+  Between the last convolution and the block's output are a bias, a mean over
   pixels, gates, dropped examples, a gain and the shortcut with its bias. All of
-  that is one scale and one shift an example and channel, so that its gradients
-  are two sums over pixels, taken in one pass.
+  these are one scale and one shift per example and channel. Their gradients are
+  two sums over pixels, computed in one pass.
   """
-  out = block.activation(x) * block.beta
-  shortcut, shift = x, 0
+  out = block.preactivate(x, key is not None)
+  shortcut: jax.Array = x
+  shortcut_bias: jax.Array | int = 0
   if block.is_transition:
     pooled = normalizer_free.downsample(out, block.stride)
-    shortcut, shift = _convolve(block.conv_shortcut, pooled)
+    shortcut, shortcut_bias = _convolve(block.conv_shortcut, pooled)
   out, bias = _convolve(block.convs[0], out)
   shape, groups = out.shape, block.convs[1].groups
   if groups > 1:
@@ -113,20 +126,20 @@ def run_block(
   if block.stochdepth_rate and key is not None:
     kept = layers.survivors(block.stochdepth_rate, key, positions)
     scale *= kept[:, None].astype(out.dtype)
-  # The barrier keeps the sums over pixels, which are the gradient of the shift,
-  # apart from those over examples, which are that of the biases.
-  shift = lax.optimization_barrier(scale * bias + shift)
+  # The barrier separates the sums over pixels (the gradient of the shift) from
+  # those over examples (the gradient of the biases).
+  shift = lax.optimization_barrier(scale * bias + shortcut_bias)
   return _each(scale) * out + _each(shift) + shortcut, residual_var
 
 
 def _convolve(
   conv: layers.ScaledWSConv2D, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns what the convolution gives, without its bias, and the bias."""
+  """Return the convolution's output without its bias, and the bias."""
   kernel, bias = conv.parameters(x.shape[-1], x.dtype)
   return conv.convolve(x, kernel), bias
 
 
 def _each(values: jax.Array) -> jax.Array:
-  """Makes `[N, C]` fit `[N, H, W, C]`."""
+  """Expand `[N, C]` to broadcast against `[N, H, W, C]`."""
   return values[:, None, None, :]

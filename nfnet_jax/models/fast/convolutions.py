@@ -1,10 +1,12 @@
-"""Convolutions as CPUs compute them quickly.
+"""Convolutions in a form that is fast on CPUs.
 
-XLA for CPUs takes the gradient by a grouped kernel at a small part of the speed
-of plain ones, and convolutions by single pixels slower than what they are:
-products of matrices. Here each group is a convolution of its own. Values are
-those of `layers.convolve`, as are gradients but for the order of sums.
+XLA for CPUs computes the gradient with respect to a grouped kernel at a
+fraction of the speed of plain kernels, and 1x1 convolutions slower than matrix
+products. Here each group is a separate convolution. Values are those of
+`layers.convolve`; gradients differ only in the order of sums.
 """
+
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from nfnet_jax.models import layers
 def convolve(
   x: jax.Array, kernel: jax.Array, stride: int, groups: int
 ) -> jax.Array:
-  """Does what `layers.convolve` does.
+  """Compute `layers.convolve`.
 
   Example:
     >>> x, kernel = jnp.ones((1, 4, 4, 6)), jnp.ones((3, 3, 2, 9))

@@ -1,12 +1,14 @@
 """NFNet's stem, rearranged for matrix units of 128 lanes.
 
-The stem's maps have many pixels and few channels, so that most lanes of a TPU
-idle. Here a map is held in square blocks whose pixels lie side by side on the
-channel axis (space to depth, in the order row, column, channel), and a 3x3
-convolution becomes one of whole blocks: its kernel holds the published one once
-for each pixel of an output block, and zeros. Values and gradients are those of
-`nfnet.NFNet.stem`, summed in another order.
+The stem's feature maps have many pixels and few channels, so that most lanes of
+a TPU are idle. Here the pixels of square blocks lie side by side on the channel
+axis (space to depth, in the order row, column, channel), and a 3x3 convolution
+becomes one of whole blocks: its kernel holds the published one once for each
+pixel of an output block, and zeros elsewhere. Values and gradients are those of
+the plain stem, summed in another order.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,24 +19,27 @@ import jax.numpy as jnp
 
 from nfnet_jax.models import layers
 
-# Pixels a side of the blocks that images come in.
+# Side of the blocks of an image, in pixels.
 BLOCK = 4
 _IMAGE_CHANNELS = 3
-# Pixels a side of the blocks that each convolution puts out, and in how many
-# parts their rows are made. Either row's part needs two rows of input blocks of
-# the three that both together need, but has half of the lanes: it pays for the
-# third convolution, whose half still has 128 in NFNets, and not for the second.
+# For each convolution: the side of its output blocks in pixels, and the number
+# of parts in which their rows are computed. The part of one row needs two rows
+# of input blocks, where both rows together need three, but it fills half as
+# many lanes. That pays for the third convolution, whose half still fills 128
+# lanes in NFNets, and not for the second.
 _LAYOUT = ((2, 1), (2, 1), (2, 2), (1, 1))
 
 
 def fits(images: jax.Array) -> bool:
-  """Says whether images come in blocks, or have sides that blocks divide."""
+  """Return whether images are blocks, or have sides that blocks divide."""
   height, width = images.shape[1:3]
   return _is_blocked(images) or height % BLOCK == width % BLOCK == 0
 
 
 def to_blocks(images: jax.Array) -> jax.Array:
-  """Maps `[N, H, W, C]` to `[N, H / 4, W / 4, 16 C]`: row, column, channel.
+  """Rearrange `[N, H, W, C]` to `[N, H / 4, W / 4, 16 C]`.
+
+  The order of the last axis is row, column, channel.
 
   Example:
     >>> to_blocks(jnp.zeros((2, 32, 64, 3))).shape
@@ -52,7 +57,7 @@ def stem(
   convs: Sequence[layers.ScaledWSConv2D],
   activation: layers.Activation,
 ) -> jax.Array:
-  """Does what `nfnet.NFNet.stem` does, with the same parameters.
+  """Compute the plain stem of `nfnet.NFNet` with the same parameters.
 
   Args:
     images: `[N, H, W, 3]`, or `to_blocks` of that; see `fits`.
@@ -68,7 +73,7 @@ def stem(
     kernel, bias = conv.parameters(channels, x.dtype)
     x = activation(x) if index else x
     x = _convolve(x, kernel, conv.stride, side, parts)
-    # Added to all parts at once, whose gradients are then summed in one pass.
+    # Added to all parts at once, so that one pass sums its gradient.
     x += jnp.tile(bias, side**2)
     channels = conv.output_channels
   return x
@@ -79,12 +84,12 @@ def _is_blocked(images: jax.Array) -> bool:
 
 
 class _Axis(NamedTuple):
-  """What some pixels of an output block see along an axis of the input.
+  """The input blocks that some pixels of an output block see along an axis.
 
   Attributes:
-    before: blocks before the one in the same place.
+    before: blocks before the one at the same position.
     after: blocks after it.
-    starts: where each pixel's kernel begins in these blocks, in pixels.
+    starts: offset of each pixel's kernel in these blocks, in pixels.
   """
 
   before: int
@@ -93,7 +98,7 @@ class _Axis(NamedTuple):
 
 
 def _axis(pixels: Sequence[int], stride: int, side: int) -> _Axis:
-  # SAME padding of even sizes: one on either side, or at the end alone.
+  # SAME padding of even sizes: one pixel on both sides, or only at the end.
   firsts = [stride * pixel - (2 - stride) for pixel in pixels]
   before, after = -(firsts[0] // side), (firsts[-1] + 2) // side
   return _Axis(before, after, tuple(first + before * side for first in firsts))
@@ -102,13 +107,14 @@ def _axis(pixels: Sequence[int], stride: int, side: int) -> _Axis:
 def _convolve(
   x: jax.Array, kernel: jax.Array, stride: int, side: int, parts: int
 ) -> jax.Array:
-  """Convolves blocks of `stride * side` pixels to blocks of `side`."""
-  pixels, each = range(side), side // parts
+  """Convolve blocks of `stride * side` pixels to blocks of `side`."""
+  pixels, rows_per_part = range(side), side // parts
   columns = _axis(pixels, stride, stride * side)
-  made = []
+  outputs = []
   for part in range(parts):
-    rows = _axis(pixels[part * each : (part + 1) * each], stride, stride * side)
-    made.append(
+    start = part * rows_per_part
+    rows = _axis(pixels[start : start + rows_per_part], stride, stride * side)
+    outputs.append(
       lax.conv_general_dilated(
         x,
         _block_kernel(kernel, stride * side, rows, columns),
@@ -117,13 +123,13 @@ def _convolve(
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       )
     )
-  return jnp.concatenate(made, -1)
+  return jnp.concatenate(outputs, -1)
 
 
 def _block_kernel(
   kernel: jax.Array, side: int, rows: _Axis, columns: _Axis
 ) -> jax.Array:
-  """Makes `[3, 3, I, O]` a kernel of blocks.
+  """Expand the kernel `[3, 3, I, O]` to one of blocks.
 
   Returns:
     `[blocks, blocks, side * side * I, output pixels * O]`.
