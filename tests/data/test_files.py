@@ -384,13 +384,13 @@ def test_pixels_are_those_of_evaluation(tmp_path, crop, mode):
 
 def test_the_two_crops_differ(tmp_path):
   path = save(tmp_path / 'a.png', NOISE)
-  squashed, cut = (prepared(path, crop=crop).image for crop in preprocess.CROPS)
+  squashed, cut = (prepared(path, crop=crop).image for crop in preprocessing.CROPS)
   assert np.abs(squashed - cut).max() > 10
 
 
 def test_a_jpeg_is_close_to_what_evaluation_decodes(tmp_path):
   path = save(tmp_path / 'a.jpg', quality=95)
-  for crop in preprocess.CROPS:
+  for crop in preprocessing.CROPS:
     theirs = preprocess.decode_and_crop(
       path.read_bytes(), preprocessing.EvalPreprocessing(24, crop, 8)
     )

@@ -141,7 +141,7 @@ def test_one_pixel_goes_through(name):
   for choose in choices:
     ours = preprocess.decode_window(encoded, choose)
     np.testing.assert_array_equal(ours, pixel)
-  for crop in preprocess.CROPS:
+  for crop in preprocessing.CROPS:
     ours = preprocess.decode_and_crop(
       encoded, preprocessing.EvalPreprocessing(8, crop, 4)
     )
@@ -161,7 +161,7 @@ def test_window_is_chosen_by_height_and_width(name):
 def test_corrupt_jpeg_raises(keep):
   encoded = jpeg(photo(64, 64))
   broken = encoded[: keep if keep > 1 else int(keep * len(encoded))]
-  for crop in preprocess.CROPS:
+  for crop in preprocessing.CROPS:
     with pytest.raises(tf.errors.InvalidArgumentError):
       preprocess.decode_and_crop(
         broken, preprocessing.EvalPreprocessing(32, crop, 0)
