@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and saved.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import os
 import pathlib
 import sys
 import threading
@@ -48,6 +49,7 @@ def run(
       in brackets if it may be left out, with dots if there may be several; ''
       for none.
   """
+  _set_environment()
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
 
@@ -81,6 +83,16 @@ def run(
     sys.exit(_report(error))
   sys.argv = argv  # config_flags looks for overrides there.
   app.run(guarded, argv=argv, flags_parser=_parse)
+
+
+def _set_environment() -> None:
+  """Silence TensorFlow's start-up messages, unless the user set the variables.
+
+  TensorFlow reads them when it is imported.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  # The default, 1, logs that it is in use.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 
 def _check_flags(module: str) -> None:
