@@ -59,7 +59,7 @@ def prepare(
     with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare(download_config=config)
   source = sources.load(name, data_dir)
-  assert isinstance(source, sources.TFDSSource)  # A builder knows the name.
+  assert isinstance(source, sources.TFDSSource)  # A folder has no builder.
   for split in source.splits:
     source.check_files(split)
   if is_imagenet and not partial:
