@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates the TPU, as PROVISIONING says, and waits until it is ready.
+# Creates the TPU according to PROVISIONING, and waits until it is ready.
 #
 #   launch/create.sh [--dry_run]
 source "$(dirname "$0")/lib.sh"
@@ -11,8 +11,8 @@ case $ACCELERATOR_TYPE in
   v5p-*) runtime=v2-alpha-tpuv5 ;;
   v6e-*) runtime=v2-alpha-tpuv6e ;;
   *)
-    fail 2 "ACCELERATOR_TYPE='$ACCELERATOR_TYPE' is none of the Cloud TPU" \
-      "API, which serves v2 to v6e: see launch/README.md."
+    fail 2 "ACCELERATOR_TYPE='$ACCELERATOR_TYPE' is not in the Cloud TPU API," \
+      "which serves v2 to v6e. See launch/README.md for other TPUs."
     ;;
 esac
 runtime=${RUNTIME_VERSION:-$runtime}
@@ -21,7 +21,7 @@ read -ra flags <<<"$CREATE_FLAGS"
 flags+=(--accelerator-type="$ACCELERATOR_TYPE")
 [[ $PROVISIONING != *spot ]] || flags+=(--spot)
 
-say "Creating $TPU_NAME: $ACCELERATOR_TYPE, $PROVISIONING, in $ZONE."
+log "Creating $TPU_NAME: $ACCELERATOR_TYPE, $PROVISIONING, in $ZONE."
 if [[ $PROVISIONING = queued* ]]; then
   tpus "$CALL_TIMEOUT" queued-resources create "$TPU_NAME" --async \
     --node-id="$TPU_NAME" --runtime-version="$runtime" \
@@ -31,4 +31,4 @@ else
     "${flags[@]}"
 fi
 wait_until_ready
-say "$TPU_NAME is ready."
+log "$TPU_NAME is ready."

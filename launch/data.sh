@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Prepares a dataset here and copies it to DATA_DIR, or mounts DATA_DIR.
+# Prepares a dataset on this machine and copies it to DATA_DIR, or mounts
+# DATA_DIR on every worker.
 #
 #   launch/data.sh [--dry_run] prepare imagenet2012 --manual_dir=tars
 #   launch/data.sh [--dry_run] mount
 #
-# Preparing needs this package, and the disk space that a worker lacks.
-# Mounting is by choice: training reads the bucket as well.
+# Preparing needs this package, and more disk space than a worker has.
+# Mounting is optional: training can also read the bucket directly.
 source "$(dirname "$0")/lib.sh"
 need DATA_DIR
 
 case ${ARGS[0]:-} in
   prepare)
     name=${ARGS[1]:-}
-    [[ $name && $name != -* ]] || fail 2 'Say which dataset to prepare.'
+    [[ $name && $name != -* ]] || fail 2 'Name the dataset to prepare.'
     limited 0 "$PYTHON" -m nfnet_jax.experiments.prepare "${ARGS[@]:1}" \
       --data_dir="$DATASETS"
     name=${name%%:*}
@@ -27,5 +28,5 @@ case ${ARGS[0]:-} in
     ssh_all "$SETUP_TIMEOUT" \
       "$(quoted "$WORKER" mount "${bucket%%/*}" "$folder" "$MOUNT_POINT")"
     ;;
-  *) fail 2 "Say 'prepare DATASET' or 'mount'." ;;
+  *) fail 2 "Pass 'prepare DATASET' or 'mount'." ;;
 esac

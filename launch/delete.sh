@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes the TPU, and its request if it was queued. Asks nothing.
+# Deletes the TPU, and its request if it was queued, without confirmation.
 #
 #   launch/delete.sh [--dry_run]
 source "$(dirname "$0")/lib.sh"
@@ -9,8 +9,8 @@ kind=tpu-vm flags=()
 [[ $PROVISIONING != queued* ]] || kind=queued-resources flags=(--force)
 found=$(describe "$kind" name)
 if [[ $found = ABSENT ]]; then
-  say "There is no $TPU_NAME in $ZONE of $PROJECT_ID; nothing to delete."
+  log "There is no $TPU_NAME in $ZONE of $PROJECT_ID; nothing to delete."
   exit
 fi
-say "Deleting $kind $TPU_NAME in $ZONE of $PROJECT_ID."
+log "Deleting $kind $TPU_NAME in $ZONE of $PROJECT_ID."
 tpus "$CREATE_TIMEOUT" "$kind" delete "$TPU_NAME" "${flags[@]}"

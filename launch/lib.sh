@@ -1,21 +1,21 @@
 # shellcheck shell=bash
-# What the scripts share: settings, dry runs, calls that end, states.
+# Shared by the scripts: settings, dry runs, calls with a timeout, TPU states.
 set -euo pipefail
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 WORKER=nfnet_jax/source/launch/worker.sh # On a worker, from its home.
 # shellcheck source=launch/settings.sh
 source "$LAUNCH/settings.sh"
-exec 3>&1 # Dry runs print here, even from within $(...).
+exec 3>&1 # Dry runs print here, also from within $(...).
 
-say() { printf 'launch: %s\n' "$*" >&2; }
+log() { printf 'launch: %s\n' "$*" >&2; }
 
-# Ends the script: fail EXIT_CODE MESSAGE.
+# Logs a message and exits: fail EXIT_CODE MESSAGE.
 fail() {
-  say "${*:2}"
+  log "${*:2}"
   exit "$1"
 }
 
-# What a script was given, without --dry_run and --help, is in ARGS.
+# ARGS holds the script's arguments except --dry_run and --help.
 DRY_RUN=${DRY_RUN:-} ARGS=()
 for word in "$@"; do
   case $word in
@@ -49,20 +49,20 @@ check_settings() {
       "and queued_spot."
   for name in WORKDIR DATA_DIR; do
     [[ -z ${!name} || ${!name} = gs://?* ]] ||
-      fail 2 "$name='${!name}' is no bucket (gs://...): a worker's disk goes" \
-        "with the worker."
+      fail 2 "$name='${!name}' is no bucket (gs://...). A worker's disk is" \
+        "deleted with the worker."
   done
   [[ $DRY_RUN ]] || command -v gcloud >/dev/null ||
-    fail 2 'gcloud is not on PATH: see https://cloud.google.com/sdk.'
+    fail 2 'gcloud is not on PATH. Install it from https://cloud.google.com/sdk.'
 }
 
-# Prints the commit that all workers are to run.
+# Prints the commit that all workers run.
 resolved_commit() {
   git -C "$LAUNCH" rev-parse --verify --quiet "$COMMIT^{commit}" ||
     fail 2 "COMMIT='$COMMIT' is no commit of this repository."
 }
 
-# Prints words as one line for a shell.
+# Prints words as one line, quoted for a shell.
 quoted() {
   local word line=''
   for word in "$@"; do
@@ -72,7 +72,8 @@ quoted() {
   printf '%s\n' "${line# }"
 }
 
-# Runs a command for so many seconds at most, or prints it in a dry run.
+# Runs a command with a timeout, or prints it in a dry run:
+# limited SECONDS COMMAND... (0 for no timeout).
 limited() {
   local seconds=$1 code=0
   shift
@@ -80,10 +81,10 @@ limited() {
     quoted "$@" >&3
     return
   fi
-  # In the foreground, or Ctrl-C would not reach it.
+  # In the foreground, so that Ctrl-C reaches the command.
   timeout --foreground --kill-after=10 "$seconds" "$@" </dev/null || code=$?
   [[ $code != @(124|137) ]] ||
-    say "No answer within $seconds s: $(quoted "${@:1:5}")"
+    log "No answer within $seconds s: $(quoted "${@:1:5}")"
   return "$code"
 }
 
@@ -92,16 +93,18 @@ tpus() {
     --project="$PROJECT_ID" --zone="$ZONE" --quiet
 }
 
-# Runs a line of shell on every worker; fails if it fails on one.
+# Runs a line of shell on every worker, and fails if it fails on one:
+# ssh_all SECONDS LINE.
 ssh_all() {
   local code=0
   tpus "$1" tpu-vm ssh "$TPU_NAME" --worker=all --command="$2" || code=$?
-  # Settings are checked here; there tar and uv say 2 to any trouble.
+  # On a worker, tar and uv exit with 2 on any failure. Here 2 is bad input.
   [[ $code != 2 ]] || code=1
   return "$code"
 }
 
-# Prints a field of the TPU or of its request; ABSENT if there is none.
+# Prints a field of the TPU or of its request, or ABSENT if there is none:
+# describe KIND FIELD.
 describe() {
   local errors code=0
   errors=$(mktemp)
@@ -117,7 +120,7 @@ describe() {
   return "$code"
 }
 
-# Prints the state of the TPU, or of its request until that is met.
+# Prints the state of the TPU, or of its request until that is granted.
 state() {
   local request=ACTIVE
   if [[ $PROVISIONING = queued* ]]; then
@@ -135,29 +138,31 @@ wait_until_ready() {
   local begin=$SECONDS now
   while now=$(state) && [[ $now != READY ]]; do
     case $now in
-      # A request just made may not be listed at once.
-      ABSENT) ((SECONDS - begin < CALL_TIMEOUT)) || fail 1 "No $TPU_NAME." ;;
+      # A new request may not be listed at once.
+      ABSENT)
+        ((SECONDS - begin < CALL_TIMEOUT)) || fail 1 "There is no $TPU_NAME."
+        ;;
       PREEMPTED | TERMINATED | SUSPEND* | FAILED | STOP*)
         fail 1 "$TPU_NAME is $now."
         ;;
     esac
     ((SECONDS - begin < READY_TIMEOUT)) ||
       fail 1 "$TPU_NAME is still $now after $READY_TIMEOUT s."
-    say "$TPU_NAME is $now."
+    log "$TPU_NAME is $now."
     sleep "$POLL_SECONDS"
   done
-  [[ $now = READY ]] || fail 1 "The state of $TPU_NAME is not to be had."
+  [[ $now = READY ]] || fail 1 "Cannot get the state of $TPU_NAME."
 }
 
-# Prints a line a worker: its name, and bare (not set up), idle, running, lost
-# (ended without a word) or the exit code of its last run.
+# Prints one line per worker: its name, and bare (not set up), idle, running,
+# lost (ended without an exit code) or the exit code of its last run.
 worker_states() {
   local answer
   answer=$(ssh_all "$CALL_TIMEOUT" "if [ -x $WORKER ]; then $WORKER status; \
 else echo \"\$(hostname) bare\"; fi") || return
   [[ $DRY_RUN ]] ||
     grep -E '^\S+ (bare|idle|running|lost|[0-9]+)$' <<<"$answer" ||
-    { say "No worker of $TPU_NAME answered." && return 1; }
+    { log "No worker of $TPU_NAME answered." && return 1; }
 }
 
-check_settings # Before anything is called.
+check_settings # Before any call.

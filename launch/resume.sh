@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Resumes training on a TPU that was created anew: waits for it, sets it up and
-# starts training, with the flags with which training was started.
+# Resumes training on a new TPU: waits until the TPU is ready, sets it up and
+# starts training. Takes the same flags as launch/train.sh.
 #
 #   launch/resume.sh [--dry_run] --config=f3
 source "$(dirname "$0")/lib.sh"

@@ -1,26 +1,26 @@
 # shellcheck shell=bash disable=SC2034
-# Settings of launch/*.sh. Edit them, or override any from the environment, as
-# in ZONE=europe-west4-a launch/create.sh.
+# Settings of launch/*.sh. Edit them here, or override any of them in the
+# environment: ZONE=europe-west4-a launch/create.sh.
 
-# Where and what. The first three have no default.
+# The TPU. The first three settings have no default.
 : "${PROJECT_ID:=}"
-: "${ZONE:=}" # One that has the accelerator.
+: "${ZONE:=}" # A zone that has the accelerator.
 : "${TPU_NAME:=}"
 : "${ACCELERATOR_TYPE:=v3-128}"
-: "${RUNTIME_VERSION:=}"       # The generation's own if empty.
+: "${RUNTIME_VERSION:=}"       # Default: that of the TPU generation.
 : "${PROVISIONING:=on_demand}" # Or spot, queued, queued_spot.
-: "${VALID_UNTIL:=24h}"        # A queued request expires after this.
-: "${CREATE_FLAGS:=}"          # More for gcloud, as in '--reserved'.
+: "${VALID_UNTIL:=24h}"        # Lifetime of a queued request.
+: "${CREATE_FLAGS:=}"          # Further flags for gcloud, such as --reserved.
 
-# What runs there.
-: "${WORKDIR:=}"     # gs://BUCKET/runs/NAME: no default, needed to train.
-: "${DATA_DIR:=}"    # gs://BUCKET/datasets: what training reads.
-: "${MOUNT_POINT:=}" # If set, workers mount DATA_DIR here and read that.
+# The run.
+: "${WORKDIR:=}"     # gs://BUCKET/runs/NAME; required for training.
+: "${DATA_DIR:=}"    # gs://BUCKET/datasets, which training reads.
+: "${MOUNT_POINT:=}" # If set, workers mount DATA_DIR here and read it here.
 : "${COMMIT:=HEAD}"  # All workers run this commit.
 : "${PYTHON_VERSION:=3.12}"
-: "${UV_VERSION:=0.13.9}" # Installs that Python on the workers.
+: "${UV_VERSION:=0.13.9}" # uv installs that Python on the workers.
 
-# What data.sh prepares with, and where, on this machine.
+# The Python and the folder with which data.sh prepares data on this machine.
 : "${PYTHON:=.venv/bin/python}"
 : "${DATASETS:=datasets}"
 
@@ -28,10 +28,11 @@
 : "${CALL_TIMEOUT:=300}"
 : "${CREATE_TIMEOUT:=3600}"
 : "${SETUP_TIMEOUT:=1800}"
-: "${READY_TIMEOUT:=90000}"    # Waiting in the queue included.
-: "${STOP_TIMEOUT:=600}"       # What saving may take.
-: "${STRAGGLER_TIMEOUT:=600}"  # Workers left over by one that ended.
+: "${READY_TIMEOUT:=90000}"    # Includes the time in the queue.
+: "${STOP_TIMEOUT:=600}"       # For saving a checkpoint.
+: "${STRAGGLER_TIMEOUT:=600}"  # For workers that still run after one has ended.
 : "${POLL_SECONDS:=60}"
-: "${RETRY_SECONDS:=10}" # Doubles from failure to failure, up to ...
+: "${RETRY_SECONDS:=10}" # Doubles after every failure, up to the maximum.
 : "${MAX_RETRY_SECONDS:=900}"
-: "${RETRIES:=50}" # ... and so many failures in a row end supervise.sh.
+
+: "${RETRIES:=50}" # Failures in a row after which supervise.sh gives up.

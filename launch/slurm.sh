@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A run on GPUs under Slurm. Takes the flags of nfnet_jax.experiments.train:
+# Trains on GPUs under Slurm. Takes the flags of nfnet_jax.experiments.train:
 #
 #   sbatch launch/slurm.sh --config=f3 --workdir=/shared/runs/f3
 #
-# JAX finds the coordinator and its own number in Slurm's environment, and
-# gives each process one GPU, so there are as many tasks as GPUs on a node.
-# Ten minutes before its time is up the job is told to save; it then queues
-# again.
+# JAX reads the coordinator and the process number from Slurm's environment,
+# and gives each process one GPU, so a node has as many tasks as GPUs. Slurm
+# sends SIGTERM ten minutes before the time limit; the job then saves and is
+# requeued.
 #
 #SBATCH --job-name=nfnet
 #SBATCH --nodes=4

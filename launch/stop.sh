@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Has training save and stop on every worker; launch/train.sh resumes it.
+# Makes training save and stop on every worker; launch/train.sh resumes it.
 #
 #   launch/stop.sh [--dry_run]
 source "$(dirname "$0")/lib.sh"

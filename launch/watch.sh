@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the log of every worker until training ends. Ctrl-C leaves it training.
+# Shows the log of every worker until training ends. Ctrl-C does not stop it.
 #
 #   launch/watch.sh [--dry_run]
 source "$(dirname "$0")/lib.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the other scripts run on a worker, in its ~/nfnet_jax: source/, venv/ and
-# run/ with the log, the exit code and a lock that is held as long as a run is.
+# Runs on a worker, called by the other scripts. ~/nfnet_jax holds source/,
+# venv/, and run/ with the log, the exit code and a lock held during a run.
 #
 #   worker.sh setup PYTHON UV | mount BUCKET FOLDER MOUNT_POINT
 #   worker.sh start MODULE ARGS... | status | log LINES | stop SECONDS
@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$HOME/nfnet_jax"
 mkdir -p run
 host=$(hostname)
-worker=w-${host##*-w-} # Pods name their hosts t1v-n-ID-w-NUMBER.
+worker=w-${host##*-w-} # The hosts are named t1v-n-ID-w-NUMBER.
 
 refuse() {
   echo "$worker $1" >&2
@@ -18,10 +18,10 @@ refuse() {
 is_running() { ! flock --nonblock run/lock true; }
 
 setup() {
-  ! is_running || refuse 'trains: launch/stop.sh stops it.'
+  ! is_running || refuse 'is training. launch/stop.sh stops it.'
   rm -rf ready source
   mv new source
-  # The image's own Python is too old.
+  # The image's Python is too old.
   python3 -m pip install --quiet --user "uv==$2"
   ~/.local/bin/uv venv --quiet --clear --python "$1" venv
   ~/.local/bin/uv pip install --quiet --python venv/bin/python \
@@ -37,7 +37,7 @@ mount_bucket() {
     curl --silent --fail "$google/doc/apt-key.gpg" | sudo tee $key >/dev/null
     echo "deb [signed-by=$key] $google gcsfuse-$(lsb_release -cs) main" |
       sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    # A fresh worker is busy with its own updates for a while.
+    # A new worker first installs its own updates.
     sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
     sudo apt-get -qq -o DPkg::Lock::Timeout=600 install gcsfuse
   fi
@@ -46,9 +46,9 @@ mount_bucket() {
 }
 
 start() {
-  [[ -e ready ]] || refuse 'is not set up: run launch/setup.sh.'
+  [[ -e ready ]] || refuse 'is not set up. Run launch/setup.sh.'
   exec 9>run/lock # The run inherits it.
-  flock --timeout 1 9 || refuse 'trains already.'
+  flock --timeout 1 9 || refuse 'is already training.'
   rm -f run/exit_code
   echo "--- $(date --utc --iso-8601=seconds) $*" >>run/log
   setsid nohup source/launch/worker.sh run "$@" </dev/null >>run/log 2>&1 &
@@ -57,7 +57,7 @@ start() {
 
 run() {
   local code=0
-  cd source # Where --config=PATH of an own experiment is found.
+  cd source # --config=PATH is relative to the repository.
   ../venv/bin/python -m "$@" || code=$?
   echo "$code" >../run/exit_code
 }
@@ -83,7 +83,7 @@ log() {
   status
 }
 
-# Only the program gets the signal: what it started has to serve it to the end.
+# Signals only the program: its child processes must serve it until it ends.
 stop() {
   local pid
   pid=$(cat run/pid 2>/dev/null) || refuse 'has never trained.'
@@ -97,5 +97,5 @@ shift
 case $verb in
   mount) mount_bucket "$@" ;;
   setup | start | run | status | log | stop) "$verb" "$@" ;;
-  *) refuse "knows no '$verb'." ;;
+  *) refuse "has no command '$verb'." ;;
 esac

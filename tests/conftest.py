@@ -87,7 +87,7 @@ def small_recipe(imagenet_dir):
     '--config=f0',
     f'--config.run.data_dir={imagenet_dir}',
     '--config.model.name=nfnet_pico',
-    '--config.run.fast_convs=False',  # Compiles sooner.
+    '--config.run.fast_paths=fused_blocks',  # Compiles sooner.
     '--config.batch_size=16',
     '--config.train_for=2 epochs',
     '--config.optimizer.warmup=2 steps',
@@ -139,18 +139,20 @@ def buckets(_storage, monkeypatch):
 
 @pytest.fixture
 def run_command(capfd, monkeypatch):
-  """Runs a door in this process: `door(main, *arguments) -> (code, out, err)`.
+  """Runs a command in this process.
 
-  The window of what is returned is the door's own output.
+  `run_command(main, *arguments) -> (code, out, err)`.
+
+  What is returned is the output of the command only.
   """
   from nfnet_jax.cli import command
 
   def run(main, *arguments, **options):
     _forget_flags()
-    monkeypatch.setattr(sys, 'argv', [])
+    monkeypatch.setattr(sys, 'argv', ['command'])
     capfd.readouterr()
     with pytest.raises(SystemExit) as exit_info:
-      command.run(main, ['door', *arguments], **options)
+      command.run(main, ['command', *arguments], **options)
     out, err = capfd.readouterr()
     return exit_info.value.code or 0, out, err
 
@@ -164,7 +166,7 @@ def small(data_dir):
     '--config=digits',
     f'--config.run.data_dir={data_dir}',
     '--config.model.name=nfnet_pico',
-    '--config.run.fast_convs=False',  # Compiles sooner.
+    '--config.run.fast_paths=fused_blocks',  # Compiles sooner.
     '--config.batch_size=16',
     '--config.train_for=6 steps',
     '--config.optimizer.warmup=2 steps',
@@ -176,7 +178,7 @@ def small(data_dir):
 
 
 def _forget_flags():
-  """Undoes an earlier door's parsing, and what it defined."""
+  """Undoes the parsing of an earlier command, and what it defined."""
   # A config file is loaded over the one before it, whose names would remain.
   sys.modules.pop('config_config', None)
   known = flags.FLAGS

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from nfnet_jax import preprocessing
+from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.models import registry
 from nfnet_jax.weights import identify, load
 from tests.models import reference
@@ -80,7 +81,6 @@ def write_photos(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
   """Writes a run of the digits whose average is these weights."""
-  from nfnet_jax.config import validate
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.experiments.configs import digits
   from nfnet_jax.training import checkpoint, state
@@ -90,7 +90,7 @@ def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
   config.data.eval_size = weights.preprocessing.size
   config.data.eval_crop = weights.preprocessing.crop
   config.data.eval_margin = weights.preprocessing.margin
-  config = validate.resolve_and_check(config)
+  config = experiment_lib.prepare_config(config)
   workdir_lib.save(config, workdir, weights.class_names)
   raw = jax.tree.map(np.zeros_like, weights.params)
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:

@@ -1,6 +1,6 @@
-"""Time and memory of one `nfnet_jax.agc` update next to optax's, on NFNet-F0.
+"""Compare time and memory of one update of `nfnet_jax.agc` and optax, NFNet-F0.
 
-Writes results.csv next to this file and prints it:
+Prints the results and writes them to results.csv next to this file:
 
   python experiments/agc_cost/measure.py
 """
@@ -38,7 +38,7 @@ COLUMNS = (
 
 
 def make_trees():
-  """Returns random parameters and gradients of NFNet-F0, in float32."""
+  """Return random parameters and gradients of NFNet-F0, in float32."""
   model = nfnet_jax.create('nfnet_f0')
   size = model.spec.test_size
   params, _ = jax.eval_shape(
@@ -50,7 +50,7 @@ def make_trees():
   def draw(leaf):
     return jnp.asarray(rng.standard_normal(leaf.shape, np.float32))
 
-  # Over four orders of magnitude, so that some units are clipped, some not.
+  # Four orders of magnitude, so that some units are clipped and some are not.
   def draw_gradient(leaf):
     return draw(leaf) * np.float32(10 ** rng.uniform(-4, 0))
 
@@ -58,7 +58,7 @@ def make_trees():
 
 
 def time_jit(repetitions: int) -> dict[str, list[float]]:
-  """Times jitted updates in milliseconds, the implementations in turn."""
+  """Time jitted updates in milliseconds; the implementations take turns."""
   params, grads = make_trees()
   calls = {}
   for name, make in MAKERS.items():
@@ -77,14 +77,14 @@ def time_jit(repetitions: int) -> dict[str, list[float]]:
 
 
 def eager_peak(name: str) -> float:
-  """Returns how far one eager update lifts this process's RSS, in MiB."""
+  """Return by how much one eager update raises this process's RSS, in MiB."""
   params, grads = make_trees()
   tx = MAKERS[name]()
   state = tx.init(params)
   jax.block_until_ready(tx.update(grads, state, params))  # Compiles.
   gc.collect()
   before = _status_mib('VmRSS')
-  # Resets VmHWM, the peak, to the level of now: see proc(5).
+  # Resets VmHWM, the peak, to the current RSS: see proc(5).
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   jax.block_until_ready(tx.update(grads, state, params))
   return _status_mib('VmHWM') - before
@@ -95,9 +95,9 @@ def _status_mib(field: str) -> float:
   return int(re.search(rf'{field}:\s+(\d+) kB', status)[1]) / 1024
 
 
-def eager_peak_elsewhere(name: str, processes: int) -> float:
-  """Returns the median of `eager_peak` over fresh processes."""
-  # Fixed thresholds, or glibc keeps freed buffers and hides them from the peak.
+def eager_peak_in_new_processes(name: str, processes: int) -> float:
+  """Return the median of `eager_peak` over new processes."""
+  # With default thresholds glibc keeps freed buffers, and the peak misses them.
   settings = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '0'}
   peaks = []
   for _ in range(processes):
@@ -114,30 +114,30 @@ def eager_peak_elsewhere(name: str, processes: int) -> float:
 
 
 def summarise(times: list[float]) -> list[float]:
-  """Returns the median, the least, and the distance between quartiles."""
+  """Return the median, the minimum and the interquartile range."""
   low, median, high = statistics.quantiles(times, n=4)
   return [median, min(times), high - low]
 
 
 def make_rows(times: dict, peaks: dict) -> list[list[str]]:
-  """Makes a row an implementation, and one of ours over optax's.
+  """Return one row per implementation, and one with the ratio ours / optax's.
 
-  The ratio of times is taken within each repetition, so that a change of the
-  machine's speed cancels; `jit_ms_min` is the ratio of the two minima.
+  The ratio of times is computed within each repetition, so that changes of the
+  machine's speed cancel. `jit_ms_min` is the ratio of the two minima.
   """
   rows = [[name, *summarise(times[name]), peaks[name]] for name in MAKERS]
   ours, theirs = MAKERS
   pairs = [mine / other for mine, other in zip(times[ours], times[theirs])]
   median, _, spread = summarise(pairs)
-  least = min(times[ours]) / min(times[theirs])
-  ratio = ['ratio', median, least, spread, peaks[ours] / peaks[theirs]]
+  minimum = min(times[ours]) / min(times[theirs])
+  ratio = ['ratio', median, minimum, spread, peaks[ours] / peaks[theirs]]
   return [[row[0], *(f'{x:.1f}' for x in row[1:])] for row in rows] + [
     [ratio[0], *(f'{x:.3f}' for x in ratio[1:])]
   ]
 
 
 def write_table(rows: list[list[str]], path: pathlib.Path):
-  """Writes and prints the rows."""
+  """Write and print the rows."""
   with path.open('w', newline='') as file:
     csv.writer(file, lineterminator='\n').writerows([COLUMNS, *rows])
   for row in [COLUMNS, *rows]:
@@ -154,7 +154,9 @@ def main():
   if args.eager_peak:
     print(eager_peak(args.eager_peak))
     return
-  peaks = {name: eager_peak_elsewhere(name, args.processes) for name in MAKERS}
+  peaks = {
+    name: eager_peak_in_new_processes(name, args.processes) for name in MAKERS
+  }
   times = time_jit(args.repetitions)
   write_table(make_rows(times, peaks), args.out)
 

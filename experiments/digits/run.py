@@ -1,9 +1,9 @@
-"""Measures the README's first command: accuracy, time and memory, three seeds.
+"""Measure accuracy, time and memory of the README's first command, three seeds.
 
   python experiments/digits/run.py
 
-Writes `results.csv`, `curves.png` and `run.png` (the first seed's own curves)
-beside itself.
+Writes `results.csv`, `curves.png` and `run.png` (the curves of the first seed)
+next to this file.
 """
 
 import csv
@@ -23,8 +23,8 @@ HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
 
 
-def measure(seed: int, folder: pathlib.Path) -> dict[str, object]:
-  """Trains once in a process of its own, preparing the data as well."""
+def measure(seed: int, folder: pathlib.Path) -> dict[str, float]:
+  """Prepare the data and train, in a separate process."""
   workdir = folder / f'seed{seed}'
   command = [sys.executable, '-m', 'nfnet_jax.experiments.train']
   command += ['--config=digits', f'--config.seed={seed}']
@@ -47,7 +47,7 @@ def measure(seed: int, folder: pathlib.Path) -> dict[str, object]:
 
 
 def plot(folder: pathlib.Path) -> None:
-  """Draws the held-out accuracy of every seed."""
+  """Plot the held-out accuracy of every seed."""
   figure, axis = pyplot.subplots(figsize=(7, 4))
   for seed in SEEDS:
     rows = metrics.read_metrics(folder / f'seed{seed}' / 'metrics.jsonl')

@@ -1,6 +1,6 @@
-"""Inference time of folded networks next to unfolded ones.
+"""Compare the inference time of folded and unfolded networks.
 
-Writes results.csv next to this file and prints it:
+Prints the results and writes them to results.csv next to this file:
 
   python experiments/folding/measure.py
 """
@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 def make_network(name: str):
-  """Returns a model with random parameters and running statistics."""
+  """Return a model with random parameters and running statistics."""
   model = nfnet_jax.create(name)
   size = model.spec.test_size
   image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
@@ -54,7 +54,7 @@ def make_network(name: str):
 
 
 def make_calls(name: str, batch: int) -> dict[str, Callable[[], jax.Array]]:
-  """Returns both versions as calls without arguments, weights on the device."""
+  """Return both versions as functions that hold their weights on the device."""
   model, *variables = make_network(name)
   folded = fold.fold(model, *variables)
   size = model.spec.test_size
@@ -70,7 +70,7 @@ def make_calls(name: str, batch: int) -> dict[str, Callable[[], jax.Array]]:
 
 
 def measure(calls: dict, repetitions: int) -> dict[str, list[float]]:
-  """Times the calls in milliseconds, in turn and in alternating order."""
+  """Time the calls in milliseconds; they take turns, in alternating order."""
   times = {name: [] for name in calls}
   for repetition in range(-2, repetitions):  # The first two warm up.
     for name in list(calls)[:: 1 if repetition % 2 else -1]:
@@ -82,8 +82,11 @@ def measure(calls: dict, repetitions: int) -> dict[str, list[float]]:
 
 
 def make_row(name: str, batch: int, times: dict[str, list[float]]) -> list:
-  """Summarises; ratios are taken within repetitions, so that a change of the
-  machine's speed cancels."""
+  """Return a row of results.
+
+  Ratios are computed within repetitions, so that changes of the machine's speed
+  cancel.
+  """
   ratios = [b / a for a, b in zip(times['unfolded'], times['folded'])]
   low, ratio, high = statistics.quantiles(ratios, n=4)
   medians = [statistics.median(values) for values in times.values()]

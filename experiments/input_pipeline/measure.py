@@ -1,12 +1,12 @@
-"""What each stage of the input pipeline costs, on real-sized JPEGs.
+"""Measure the cost of each stage of the input pipeline on photo-sized JPEGs.
 
   python experiments/input_pipeline/measure.py
 
 Builds 512 photos of 500 x 375 pixels and about 110 kB as a TFDS dataset, and
-streams them through growing parts of the published recipe for F0 (192 px). All
-stages take turns in every round, so that a busy machine slows them alike. Then
-memory is watched over twelve epochs, and a small network is trained to see how
-long its steps wait. Writes results.csv and results.png.
+reads them through growing parts of the published recipe for F0 (192 px). All
+stages take turns in every round, so that other load affects them equally. Then
+it measures memory over twelve epochs, and trains a small network to measure how
+long its steps wait for data. Writes results.csv and results.png.
 """
 
 import argparse
@@ -35,7 +35,7 @@ RECIPE = {'crop': 'distorted', 'flip': True}
 MIX = {'mixup': True, 'cutmix': True}
 RANDAUGMENT = {'randaugment_layers': 4, 'randaugment_magnitude': 5}
 
-# Stage -> what it adds to reading; None reads records and nothing else.
+# Stage -> its options after reading; None only reads records.
 STAGES = {
   'read': None,
   'decode, crop, resize': RECIPE,
@@ -51,7 +51,7 @@ BASE = 'decode, crop, resize'
 
 
 def build(data_dir: str) -> sources.Source:
-  """Makes the photos and stores them as a TFDS dataset."""
+  """Create the photos and store them as a TFDS dataset."""
   tfds.dataset_builders.store_as_tfds_dataset(
     name='photos',
     version='1.0.0',
@@ -73,7 +73,7 @@ def build(data_dir: str) -> sources.Source:
 
 
 def photo(seed: int) -> bytes:
-  """Encodes noise of five scales, about 110 kB."""
+  """Return a JPEG of noise of five scales, about 110 kB."""
   rng = np.random.default_rng(seed)
   pixels = np.full((375, 500, 3), 120.0)
   for cells in (4, 8, 16, 40, 120):
@@ -93,7 +93,7 @@ def _enlarge(coarse: np.ndarray) -> np.ndarray:
 
 
 def stream(source: sources.Source, stage: str):
-  """Yields batches of a stage, without end."""
+  """Yield batches of a stage, without end."""
   options = STAGES[stage]
   if options is None:
     yield from _raw_batches(source)
@@ -131,7 +131,7 @@ def _raw_batches(source: sources.Source):
 
 
 def time_stage(batches, seconds: float) -> tuple[float, float]:
-  """Returns wall and processor seconds for each delivered image."""
+  """Return wall and processor seconds per delivered image."""
   count, cpu, start = 0, time.process_time(), time.perf_counter()
   while time.perf_counter() - start < seconds:
     jax.block_until_ready(next(batches))
@@ -141,7 +141,7 @@ def time_stage(batches, seconds: float) -> tuple[float, float]:
 
 
 def measure(rounds: int, seconds: float, source: sources.Source) -> list[dict]:
-  """Times every stage in every round; returns a row a stage."""
+  """Time every stage in every round; return one row per stage."""
   timings = {stage: [] for stage in STAGES}
   for _ in range(rounds):
     for stage in STAGES:
@@ -172,8 +172,8 @@ def _row(stage: str, timings: dict[str, list]) -> dict:
   }
 
 
-def watch_memory(source: sources.Source, epochs: int) -> list[float]:
-  """Returns the resident memory in MiB after each epoch of raw images."""
+def measure_memory(source: sources.Source, epochs: int) -> list[float]:
+  """Return the resident memory in MiB after each epoch of raw images."""
   batches = stream(source, 'all')
   resident = []
   for _ in range(epochs):
@@ -185,7 +185,7 @@ def watch_memory(source: sources.Source, epochs: int) -> list[float]:
 
 
 def train(data_dir: str) -> list[str]:
-  """Trains nfnet_nano at 192 px; returns the progress lines."""
+  """Train nfnet_nano at 192 px; return the lines of progress."""
   with tempfile.TemporaryDirectory() as workdir:
     command = [sys.executable, '-m', 'nfnet_jax.experiments.train']
     command += [
@@ -208,7 +208,7 @@ def train(data_dir: str) -> list[str]:
 
 
 def plot(rows: list[dict]) -> None:
-  """Draws the rate of each stage."""
+  """Plot the rate of each stage."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -223,7 +223,9 @@ def plot(rows: list[dict]) -> None:
     bars, [f'{row["cpu_ms_per_image"]:.2f} ms' for row in rows], padding=3
   )
   axis.margins(x=0.15)
-  axis.set_xlabel('delivered images a second and core (processor time beside)')
+  axis.set_xlabel(
+    'delivered images per second and core (label: processor time)'
+  )
   figure.savefig(FOLDER / 'results.png', dpi=120)
 
 
@@ -235,7 +237,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as data_dir:
     source = build(data_dir)
     rows = measure(arguments.rounds, arguments.seconds, source)
-    resident = watch_memory(source, epochs=12)
+    resident = measure_memory(source, epochs=12)
     progress = train(data_dir)
   with (FOLDER / 'results.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0], lineterminator='\n')

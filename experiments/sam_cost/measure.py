@@ -1,6 +1,6 @@
-"""Time and FLOPs of a training step without SAM, on 20 % and on all examples.
+"""Measure time and FLOPs of a step without SAM, with SAM on 20 % and on all.
 
-Writes results.csv next to this file and prints it:
+Prints the results and writes them to results.csv next to this file:
 
   python experiments/sam_cost/measure.py
 """
@@ -26,10 +26,10 @@ STEPS = {
   'SAM on 20 %': {'sam_rho': 0.05, 'sam_share': 0.2},
   'SAM on all': {'sam_rho': 0.05, 'sam_share': 1.0},
 }
-# Network -> pixels a side, examples a device, rounds of timing.
+# Network -> image size in pixels, examples per device, rounds of timing.
 NETWORKS = {
   'nfnet_nano': (32, 64, 40),
-  'nfnet_f5': (416, 32, 0),  # As it is trained, on the paper's 128 cores.
+  'nfnet_f5': (416, 32, 0),  # As the paper trains it on 128 cores.
 }
 COLUMNS = (
   'network',
@@ -46,7 +46,7 @@ COLUMNS = (
 
 
 def make_step(network: str, examples: int, options: dict):
-  """Returns a trainer and its jitted step on one device; state is donated."""
+  """Return a trainer and its jitted one-device step; it donates the state."""
   trainer = step_lib.Trainer(
     model=nfnet_jax.create(network, stochdepth_rate=0.25),
     optimizer=nfnet_jax.nfnet_sgd(0.01),
@@ -62,7 +62,7 @@ def make_step(network: str, examples: int, options: dict):
 
 
 def make_batch(size: int, examples: int) -> dict[str, np.ndarray]:
-  """Returns random images with two labels each, as MixUp and CutMix give."""
+  """Return random images with two labels each, as after MixUp or CutMix."""
   rng = np.random.default_rng(0)
   return {
     'image': rng.integers(0, 256, (examples, size, size, 3), np.uint8),
@@ -74,7 +74,7 @@ def make_batch(size: int, examples: int) -> dict[str, np.ndarray]:
 
 
 def count_flops(network: str, size: int, examples: int) -> dict[str, float]:
-  """Counts each step's FLOPs in the program before XLA optimises it."""
+  """Count each step's FLOPs in the program before XLA optimises it."""
   flops = {}
   for name, options in STEPS.items():
     trainer, step = make_step(network, examples, options)
@@ -88,10 +88,10 @@ def count_flops(network: str, size: int, examples: int) -> dict[str, float]:
 
 
 def time_steps(network: str, size: int, examples: int, rounds: int):
-  """Times the steps in turn, in all orders, on one state that they hand on.
+  """Time the steps, which take turns in all orders and pass on one state.
 
   Returns:
-    Seconds by the clock and of the processors: `{name: [(wall, cpu), ...]}`.
+    Seconds of wall time and processor time: `{name: [(wall, cpu), ...]}`.
   """
   batch = jax.device_put(make_batch(size, examples))
   steps = {}
@@ -104,7 +104,7 @@ def time_steps(network: str, size: int, examples: int, rounds: int):
   orders = itertools.cycle(itertools.permutations(STEPS))
   for repetition, order in zip(range(-2, rounds), orders):  # Two warm up.
     for name in order:
-      batch['step'] = state.step + 0  # A copy: the state's own is donated.
+      batch['step'] = state.step + 0  # A copy, because the state is donated.
       jax.block_until_ready(batch)
       start = time.perf_counter(), time.process_time()
       state, metrics = jax.block_until_ready(steps[name](state, batch))
@@ -117,13 +117,13 @@ def time_steps(network: str, size: int, examples: int, rounds: int):
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-  """Returns the median and the distance between quartiles."""
+  """Return the median and the interquartile range."""
   low, median, high = statistics.quantiles(values, n=4)
   return median, high - low
 
 
 def make_rows(network: str, size: int, examples: int, rounds: int):
-  """Makes a row a step; ratios are to the plain step of the same round."""
+  """Yield one row per step; ratios are to the plain step of the same round."""
   flops = count_flops(network, size, examples)
   times = time_steps(network, size, examples, rounds) if rounds else {}
   for name in STEPS:

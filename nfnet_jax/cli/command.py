@@ -1,7 +1,9 @@
-"""What every door shares: how it starts, what it says, exit codes.
+"""How every command starts and ends.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 75 interrupted and saved.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -11,17 +13,22 @@ import sys
 import threading
 import time
 import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from nfnet_jax import errors
-from nfnet_jax.config import lookup
+from nfnet_jax.cli import config_flag
+from nfnet_jax.config import base, lookup, validate
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 
-# Flag -> the settings that say the same to doors that take a configuration.
+LogFn = Callable[[str], None]
+
+# Flag of some commands -> the settings that commands with a configuration have
+# instead.
 _SETTINGS = {
   'weights': ('weights',),
   'timm_forward': ('model.timm_forward',),
@@ -30,6 +37,28 @@ _SETTINGS = {
   'split': ('data.train_split', 'data.eval_split'),
   'data_dir': ('run.data_dir',),
 }
+# What people call settings elsewhere -> the setting.
+_SYNONYMS = {
+  'lr': 'optimizer.learning_rate',
+  'learning_rate': 'optimizer.learning_rate',
+  'wd': 'optimizer.weight_decay',
+  'weight_decay': 'optimizer.weight_decay',
+  'clipping': 'optimizer.clipping',
+  'momentum': 'optimizer.momentum',
+  'epochs': 'train_for',
+  'steps': 'train_for',
+  'batch_size': 'batch_size',
+  'bs': 'batch_size',
+  'seed': 'seed',
+  'model': 'model.name',
+  'dropout': 'model.dropout_rate',
+  'image_size': 'data.image_size',
+  'fast_stem': 'run.fast_paths',
+  'fused_blocks': 'run.fast_paths',
+  'fast_convs': 'run.fast_paths',
+  'shard_update': 'run.fast_paths',
+}
+_EXAMPLES = {'epochs': "'90 epochs'", 'steps': "'1000 steps'"}
 
 
 def run(
@@ -38,51 +67,57 @@ def run(
   *,
   on_a_run: bool = False,
   takes: str = '',
-) -> None:
-  """Runs a door: parses flags, calls `main`, and exits with its code.
+) -> NoReturn:
+  """Run a command: parse flags, call `main`, and exit with its code.
 
   Args:
-    main: the door; reads its flags itself.
-    argv: the command line; the process's own by default.
+    main: the command, which reads its flags; returns an exit code, None for 0.
+    argv: the command line; by default that of the process.
     on_a_run: whether `--config` defaults to that of the run in `--workdir`.
-    takes: name of the argument that stands without a flag and that `main` gets:
-      in brackets if it may be left out, with dots if there may be several; ''
-      for none.
+    takes: name of the argument that `main` gets: in brackets if it is optional,
+      with dots if there may be several; '' for none.
   """
   _set_environment()
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
 
-  def guarded(unparsed: Sequence[str]):
+  def call_main(unparsed: Sequence[str]) -> int | None:
     try:
       _check_flags(main.__module__)
-      if lookup.LIST.value:
-        print(lookup.config_table())
+      if config_flag.LIST.value:
+        print(lookup.format_table())
         return 0
-      arguments = unparsed[1:]
-      if takes and not arguments and not takes.startswith('['):
-        raise errors.InputError(f'Say which: {takes} is missing.')
-      most = None if '...' in takes else bool(takes)
-      if most is not None and (unexpected := arguments[most:]):
-        raise errors.InputError(f"Unexpected argument '{unexpected[0]}'.")
-      return main(*arguments)
+      if config_flag.PRINT.value:
+        print(config_flag.format_resolved())
+        return 0
+      return main(*_check_arguments(unparsed[1:], takes))
     except errors.InputError as error:
       return _report(error)
     except errors.RunError as error:
       _report(error)
       return EXIT_FAILED
     except KeyboardInterrupt:
-      print('nfnet_jax: Interrupted.', file=sys.stderr)
+      log('nfnet_jax: Interrupted.')
       return EXIT_FAILED
 
   try:
-    argv = lookup.with_config_path(argv)
+    argv = config_flag.with_path(argv)
     if on_a_run:
-      argv = lookup.with_saved_config(argv)
+      argv = config_flag.with_run_config(argv)
   except errors.InputError as error:
     sys.exit(_report(error))
   sys.argv = argv  # config_flags looks for overrides there.
-  app.run(guarded, argv=argv, flags_parser=_parse)
+  app.run(call_main, argv=argv, flags_parser=_parse)
+  raise AssertionError('app.run does not return')
+
+
+def _check_arguments(given: Sequence[str], takes: str) -> Sequence[str]:
+  if takes and not given and not takes.startswith('['):
+    raise errors.InputError(f'The argument {takes} is missing.')
+  maximum = len(given) if '...' in takes else int(bool(takes))
+  if unexpected := given[maximum:]:
+    raise errors.InputError(f"Unexpected argument '{unexpected[0]}'.")
+  return given
 
 
 def _set_environment() -> None:
@@ -96,32 +131,37 @@ def _set_environment() -> None:
 
 
 def _check_flags(module: str) -> None:
-  """Checks that a door takes the flags that it was given.
+  """Check that a command takes the flags that it was given.
 
-  absl parses whatever an imported module defines, if nobody reads it.
+  absl accepts every flag that an imported module defines, even if nobody reads
+  it.
 
   Raises:
-    errors.InputError: with the first that it does not take, and the way out.
+    errors.InputError: naming the first flag that it does not take.
   """
   known = flags.FLAGS
-  key = known.get_key_flags_for_module(sys.modules[module])
-  taken = {flag.name for flag in key}
+  key_flags = known.get_key_flags_for_module(sys.modules[module])
+  taken = {flag.name for flag in key_flags}
   for name in known:
     root = name.partition('.')[0]
-    of_doors = 'nfnet_jax' in known.find_module_defining_flag(root, '')
-    if known[name].present and of_doors and root not in taken:
-      is_script = module == '__main__'
-      run_command = pathlib.Path(sys.argv[0]).stem if is_script else module
+    is_ours = 'nfnet_jax' in (known.find_module_defining_flag(root) or '')
+    if known[name].present and is_ours and root not in taken:
       raise errors.InputError(
-        f'{run_command.rpartition(".")[2]} takes no --{root}'
-        f'{_way_out(known[name], taken)}'
+        f'{_command_name(module)} takes no --{root}'
+        f'{_alternative(known[name], taken)}'
       )
 
 
-def _way_out(flag: flags.Flag, taken: set[str]) -> str:
-  settings = _SETTINGS.get(flag.name, ()) if 'config' in taken else ()
-  if settings:
-    instead = [f'--config.{name}={flag.value}' for name in settings]
+def _command_name(module: str) -> str:
+  is_script = module == '__main__'
+  name = pathlib.Path(sys.argv[0]).stem if is_script else module
+  return name.rpartition('.')[2]
+
+
+def _alternative(flag: flags.Flag, taken: set[str]) -> str:
+  names = _SETTINGS.get(flag.name, ()) if 'config' in taken else ()
+  if names:
+    instead = [f'--config.{name}={flag.value}' for name in names]
     return f': use {" or ".join(instead)}.'
   return f'; it takes {", ".join(f"--{name}" for name in sorted(taken))}.'
 
@@ -129,32 +169,48 @@ def _way_out(flag: flags.Flag, taken: set[str]) -> str:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(list(argv))
+  except flags.UnrecognizedFlagError as error:
+    sys.exit(_report(_unknown_flag(error)))
   except (flags.Error, errors.InputError) as error:
     sys.exit(_report(error))
-  except errors.RunError as error:  # Of the workdir whose config it takes.
+  except errors.RunError as error:  # From the workdir whose config it takes.
     _report(error)
     sys.exit(EXIT_FAILED)
   except Exception as error:
-    if not _is_of_flags(error):
-      error = lookup.raised_by_file(error)
-    elif isinstance(error, AttributeError) and error.name == 'get_config':
-      error = lookup.without_get_config(error.obj.__file__)
-    sys.exit(_report(error))
+    sys.exit(_report(_explain_config_error(error)))
 
 
-def _is_of_flags(error: Exception) -> bool:
+def _unknown_flag(error: flags.UnrecognizedFlagError) -> Exception:
+  """Return an error that names the setting which people may have meant."""
+  setting = _SYNONYMS.get(error.flagname)
+  if setting is None or 'config' not in flags.FLAGS:
+    return error
+  given = str(error.flagvalue).partition('=')[2] or 'VALUE'
+  value = _EXAMPLES.get(error.flagname, given)
+  return errors.InputError(
+    f"Unknown command line flag '{error.flagname}'. Use "
+    f'--config.{setting}={value}.'
+  )
+
+
+def _explain_config_error(error: Exception) -> Exception:
+  """Return what went wrong while a config file and its overrides were read."""
   place = traceback.extract_tb(error.__traceback__)[-1]
   parts = pathlib.Path(place.filename).parts
-  return bool({'absl', 'ml_collections'} & set(parts))
+  if not {'absl', 'ml_collections'} & set(parts):
+    return lookup.raised_by_file(error)
+  if isinstance(error, AttributeError) and error.name == 'get_config':
+    return lookup.without_get_config(str(getattr(error.obj, '__file__', '')))
+  return error
 
 
 def _report(error: Exception) -> int:
-  print(f'nfnet_jax: {one_line(error)}', file=sys.stderr)
+  log(f'nfnet_jax: {one_line(error)}')
   return EXIT_BAD_INPUT
 
 
 def one_line(error: BaseException) -> str:
-  """Flattens what absl and ml_collections raise for a bad flag."""
+  """Return one line on an error, also of absl and ml_collections."""
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]
   text = str(error.args[0] if error.args else error)
@@ -162,20 +218,36 @@ def one_line(error: BaseException) -> str:
     text = text.strip().splitlines()[-1]
   line = ' '.join(text.split())
   if isinstance(error, (AttributeError, KeyError)):
-    line = f'The config has no such key: {line}'
+    line = f'The config has no such key: {line.rstrip(".")}.'
+    line += '' if 'Did you mean' in line else _near_setting(line)
   return line
 
 
+def _near_setting(line: str) -> str:
+  """Return a hint at the setting that an unknown key may have meant."""
+  unknown = [word.strip('"\'`.,') for word in line.split()]
+  for word in unknown:
+    leaf = word.rpartition('.')[2]
+    if leaf in _SYNONYMS:
+      return f' Use --config.{_SYNONYMS[leaf]}.'
+  for word in unknown:
+    if '.' in word and (
+      hint := validate.did_you_mean(word, [*base.settings()])
+    ):
+      return hint
+  return ''
+
+
 def log(text: str) -> None:
-  """Tells a person something; standard output is for results."""
+  """Log a line for people; standard output is for results."""
   print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
-  """Shows that something long is under way, and for how long it has been.
+  """Show that a long task is in progress, and for how long.
 
-  On a terminal the line counts seconds, elsewhere one comes every minute.
+  On a terminal the line counts seconds; elsewhere a line is logged per minute.
   """
   import tqdm
 
@@ -187,7 +259,7 @@ def working(text: str) -> Iterator[None]:
     disable=not sys.stderr.isatty(),
   )
 
-  def tick():
+  def tick() -> None:
     while not done.wait(60 if bar.disable else 1):
       if bar.disable:
         log(f'{text} {(time.monotonic() - start) / 60:.0f} min')

@@ -1,4 +1,6 @@
-"""Which steps of a run to trace: a flag, and what is checked of it."""
+"""The flag `--profile`: which steps of a run to trace."""
+
+from __future__ import annotations
 
 import re
 
@@ -10,17 +12,17 @@ from nfnet_jax import errors
 _PROFILE = flags.DEFINE_string(
   'profile',
   None,
-  'START:STOP: takes a profiler trace from step START to step STOP, as the log '
-  "counts them, into WORKDIR/profile. A run's first step compiles.",
+  'START:STOP: write a profiler trace of step START to step STOP, as counted '
+  'in the log, to WORKDIR/profile. The first step of a run compiles.',
 )
 FLAGS = ('profile',)
 
 
 def get_steps() -> range:
-  """Returns the steps of `--profile`; none if it is not given.
+  """Return the steps of `--profile`, none if it is not given.
 
   Raises:
-    errors.InputError: if it is no range, or an empty one.
+    errors.InputError: if it is not a range, or an empty one.
   """
   text = _PROFILE.value
   if text is None:
@@ -28,14 +30,14 @@ def get_steps() -> range:
   match = re.fullmatch(r'(\d+):(\d+)', text)
   if not match or int(match[1]) >= int(match[2]):
     raise errors.InputError(
-      f"--profile='{text}' is not START:STOP, two steps of which the first is "
-      'the smaller, as in --profile=100:110.'
+      f"--profile='{text}' is not START:STOP. Give two steps, the smaller one "
+      'first, as in --profile=100:110.'
     )
   return range(int(match[1]), int(match[2]))
 
 
 def check_total(steps: range, total: int) -> None:
-  """Checks that a run is long enough for what is to be traced.
+  """Check that a run is long enough for the trace.
 
   Raises:
     errors.InputError: if it is not.
@@ -47,13 +49,13 @@ def check_total(steps: range, total: int) -> None:
     )
 
 
-def check_begun(steps: range, workdir: epath.Path) -> None:
-  """Checks that a resumed run has what is to be traced before it, or traced.
+def check_not_passed(steps: range, workdir: epath.Path) -> None:
+  """Check that a resumed run will reach the steps, or has traced them.
 
   Raises:
-    errors.InputError: if it is over, and there is no trace of it.
+    errors.InputError: if it has passed them without a trace.
   """
-  from nfnet_jax.training import checkpoint, profiling
+  from nfnet_jax.training import checkpoint, profiling  # Orbax is slow.
 
   folder, saved = profiling.folder_of(workdir, steps), workdir / 'checkpoints'
   if not steps or not saved.is_dir() or folder.is_dir():
@@ -62,6 +64,6 @@ def check_begun(steps: range, workdir: epath.Path) -> None:
     done = max(checkpoints.steps(), default=0)
   if steps.start < done:
     raise errors.InputError(
-      f'--profile={steps.start}:{steps.stop} begins before the step that the '
-      f'run resumes from, {done}.'
+      f'--profile={steps.start}:{steps.stop} begins before step {done}, from '
+      'which the run resumes.'
     )

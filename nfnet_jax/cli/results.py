@@ -1,4 +1,6 @@
-"""What a run says about itself when it ends."""
+"""The summary that a run logs when it ends."""
+
+from __future__ import annotations
 
 import math
 import os
@@ -19,15 +21,15 @@ _PARTS = (
 
 
 def numbers(run: loop.Loop) -> dict[str, float]:
-  """Returns what a run took, for `--json`; NaN where that is not known.
+  """Return what a run took, for `--json`; NaN for what is not known.
 
   Args:
-    run: that has ended.
+    run: a run that has ended.
   """
-  seconds, speed = run.watch.seconds, run.throughput.overall()
+  seconds, speed = run.stopwatch.seconds, run.throughput.overall()
   return {
     'steps': run.throughput.steps,
-    'seconds': run.watch.total(),
+    'seconds': run.stopwatch.total(),
     'train_s': seconds(timing.TRAINING, timing.DATA),
     'compile_s': seconds(timing.COMPILING),
     'eval_s': seconds(timing.EVALUATING),
@@ -41,11 +43,11 @@ def numbers(run: loop.Loop) -> dict[str, float]:
 
 
 def summary(run: loop.Loop, workdir: str | os.PathLike) -> str:
-  """Says how a finished run went, what it took, and where it is.
+  """Return the results of a finished run, what it took, and where it is.
 
   Args:
-    run: that has made its last step.
-    workdir: where it is.
+    run: a run after its last step.
+    workdir: its folder.
   """
   total, results = run.cadence.total, run.writer.evaluations
   best = ', '.join(
@@ -64,7 +66,9 @@ def summary(run: loop.Loop, workdir: str | os.PathLike) -> str:
       f'time       {_time(run)}',
       f'speed      {_speed(run)}',
       *(
-        [f'memory     {peak / 2**30:.2f} GiB at most a device'] if peak else []
+        [f'memory     {peak / 2**30:.2f} GiB at most per device']
+        if peak
+        else []
       ),
       f'checkpoint {epath.Path(workdir) / "checkpoints" / str(total)}',
     ]
@@ -72,52 +76,53 @@ def summary(run: loop.Loop, workdir: str | os.PathLike) -> str:
 
 
 def interrupted(run: loop.Loop, step: int, workdir: str | os.PathLike) -> str:
-  """Says how far a run came that was asked to stop.
+  """Return how far an interrupted run came.
 
   Args:
-    run: that has stopped and saved.
-    step: that it reached.
-    workdir: where it is.
+    run: a run that has stopped and saved.
+    step: the step that it reached.
+    workdir: its folder.
   """
+  seconds = run.stopwatch.total()
   return (
     f'Interrupted and saved at step {step:,} of {run.cadence.total:,}, '
-    f'{run.throughput.steps:,} of them here in {_duration(run.watch.total())} '
+    f'{run.throughput.steps:,} of them here in {_duration(seconds)} '
     f'({_speed(run)}). The same command resumes from {workdir}.'
   )
 
 
 def peak_bytes() -> int | None:
-  """Returns the most memory that a device here has held, if it tells."""
+  """Return the peak memory of the devices here, None if it is not known."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   peaks = [each.get('peak_bytes_in_use', 0) for each in stats]
   return max(peaks) or None
 
 
 def _best(run: loop.Loop, kind: str) -> tuple[float, int]:
-  """Returns the best top-1 of a kind of weights, and its step."""
+  """Return the best top-1 of a kind of weights, and its step."""
   return max(
     (row[f'{kind}/top1'], step) for step, row in run.writer.evaluations.items()
   )
 
 
 def _time(run: loop.Loop) -> str:
-  """Says where the time went; waiting for data is a part of training."""
-  spent = {part: run.watch.seconds(part) for part in _PARTS}
-  spent[timing.TRAINING] += run.watch.seconds(timing.DATA)
+  """Return where the time went; waiting for data is a part of training."""
+  spent = {part: run.stopwatch.seconds(part) for part in _PARTS}
+  spent[timing.TRAINING] += run.stopwatch.seconds(timing.DATA)
   parts = [f'{part} {_duration(spent[part])}' for part in _PARTS if spent[part]]
-  return f'{_duration(run.watch.total())}: {", ".join(parts)}'
+  return f'{_duration(run.stopwatch.total())}: {", ".join(parts)}'
 
 
 def _speed(run: loop.Loop) -> str:
-  """Says how many images a second that made, of all devices and of each."""
+  """Return images per second, of all devices and per device."""
   speed = run.throughput.overall()
   if not speed:
     return 'no step was timed'
   rate = speed['images_per_second']
   each = rate / jax.device_count()
-  a_device = f' ({each:,.0f} a device)' if processes.are_several() else ''
+  per_device = f' ({each:,.0f} per device)' if processes.are_several() else ''
   return (
-    f'{rate:,.0f} images/s{a_device}, waiting for data '
+    f'{rate:,.0f} images/s{per_device}, waiting for data '
     f'{100 * speed["data_wait"]:.0f} % of the time'
   )
 

@@ -1,44 +1,52 @@
-"""What the doors share that run as several processes: flags, a common end."""
+"""The start and the end of commands that may run as several processes."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator
 import contextlib
+import os
 import traceback
 
 from absl import flags
+import jax
 
 from nfnet_jax import errors
-from nfnet_jax.cli import command
+from nfnet_jax.cli import command, config_flag
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.distributed import collectives, environment, processes
+from nfnet_jax.training import data_parallel
+from nfnet_jax.weights import load
 
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
-  'Where process 0 of several listens, HOST:PORT. Cloud TPU, GKE TPU and Slurm '
-  'need no such flags; a plain host without them is alone.',
+  'HOST:PORT on which process 0 listens. Cloud TPU, GKE TPU and Slurm need no '
+  'such flags.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes run this command.', lower_bound=1
+  'num_processes', None, 'Number of processes of this command.', lower_bound=1
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+  'process_id', None, 'Index of this process, from 0.', lower_bound=0
 )
 _PEER_TIMEOUT = flags.DEFINE_float(
   'peer_timeout',
   300,
-  'Seconds to wait for the other processes at the start, and (at most 100) '
-  'for one that falls silent, before all end.',
+  'Seconds to wait for the other processes at the start, and (at most 100) for '
+  'one that stops responding, before all end.',
   lower_bound=1,
 )
 _REQUIRE_PLATFORM = flags.DEFINE_enum(
   'require_platform',
   None,
   ['tpu', 'gpu', 'cpu'],
-  'Refuses to run on devices of another kind.',
+  'Refuse to run on devices of another kind.',
 )
-# As JAX calls the platforms of GPUs, and what it says of one for which nothing
-# is installed, or that JAX_PLATFORMS leaves out.
+# JAX's names for GPU platforms, and its messages about a platform that is not
+# installed, or that JAX_PLATFORMS leaves out.
 _MAKES = {'gpu': ('cuda', 'rocm')}
 _UNKNOWN = 'Unknown backend', 'not in the list of known backends'
-# That devices take to start and to compile their first program.
+# For devices to start and to compile their first program.
 _SECONDS_TO_START = 60
 FLAGS = (
   'coordinator',
@@ -50,36 +58,61 @@ FLAGS = (
 
 
 @contextlib.contextmanager
-def distributed_session() -> Iterator[Callable[[str], None]]:
-  """Joins the other processes, if there are any, and ends with them.
+def distributed_session() -> Iterator[command.LogFn]:
+  """Join the other processes, if there are any, and end with them.
 
   Yields:
-    `command.log`, which speaks for all processes: those other than the first are
-    silent. What goes wrong in one of them is said by all, and ends all.
+    A function that logs in process 0 only. A failure in one process is logged
+    by all of them, and ends all of them.
 
   Raises:
-    errors.InputError: if they do not fit together, or there are no devices of
-      `--require_platform`.
+    errors.InputError: if the processes do not fit together, or there are no
+      devices of `--require_platform`.
     errors.RunError: if such devices do not start.
   """
-  from nfnet_jax.distributed import collectives, environment, processes
-
   with _failing_together():
     _join()
     with errors.as_input_error():
       collectives.assert_equal(environment.describe())
-    patience = _PEER_TIMEOUT.value + _SECONDS_TO_START
-    line = f'The devices did not answer within {patience:g} s.'
-    with processes.at_most(patience, line):
+    timeout = _PEER_TIMEOUT.value + _SECONDS_TO_START
+    message = f'The devices did not answer within {timeout:g} s.'
+    with processes.exit_after(timeout, message):
       _check_devices()
     yield command.log if processes.is_primary() else lambda text: None
     processes.finish()
 
 
-def _join() -> None:
-  """Joins the other processes, and says so."""
-  from nfnet_jax.distributed import processes
+def open_experiment(
+  *,
+  workdir: os.PathLike | None = None,
+  weights: load.Weights | None = None,
+  trains: bool = True,
+) -> experiment_lib.Experiment:
+  """Turn `--config` into an experiment: look up, resolve, validate, open.
 
+  Args:
+    workdir: see `config.experiment.open_experiment`.
+    weights: likewise.
+    trains: likewise.
+
+  Raises:
+    errors.InputError: if the configuration cannot be used, or the processes
+      were given different ones.
+  """
+  config = config_flag.get_config()
+  facts = {
+    f'--config.{name}': str(value)
+    for name, value in config_flag.get_overrides().items()
+  }
+  with errors.as_input_error():
+    collectives.assert_equal({'--config': config_flag.get_name(), **facts})
+  return experiment_lib.open_experiment(
+    config, workdir=workdir, weights=weights, trains=trains
+  )
+
+
+def _join() -> None:
+  """Join the other processes, and log the index of this one."""
   with errors.as_input_error():
     processes.start(
       _COORDINATOR.value,
@@ -87,15 +120,13 @@ def _join() -> None:
       _PROCESS_ID.value,
       timeout=_PEER_TIMEOUT.value,
     )
-  # At once: what follows may hang where a host is not as the others.
-  if (process_group := processes.process_group()) is not None:
-    command.log(f'process    {process_group.index} of {process_group.count}')
+  # At once: what follows may hang if the hosts differ.
+  if (group := processes.process_group()) is not None:
+    command.log(f'process    {group.index} of {group.count}')
 
 
 @contextlib.contextmanager
 def _failing_together() -> Iterator[None]:
-  from nfnet_jax.distributed import processes
-
   try:
     yield
   except errors.InputError as error:
@@ -111,32 +142,38 @@ def _failing_together() -> Iterator[None]:
     raise
 
 
+def _check_devices() -> None:
+  """Check that the devices are of the right kind and work together."""
+  if _REQUIRE_PLATFORM.value:
+    _check_platform(_REQUIRE_PLATFORM.value)
+  _check_count()
+
+
 def _check_platform(required: str) -> None:
-  """Checks that the devices are of the right kind.
+  """Check that the devices are of the right kind.
 
   Raises:
-    errors.RunError: if they do not start: busy ones may at another attempt.
+    errors.RunError: if they do not start; busy ones may at another attempt.
     errors.InputError: if JAX knows of none.
   """
-  import jax
-
-  with _telling_busy_from_unknown():
+  with _classified_backend_errors():
     platform = jax.default_backend()
   if platform == required:
     return
-  # JAX falls back on others in silence; asked by name, it says why.
+  # JAX falls back on other devices silently; asked by name, it gives a reason.
   for name in _MAKES.get(required, [required]):
-    with contextlib.suppress(errors.InputError), _telling_busy_from_unknown():
+    with contextlib.suppress(errors.InputError), _classified_backend_errors():
       jax.devices(name)
   raise errors.InputError(
     f'--require_platform={required}, but JAX found only {platform} devices. '
-    f"See that JAX's {required} release is installed and that no other "
+    f'Check that the {required} release of JAX is installed and that no other '
     'process holds the devices.'
   )
 
 
 @contextlib.contextmanager
-def _telling_busy_from_unknown() -> Iterator[None]:
+def _classified_backend_errors() -> Iterator[None]:
+  """Raise bad input for a platform that JAX does not know, else `RunError`."""
   try:
     yield
   except RuntimeError as error:
@@ -145,29 +182,21 @@ def _telling_busy_from_unknown() -> Iterator[None]:
     raise kind(f'--require_platform: {error}') from error
 
 
-def _check_devices() -> None:
-  """Checks that the devices are of the right kind and work together."""
-  if required := _REQUIRE_PLATFORM.value:
-    _check_platform(required)
-  _check_count()
-
-
 def _check_count() -> None:
-  import jax
-
-  from nfnet_jax.distributed import processes
-  from nfnet_jax.training import data_parallel
-
-  if not processes.are_several() and (count := jax.process_count()) > 1:
+  count = jax.process_count()
+  if not processes.are_several() and count > 1:
     raise errors.InputError(
-      f'JAX computes on the devices of {count} processes here, which were not '
-      'joined: leave out --num_processes, or compute alone with '
+      f'JAX computes on the devices of {count} processes, which were not '
+      'joined. Leave out --num_processes, or compute on this host only with '
       'JAX_PLATFORMS=cpu.'
     )
   if processes.are_several():
-    counted, expected = data_parallel.DataParallel().count(), jax.device_count()
+    counted, expected = (
+      data_parallel.DataParallel().count(),
+      jax.device_count(),
+    )
     if counted != expected:
       raise errors.RunError(
-        f'{counted} of {expected} devices answered. Start all processes anew; '
-        'if that does not help, the hosts.'
+        f'{counted} of {expected} devices answered. Restart all processes; if '
+        'that does not help, restart the hosts.'
       )

@@ -1,269 +1,308 @@
-"""What a configuration holds, and what is checked of it by itself.
+"""The settings of an experiment: names, defaults, ranges and descriptions.
 
-A run's configuration is a locked `ConfigDict`. Everything under `run` is
-operational (cadences, places, and of a step its forms, parts and remat) and may
-change when a run is resumed; all other keys make the experiment, and a run
-refuses to resume with others. `derive` fills in what depends on other values;
-`workdirs` keeps the result with a run.
+A configuration is a locked `ConfigDict` with exactly these settings. Those
+under `run` may change when a run is resumed: intervals, folders, and how a step
+is computed. All others define the experiment; a run refuses to resume with
+other values.
+
+A setting is declared here and nowhere else, with three exceptions that declare
+theirs where they are used: the options of a model are the keyword arguments of
+its family's constructor, augmentations are the fields of
+`preprocessing.Augmentation`, and what evaluation does to an image is the fields
+of `preprocessing.EvalPreprocessing`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 import dataclasses
-import math
-import os
-import re
+import functools
+import typing
+from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
-from nfnet_jax import errors
+from nfnet_jax import preprocessing
+from nfnet_jax.models import registry
 from nfnet_jax.optim import recipe
 
-_DURATION = re.compile(
-  r'\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example)s?\s*'
-)
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+T = TypeVar('T', bound='DataclassInstance')
 
 
-def base() -> ml_collections.ConfigDict:
-  """Returns the published ImageNet settings (arXiv 2102.06171, appendix A).
+class Setting(NamedTuple):
+  """One setting.
 
-  None stands for a value that `derive` fills in, or for a part left out:
-  `optimizer.decay_every` takes stairs in place of the cosine, `rms_decay` makes
-  SGD RMSProp, and a model's options are its family's own. A `clipping` of 0
-  leaves out AGC, a `sam_rho` of 0 sharpness-aware minimisation.
+  Attributes:
+    default: of the published ImageNet recipe; None for a value that
+      `config.resolve` fills in, or for a part that is left out.
+    description: one line for people.
+    interval: the numbers that it may be, such as '[0, 1)'.
+    choices: the strings that it may be.
+    type: of its values, if the default is None.
   """
-  return ml_collections.ConfigDict(
-    {
-      'seed': 0,
-      'dataset': 'imagenet2012',
-      'weights': config_dict.placeholder(str),
-      'batch_size': 4096,
-      'train_for': '360 epochs',
-      'compute_dtype': 'auto',
-      'label_smoothing': 0.1,
-      'ema_decay': 0.99999,
-      'model': {
-        'name': 'nfnet_f0',
-        'stochdepth_rate': 0.25,
-        'dropout_rate': config_dict.placeholder(float),
-        'activation': config_dict.placeholder(str),
-        'skip_gain': config_dict.placeholder(float),
-        'se_ratio': config_dict.placeholder(float),
-        'timm_forward': config_dict.placeholder(bool),
-        'cross_replica_bn': False,
-      },
-      'optimizer': {
-        'learning_rate': config_dict.placeholder(float),
-        'base_rate': 0.1,
-        'warmup': '5 epochs',
-        'final_learning_rate': 0.0,
-        'decay_every': config_dict.placeholder(str),
-        'decay_factor': 0.97,
-        'momentum': 0.9,
-        'nesterov': True,
-        'rms_decay': config_dict.placeholder(float),
-        'weight_decay': 2e-5,
-        'clipping': 0.01,
-        'clip_by': 'unit',
-        'trust_coefficient': config_dict.placeholder(float),
-        'sam_rho': 0.0,
-        'sam_share': 0.2,
-      },
-      'data': {
-        'train_split': 'train',
-        'eval_split': 'validation',
-        'image_size': config_dict.placeholder(int),
-        'crop': 'distorted',
-        'flip': True,
-        'shift': 0,
-        'mixup': True,
-        'cutmix': True,
-        'partners': 'fresh',
-        'randaugment_layers': 4,
-        'randaugment_magnitude': config_dict.placeholder(int),
-        'eval_size': config_dict.placeholder(int),
-        'eval_crop': config_dict.placeholder(str),
-        'eval_margin': 32,
-        'shards': config_dict.placeholder(int),
-        'shuffle_buffer': 65_536,
-      },
-      'run': {
-        'data_dir': config_dict.placeholder(str),
-        'max_bad_records': 0,
-        'eval_batch_size': config_dict.placeholder(int),
-        'log_every': '100 steps',
-        'eval_every': '5 epochs',
-        'checkpoint_every': '1 epoch',
-        'keep_checkpoints': 3,
-        'remat': config_dict.placeholder(bool),
-        'accumulate': config_dict.placeholder(int),
-        'shard_update': config_dict.placeholder(bool),
-        'fast_stem': config_dict.placeholder(bool),
-        'fused_blocks': config_dict.placeholder(bool),
-        'fast_convs': config_dict.placeholder(bool),
-      },
-    }
-  ).lock()
+
+  default: Any
+  description: str
+  interval: str | None = None
+  choices: Sequence[str] | None = None
+  type: type | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Units:
-  """Translates durations to steps.
+_COUNT, _SIZE, _SHARE = '[1, inf)', '[0, inf)', '[0, 1)'
+_DURATION = "in steps, epochs or examples ('5 epochs')"
+
+_EXPERIMENT = {
+  'seed': Setting(0, 'Root of all random draws.', '[0, 2147483648)'),
+  'dataset': Setting(
+    'imagenet2012', 'Name in TFDS, or a folder of images by class.'
+  ),
+  'weights': Setting(None, 'Trained network to start from.', type=str),
+  'batch_size': Setting(4096, 'Examples per step, on all devices.', _COUNT),
+  'train_for': Setting('360 epochs', f'Length of the run, {_DURATION}.'),
+  'compute_dtype': Setting(
+    'auto',
+    'Dtype of the forward and backward pass; auto: float32 on CPUs, else '
+    'bfloat16.',
+    choices=('auto', 'float32', 'bfloat16'),
+  ),
+  'label_smoothing': Setting(
+    0.1, 'Share of the target spread over all classes.', _SHARE
+  ),
+  'ema_decay': Setting(
+    0.99999, 'Largest decay of the moving average of the weights.', _SHARE
+  ),
+}
+_OPTIMIZER = {
+  'learning_rate': Setting(
+    None,
+    'Peak learning rate; by default base_rate * batch_size / 256.',
+    _SIZE,
+    type=float,
+  ),
+  'base_rate': Setting(0.1, 'Learning rate per 256 examples.', _SIZE),
+  'warmup': Setting('5 epochs', f'Linear warm-up, {_DURATION}.'),
+  'final_learning_rate': Setting(0.0, 'Where the cosine ends.', _SIZE),
+  'decay_every': Setting(
+    None, f'Step decay instead of the cosine, {_DURATION}.', type=str
+  ),
+  'decay_factor': Setting(0.97, 'Factor of the step decay.', _SHARE),
+  'momentum': Setting(0.9, 'Momentum of SGD.', _SHARE),
+  'nesterov': Setting(True, 'Use Nesterov momentum.'),
+  'rms_decay': Setting(
+    None,
+    'Decay of the mean square: RMSProp instead of SGD.',
+    _SHARE,
+    type=float,
+  ),
+  'weight_decay': Setting(
+    2e-5, 'Weight decay of kernels, added to the clipped gradient.', _SIZE
+  ),
+  'clipping': Setting(
+    None,
+    "Clipping threshold; 0 for no clipping, by default the rule's own.",
+    _SIZE,
+    type=float,
+  ),
+  'clip_by': Setting('unit', 'Clipping rule.', choices=recipe.CLIP_BY),
+  'trust_coefficient': Setting(
+    None, 'Coefficient of layer-wise rates, as in LARS.', _SIZE, type=float
+  ),
+  'sam_rho': Setting(0.0, 'Radius of SAM; 0 for no SAM.', _SIZE),
+  'sam_share': Setting(
+    0.2, "Share of a device's examples for SAM's ascent.", '(0, 1]'
+  ),
+}
+_DATA = {
+  'train_split': Setting('train', 'TFDS split to train on.'),
+  'eval_split': Setting('validation', 'TFDS split to evaluate on.'),
+  'image_size': Setting(
+    None,
+    "Image size in training, px; by default the model's.",
+    _COUNT,
+    type=int,
+  ),
+}
+# The published values of augmentations; None where the model has its own.
+_RECIPE_AUGMENTATION = {
+  'crop': 'distorted',
+  'flip': True,
+  'mixup': True,
+  'cutmix': True,
+  'randaugment_layers': 4,
+  'randaugment_magnitude': None,
+}
+_DATA_ORDER = {
+  'shards': Setting(
+    None,
+    'Data shards; batches do not depend on the number of devices.',
+    _COUNT,
+    type=int,
+  ),
+  'shuffle_buffer': Setting(
+    65_536, 'Records that are shuffled together, over all shards.', _COUNT
+  ),
+}
+_RUN = {
+  'data_dir': Setting(
+    None, "Folder of TFDS datasets; by default TFDS's own.", type=str
+  ),
+  'max_bad_records': Setting(0, 'Unusable records to pass over.', _SIZE),
+  'eval_batch_size': Setting(
+    None,
+    'Examples per evaluation step; by default batch_size.',
+    _COUNT,
+    type=int,
+  ),
+  'log_every': Setting(
+    '100 steps', f'Interval of progress lines, {_DURATION}.'
+  ),
+  'eval_every': Setting('5 epochs', f'Interval of evaluations, {_DURATION}.'),
+  'checkpoint_every': Setting(
+    '1 epoch', f'Interval of checkpoints, {_DURATION}.'
+  ),
+  'keep_checkpoints': Setting(3, 'Newest checkpoints to keep.', _COUNT),
+  'remat': Setting(
+    None,
+    'Recompute blocks in the backward pass, to save memory; by default where '
+    'a model needs it.',
+    type=bool,
+  ),
+  'accumulate': Setting(
+    None,
+    'Microbatches per step and device, to save memory; by default what a model '
+    'needs.',
+    _COUNT,
+    type=int,
+  ),
+  'fast_paths': Setting(
+    'auto',
+    'Faster ways to compute a step: auto, none, or names separated by commas.',
+  ),
+}
+# Of the options that act in training; others are free.
+_MODEL_INTERVALS = {
+  'stochdepth_rate': _SHARE,
+  'dropout_rate': _SHARE,
+  'se_ratio': _SIZE,
+}
+_RECIPE_MODEL = {'stochdepth_rate': 0.25}
+
+
+def settings() -> dict[str, Setting]:
+  """Return all settings by their dotted names, in the order of the tables.
 
   Example:
-    >>> Units(batch_size=4096, examples=1_281_167).steps('5 epochs')
-    1563.924560546875
+    >>> settings()['optimizer.momentum'].default
+    0.9
   """
+  return _settings(tuple(registry.list_models()))
 
-  batch_size: int
-  examples: int
 
-  def steps(self, duration: str) -> float:
-    """Reads '100 steps', '5 epochs' or '1e6 examples' as a number of steps.
+@functools.cache
+def _settings(models: tuple[str, ...]) -> dict[str, Setting]:
+  sections = {
+    '': _EXPERIMENT,
+    'model.': _model_settings(models),
+    'optimizer.': _OPTIMIZER,
+    'data.': {
+      **_DATA,
+      **_fields(preprocessing.Augmentation, '', _RECIPE_AUGMENTATION),
+      **_fields(preprocessing.EvalPreprocessing, 'eval_', None),
+      **_DATA_ORDER,
+    },
+    'run.': _RUN,
+  }
+  return {
+    section + name: setting
+    for section, table in sections.items()
+    for name, setting in table.items()
+  }
 
-    Raises:
-      errors.InputError: if it is not such a duration.
-    """
-    match = _DURATION.fullmatch(str(duration))
-    if not match:
-      raise errors.InputError(
-        f"'{duration}' is not a duration; write '100 steps', '5 epochs' or "
-        "'1e6 examples'."
+
+def _model_settings(models: Sequence[str]) -> dict[str, Setting]:
+  """Return the name and the options of all families."""
+  table = {'name': Setting('nfnet_f0', 'Name of the model.')}
+  for model in models:
+    for name, option in registry.get_model_spec(model).options.items():
+      table.setdefault(
+        name,
+        Setting(
+          _RECIPE_MODEL.get(name),
+          option.description,
+          _MODEL_INTERVALS.get(name),
+          type=option.type,
+        ),
       )
-    amount, unit = float(match[1]), match[2]
-    in_examples = {
-      'step': self.batch_size,
-      'epoch': self.examples,
-      'example': 1,
-    }
-    return amount * in_examples[unit] / self.batch_size
+  return table
 
 
-# Setting -> smallest value, and the value that it must stay below.
-_RANGES = {
-  'seed': (0, 2**31),
-  'batch_size': (1, math.inf),
-  'label_smoothing': (0, 1),
-  'ema_decay': (0, 1),
-  'model.stochdepth_rate': (0, 1),
-  'model.dropout_rate': (0, 1),
-  'model.se_ratio': (0, math.inf),
-  'optimizer.learning_rate': (0, math.inf),
-  'optimizer.final_learning_rate': (0, math.inf),
-  'optimizer.decay_factor': (0, 1),
-  'optimizer.base_rate': (0, math.inf),
-  'optimizer.momentum': (0, 1),
-  'optimizer.rms_decay': (0, 1),
-  'optimizer.weight_decay': (0, math.inf),
-  'optimizer.clipping': (0, math.inf),
-  'optimizer.trust_coefficient': (0, math.inf),
-  'optimizer.sam_rho': (0, math.inf),
-  'data.image_size': (1, math.inf),
-  'data.eval_size': (1, math.inf),
-  'data.eval_margin': (0, math.inf),
-  'data.shuffle_buffer': (1, math.inf),
-  'data.shift': (0, math.inf),
-  'data.randaugment_layers': (0, math.inf),
-  'data.randaugment_magnitude': (0, 31),
-  'data.shards': (1, math.inf),
-  'run.max_bad_records': (0, math.inf),
-  'run.eval_batch_size': (1, math.inf),
-  'run.keep_checkpoints': (1, math.inf),
-  'run.accumulate': (1, math.inf),
-}
-_CHOICES = {
-  'compute_dtype': ('float32', 'bfloat16'),
-  'optimizer.clip_by': recipe.CLIP_BY,
-  'data.crop': ('distorted', 'whole'),
-  'data.partners': ('fresh', 'in_batch'),
-  'data.eval_crop': ('squash', 'centre'),
-}
+def _fields(
+  kind: type, prefix: str, values: Mapping[str, Any] | None
+) -> dict[str, Setting]:
+  """Return the fields of a dataclass as settings.
 
-
-def check_keys(config: ml_collections.ConfigDict) -> None:
-  """Checks that a configuration has the keys of `base` and no others.
-
-  Raises:
-    errors.InputError: naming those too many or too few.
+  Args:
+    kind: the dataclass; see `preprocessing.option`.
+    prefix: of the settings' names.
+    values: defaults that differ from the fields'; None if all defaults depend
+      on the model.
   """
-  wrong = set(flat(base())) ^ set(flat(config))
-  if wrong:
-    raise errors.InputError(
-      f'The config has keys too many or too few: {", ".join(sorted(wrong))}. '
-      'Start from the configuration of another experiment.'
+  types = typing.get_type_hints(kind)
+  table = {}
+  for field in dataclasses.fields(kind):
+    default = None if values is None else values.get(field.name, field.default)
+    table[prefix + field.name] = Setting(
+      default, **field.metadata, type=types[field.name]
     )
+  return table
 
 
-def check_ranges(config: ml_collections.ConfigDict) -> None:
-  """Checks the numbers that are given, before others are derived from them.
+def read_fields(
+  kind: type[T], section: ml_collections.ConfigDict, prefix: str = ''
+) -> T:
+  """Return the dataclass whose fields are settings of a section.
 
-  Raises:
-    errors.InputError: naming the setting and its range.
+  Example:
+    >>> data = get_config().data
+    >>> read_fields(preprocessing.Augmentation, data).mixup
+    True
   """
-  values = flat(config)
-  for name, (least, limit) in _RANGES.items():
-    value = values[name]
-    if value is not None and not least <= value < limit:
-      raise errors.InputError(f'{name} {value} is not in [{least}, {limit}).')
+  names = [field.name for field in dataclasses.fields(kind)]
+  return kind(**{name: section[prefix + name] for name in names})
 
 
-def check_values(config: ml_collections.ConfigDict) -> None:
-  """Checks what else a resolved configuration may hold.
+def get_config() -> ml_collections.ConfigDict:
+  """Return the published ImageNet settings.
 
-  Raises:
-    errors.InputError: naming the setting and what it may be.
+  Source: arXiv 2102.06171, appendix A.
   """
-  values = flat(config)
-  if not 0 < config.optimizer.sam_share <= 1:
-    raise errors.InputError(
-      f'optimizer.sam_share {config.optimizer.sam_share} is not in (0, 1].'
-    )
-  if config.data.shift > config.data.image_size:
-    raise errors.InputError(
-      f'data.shift {config.data.shift} is more than the image of '
-      f'{config.data.image_size} pixels.'
-    )
-  for name, choices in _CHOICES.items():
-    if values[name] not in choices:
-      raise errors.InputError(
-        f"{name} '{values[name]}' is none of {', '.join(choices)}."
-      )
+  config: dict[str, Any] = {}
+  for name, setting in settings().items():
+    *sections, last = name.split('.')
+    place = config
+    for section in sections:
+      place = place.setdefault(section, {})
+    default = setting.default
+    if default is None:
+      default = config_dict.placeholder(setting.type)
+    place[last] = default
+  return ml_collections.ConfigDict(config).lock()
 
 
-def check_divides(
-  name: str, value: int, divisor_name: str, divisor: int
-) -> None:
-  """Checks that a setting is a positive multiple of something.
-
-  Raises:
-    errors.InputError: with the arithmetic and the nearest values that work.
-  """
-  if value > 0 and value % divisor == 0:
-    return
-  below = value // divisor * divisor
-  near = [size for size in (below, below + divisor) if size > 0]
-  flags = ' or '.join(f'--config.{name}={size}' for size in near)
-  raise errors.InputError(
-    f'{name} {value} is not a positive multiple of {divisor_name} {divisor} '
-    f'({value} = {value // divisor} x {divisor} + {value % divisor}). '
-    f'Use {flags or f"--config.{name}={divisor}"}.'
-  )
-
-
-def absolute(path: str) -> str:
-  """Returns a path that holds wherever a run is resumed."""
-  return path if '://' in path else os.path.abspath(path)
-
-
-def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
-  """Lists a configuration's values under dotted names."""
+def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Return the values of a configuration by their dotted names."""
   return _flat(config.to_dict())
 
 
-def _flat(tree: dict, prefix: str = '') -> dict[str, object]:
-  flat = {}
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  values: dict[str, Any] = {}
   for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f'{prefix}{key}.')
+    if isinstance(value, Mapping):
+      values |= _flat(value, f'{prefix}{key}.')
     else:
-      flat[prefix + key] = value
-  return flat
+      values[prefix + key] = value
+  return values

@@ -1,9 +1,13 @@
-"""From a resolved configuration to the objects of a run."""
+"""From a configuration to the objects of a run."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
+import os
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +15,8 @@ import ml_collections
 import optax
 
 from nfnet_jax import errors, preprocessing
-from nfnet_jax.config import base as config_lib
-from nfnet_jax.config import resolve, validate
+from nfnet_jax.config import base, durations, fast_paths, resolve, validate
+from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.distributed import collectives
 from nfnet_jax.models import registry
 from nfnet_jax.models.fast import stem
@@ -23,99 +27,231 @@ from nfnet_jax.training import step as step_lib
 from nfnet_jax.weights import identify, load
 
 
+class Dataset(Protocol):
+  """What an experiment needs to know of its data; a `data.sources.Source`."""
+
+  num_classes: int
+
+  def num_examples(self, split: str) -> float:
+    """Return the number of examples of a split."""
+
+
+def open_experiment(
+  config: ml_collections.ConfigDict,
+  *,
+  workdir: os.PathLike | None = None,
+  weights: load.Weights | None = None,
+  trains: bool = True,
+  platform: str | None = None,
+  devices: int | None = None,
+  dataset: Dataset | None = None,
+) -> Experiment:
+  """Resolve and validate a configuration, and open its dataset.
+
+  With several processes, process 0 resolves and validates for all of them, so
+  only process 0 needs to see the workdir and the weights to start from.
+
+  Args:
+    config: see `config.lookup`.
+    workdir: of the run that the configuration must belong to, if it has begun.
+    weights: network whose model takes the place of the configuration's.
+    trains: whether the training split and the layout on devices matter.
+    platform: what it runs on, as JAX calls it; by default what is here.
+    devices: how many there are; by default all that are here.
+    dataset: takes the place of the configuration's.
+
+  Raises:
+    errors.InputError: in one line, what is wrong and what to do.
+  """
+  values = collectives.from_primary(
+    lambda: prepare_config(
+      config,
+      workdir=workdir,
+      weights=weights,
+      trains=trains,
+      platform=platform,
+      devices=devices,
+    ).to_dict()
+  )
+  resolved = ml_collections.ConfigDict(values).lock()
+  return Experiment(resolved, dataset or _open_dataset(resolved, trains))
+
+
+def prepare_config(
+  config: ml_collections.ConfigDict,
+  *,
+  workdir: os.PathLike | None = None,
+  weights: load.Weights | None = None,
+  trains: bool = True,
+  platform: str | None = None,
+  devices: int | None = None,
+) -> ml_collections.ConfigDict:
+  """Resolve and validate a configuration in this process; no data is touched.
+
+  Args:
+    config: see `open_experiment`, like all other arguments.
+    workdir: likewise.
+    weights: likewise.
+    trains: likewise.
+    platform: likewise.
+    devices: likewise.
+
+  Raises:
+    errors.InputError: in one line, what is wrong and what to do.
+  """
+  machine = platform or jax.default_backend(), devices or jax.device_count()
+  config = _set_model(config, workdir, weights)
+  resolved = resolve.resolve(config, *machine)
+  validate.validate(resolved, machine[1] if trains else None)
+  if workdir is not None and workdir_lib.is_run(workdir):
+    saved = resolve.resolve(workdir_lib.load(workdir), *machine)
+    validate.check_same_experiment(saved, resolved, os.fspath(workdir))
+  return resolved
+
+
+def _set_model(
+  config: ml_collections.ConfigDict,
+  workdir: os.PathLike | None,
+  weights: load.Weights | None,
+) -> ml_collections.ConfigDict:
+  """Return the configuration with the model of the weights to start from.
+
+  A run that has begun does not need them any more.
+  """
+  if weights is not None:
+    return resolve.set_model_from_weights(config, weights)
+  if not config.weights:
+    return config
+  if workdir is not None and workdir_lib.is_run(workdir):
+    saved = workdir_lib.load(workdir)
+    if saved.weights == resolve.absolute(config.weights):
+      return _copy_unset(saved.model, config)
+  return resolve.set_model_from_weights(config, read_weights(config.weights))
+
+
+def _copy_unset(
+  model: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+  config = config.copy_and_resolve_references()
+  for name, value in model.items():
+    if config.model[name] is None:
+      config.model[name] = value
+  return config
+
+
+@functools.lru_cache(maxsize=1)
+def read_weights(path: str) -> load.Weights:
+  """Read the weights that a run starts from, once.
+
+  Raises:
+    errors.InputError: if they cannot be used.
+  """
+  with errors.as_input_error():
+    return load.load_weights(path)
+
+
+def _open_dataset(config: ml_collections.ConfigDict, trains: bool):
+  """Open the dataset of a resolved configuration; this imports TensorFlow.
+
+  Raises:
+    errors.InputError: if the dataset or a split is missing.
+  """
+  from nfnet_jax.data import sources
+
+  with errors.as_input_error():
+    with collectives.primary_first():  # It builds an embedded dataset.
+      source = sources.load(config.dataset, config.run.data_dir)
+    needed = {'train_split': config.data.shards} if trains else {}
+    for name, minimum in {**needed, 'eval_split': 1}.items():
+      split = config.data[name]
+      examples = source.num_examples(split)
+      validate.check_examples(name, split, examples, minimum)
+      source.check_files(split)
+  return source
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """What a configuration means once its dataset is open.
+  """What a configuration means: model, optimiser, datasets, trainer.
 
   Attributes:
-    config: resolved.
-    source: the dataset, a `data.sources.Source`.
+    config: resolved and validated.
+    source: the dataset.
   """
 
   config: ml_collections.ConfigDict
-  source: object
-
-  @classmethod
-  def open(
-    cls, config: ml_collections.ConfigDict, *, to_train: bool = True
-  ) -> 'Experiment':
-    """Opens the dataset of a resolved configuration; imports TensorFlow.
-
-    Args:
-      config: resolved.
-      to_train: whether its training split is needed.
-
-    Raises:
-      errors.InputError: if the dataset or a split of it is missing.
-    """
-    from nfnet_jax.data import sources
-
-    with errors.as_input_error():
-      with collectives.primary_first():  # It builds an embedded dataset.
-        source = sources.load(config.dataset, config.run.data_dir)
-      needed = {'train_split': config.data.shards} if to_train else {}
-      for name, least in {**needed, 'eval_split': 1}.items():
-        split = config.data[name]
-        examples = source.num_examples(split)
-        if examples < least:
-          raise errors.InputError(
-            f"data.{name} '{split}' has {examples} examples; it needs at least "
-            f'{least}, {"one a data shard" if least > 1 else "to evaluate"}.'
-          )
-        source.check_files(split)
-    return cls(config, source)
+  source: Any
 
   @functools.cached_property
-  def units(self) -> config_lib.Units:
-    examples = self.source.num_examples(self.config.data.train_split)
-    return config_lib.Units(self.config.batch_size, examples)
+  def units(self) -> durations.Units:
+    """How durations become steps."""
+    with errors.as_input_error():
+      examples = self.source.num_examples(self.config.data.train_split)
+    return durations.Units(self.config.batch_size, examples)
 
   @functools.cached_property
   def cadence(self) -> loop.Cadence:
+    """The length of the run and its intervals."""
+    validate.check_steps(self.config, self.units)
     run, steps = self.config.run, self.units.steps
-    total = int(steps(self.config.train_for))
-    if not total:
-      raise errors.InputError(
-        f"train_for '{self.config.train_for}' is less than one step of "
-        f'{self.config.batch_size} examples.'
-      )
     return loop.Cadence(
-      total=total,
+      total=int(steps(self.config.train_for)),
       log=max(1, steps(run.log_every)),
       evaluate=max(1, steps(run.eval_every)),
       checkpoint=max(1, steps(run.checkpoint_every)),
     )
 
+  @property
+  def augmentation(self) -> preprocessing.Augmentation:
+    """What is done to training images."""
+    return base.read_fields(preprocessing.Augmentation, self.config.data)
+
+  @property
+  def preprocessing(self) -> preprocessing.EvalPreprocessing:
+    """What evaluation does to images."""
+    return base.read_fields(
+      preprocessing.EvalPreprocessing, self.config.data, 'eval_'
+    )
+
+  @functools.cached_property
+  def fast_paths(self) -> tuple[str, ...]:
+    """Names of the chosen fast paths."""
+    return fast_paths.names(self.config.run.fast_paths)
+
   @functools.cached_property
   def model(self) -> registry.Model:
-    """The network in the form that runs."""
-    run = self.config.run
-    forms = {form: True for form in resolve.FORMS if run[form]}
-    return self._create_model(**forms) if forms else self.plain_model
+    """The network with its fast paths."""
+    chosen = registry.get_model_spec(self.config.model.name).fast_paths
+    return self._create_model(
+      {name: True for name in self.fast_paths if name in chosen}
+    )
 
   @functools.cached_property
   def plain_model(self) -> registry.Model:
-    """The network as published, whose multiply-adds are counted."""
-    return self._create_model()
+    """The network without fast paths, whose multiply-adds are counted."""
+    return self._create_model({})
 
-  def _create_model(self, **form) -> registry.Model:
-    options = validate.model_options(self.config.model)
-    name, num_classes = self.config.model.name, self.source.num_classes
-    return registry.create(name, num_classes, **options, **form)
+  def _create_model(self, options: Mapping[str, bool]) -> registry.Model:
+    settings = self.config.model.to_dict()
+    name = settings.pop('name')
+    given = {key: v for key, v in settings.items() if v is not None}
+    num_classes = self.source.num_classes
+    return registry.create_model(name, num_classes, **given, **options)
 
   @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
+    """What a training step does."""
     config, optimizer = self.config, self.config.optimizer
     schedule = self._schedule()
     return step_lib.Trainer(
       model=self.model,
-      optimizer=recipe.nfnet_sgd(
+      optimizer=recipe.make_optimizer(
         schedule,
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
         rms_decay=optimizer.rms_decay,
         weight_decay=optimizer.weight_decay,
-        clipping=optimizer.clipping or None,
+        clipping=optimizer.clipping,
         clip_by=optimizer.clip_by,
         trust_coefficient=optimizer.trust_coefficient,
       ),
@@ -135,8 +271,8 @@ class Experiment:
   def sharded_trainer(
     self, devices: int
   ) -> sharded_update.ShardedTrainer | None:
-    """Returns the trainer with its update sharded, if it is to be."""
-    if not self.config.run.shard_update or devices == 1:
+    """Return the trainer with a sharded update, if that path is chosen."""
+    if fast_paths.SHARD_UPDATE not in self.fast_paths or devices == 1:
       return None
     return sharded_update.ShardedTrainer(
       self.trainer, self.abstract_state(), devices
@@ -145,22 +281,18 @@ class Experiment:
   def _schedule(self) -> optax.Schedule:
     optimizer, steps = self.config.optimizer, self.units.steps
     peak, warmup = optimizer.learning_rate, steps(optimizer.warmup)
+    total = self.cadence.total
     if optimizer.decay_every:
       every = steps(optimizer.decay_every)
-      if every < 1:
-        raise errors.InputError(
-          f"optimizer.decay_every '{optimizer.decay_every}' is less than one "
-          f'step of {self.config.batch_size} examples.'
-        )
       return recipe.warmup_step_decay(
         peak, warmup, optimizer.decay_factor, every
       )
     return recipe.warmup_cosine(
-      peak, warmup, self.cadence.total, optimizer.final_learning_rate
+      peak, warmup, total, optimizer.final_learning_rate
     )
 
   def create_state(self) -> state_lib.TrainState:
-    """Initialises the run's state, from weights if there are any."""
+    """Initialise the state of the run, from weights if it starts from any."""
     state = state_lib.create_state(
       self.trainer.model,
       self.trainer.optimizer,
@@ -168,19 +300,19 @@ class Experiment:
       image_size=self.config.data.image_size,
     )
     if self.config.weights:
-      weights = validate.read_weights(self.config.weights)
-      validate.read_weights.cache_clear()  # The run needs them no more.
+      weights = read_weights(self.config.weights)
+      read_weights.cache_clear()  # The run does not need them again.
       state = _start_from(state, weights, self.source.num_classes)
     return state
 
   def abstract_state(self) -> state_lib.TrainState:
-    """Returns the state's shapes and dtypes."""
+    """Return the shapes and dtypes of the state."""
     return state_lib.abstract_state(
       self.trainer.model, self.trainer.optimizer, self.config.data.image_size
     )
 
   def train_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a global batch; see `pipeline.train_batches`."""
+    """Return the shapes of a global batch; see `pipeline.train_batches`."""
     data, count = self.config.data, self.config.batch_size
     labels = 2 if data.mixup or data.cutmix else 1
     block = self._block
@@ -197,20 +329,16 @@ class Experiment:
 
   @property
   def _block(self) -> int:
-    """Pixels a side of the blocks that training images come in."""
-    return stem.BLOCK if self.config.run.fast_stem else 1
+    """Side of the pixel blocks in which training images come."""
+    return stem.BLOCK if 'fast_stem' in self.fast_paths else 1
 
   def train_batches(
     self, first_step: int, log_fn: Callable[[str], None]
   ) -> Iterator[loop.Batch]:
-    """Streams this process's training batches from a step on."""
+    """Stream the training batches of this process, starting at a step."""
     from nfnet_jax.data import pipeline
 
     data = self.config.data
-    fields = dataclasses.fields(preprocessing.Augmentation)
-    augmentation = preprocessing.Augmentation(
-      **{field.name: data[field.name] for field in fields}
-    )
     spec = pipeline.TrainSpec(
       source=self.source,
       split=data.train_split,
@@ -218,30 +346,28 @@ class Experiment:
       image_size=data.image_size,
       shards=data.shards,
       seed=self.config.seed,
-      augmentation=augmentation,
+      augmentation=self.augmentation,
       block=self._block,
       shuffle_buffer=data.shuffle_buffer,
       max_bad_records=self.config.run.max_bad_records,
     )
-    with self._telling_faults():
+    with self._reporting_faults():
       yield from pipeline.train_batches(
         spec, first_step, jax.process_index(), jax.process_count(), log_fn
       )
 
   def eval_batches(self, log_fn: Callable[[str], None]) -> Iterator[loop.Batch]:
-    """Streams this process's padded evaluation batches."""
+    """Stream the padded evaluation batches of this process."""
     from nfnet_jax.data import pipeline
 
     data, run, devices = self.config.data, self.config.run, jax.device_count()
-    with self._telling_faults():
+    with self._reporting_faults():
       yield from pipeline.eval_batches(
         self.source,
         data.eval_split,
         # Rounded up: padding is masked, so any number of devices will do.
         batch_size=-(-run.eval_batch_size // devices) * devices,
-        preprocessing=preprocessing.EvalPreprocessing(
-          data.eval_size, data.eval_crop, data.eval_margin
-        ),
+        preprocessing=self.preprocessing,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         max_bad_records=run.max_bad_records,
@@ -249,7 +375,7 @@ class Experiment:
       )
 
   @contextlib.contextmanager
-  def _telling_faults(self):
+  def _reporting_faults(self):
     from nfnet_jax.data import faults
 
     try:
@@ -265,17 +391,16 @@ class Experiment:
 def _start_from(
   state: state_lib.TrainState, weights: load.Weights, num_classes: int
 ) -> state_lib.TrainState:
-  """Puts trained weights in the place of initial ones.
+  """Return a state with trained weights instead of initial ones.
 
-  The classifier stays the initial one where the number of classes differs, and
-  only then.
+  The classifier keeps its initial weights if the number of classes differs.
   """
   params = dict(weights.params)
   if weights.num_classes != num_classes:
     path = identify.classifier_path(params)
     params[path] = state.params[path]
-  # A step takes the state's buffers over: they must not be those of NumPy, nor
-  # twice the same.
+  # A step donates the buffers of the state: they must not belong to NumPy, and
+  # none may occur twice.
   own = lambda tree: jax.tree.map(jnp.array, dict(tree))
   return state._replace(
     params=own(params),

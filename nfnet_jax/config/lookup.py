@@ -1,154 +1,124 @@
-"""Configurations by name: `--config`, and where its files are."""
+"""Finds configurations by name."""
+
+from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-import difflib
+from collections.abc import Mapping
+import functools
+import importlib
 import pathlib
 import runpy
 import traceback
+from typing import Any
 
-from absl import flags
 import ml_collections
-from ml_collections import config_flags
 
 from nfnet_jax import errors
-from nfnet_jax.cli import common_flags
+from nfnet_jax.config import validate
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / 'experiments' / 'configs'
-
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'Experiment: a name (see --list_configs), or the path of a Python file; '
-  'NAME:ARG passes ARG to its get_config. Override values with '
-  '--config.KEY=VALUE.',
-)
-LIST = flags.DEFINE_bool('list_configs', False, 'Lists the known configs.')
+_PACKAGE = 'nfnet_jax.experiments.configs'
+FOLDER = pathlib.Path(__file__).parents[1] / 'experiments' / 'configs'
+# The config file that reads the configuration of a run; see `saved`.
+SAVED = pathlib.Path(__file__).parent / 'saved.py'
 
 
-def get_config() -> ml_collections.ConfigDict:
-  """Returns the configuration of `--config`, with its overrides.
+@functools.cache
+def config_table() -> dict[str, tuple[str, str]]:
+  """Return the configurations that come with the package.
 
-  Raises:
-    errors.InputError: if none was given.
+  A config file gives one, under its own name, or several, whose names are the
+  keys of its `CONFIGS`.
+
+  Returns:
+    Name -> where `find` leads, and one line for people.
   """
-  if _CONFIG.value is None:
-    raise errors.InputError(
-      f'Give an experiment: --config=NAME. Known: {", ".join(config_names())}.'
-    )
-  return _CONFIG.value
+  table: dict[str, tuple[str, str]] = {}
+  for path in sorted(FOLDER.glob('*.py')):
+    if path.stem == '__init__':
+      continue
+    text = path.read_text()
+    if '\nCONFIGS' in text:
+      rows = importlib.import_module(f'{_PACKAGE}.{path.stem}').CONFIGS
+      table |= {name: (f'{path}:{name}', line) for name, line in rows.items()}
+    else:
+      docstring = ast.get_docstring(ast.parse(text)) or ''
+      table[path.stem] = str(path), docstring.partition('\n')[0]
+  return table
 
 
-def get_config_name() -> str:
-  """Returns `--config` as a person would write it, without its folder."""
-  path, _, argument = flags.FLAGS['config'].config_filename.partition(':')
-  return pathlib.Path(path).stem + (argument and f':{argument}')
+def format_table() -> str:
+  """Return a line for each configuration that comes with the package."""
+  table = config_table()
+  width = max(map(len, table)) + 2
+  return '\n'.join(
+    f'{name:<{width}}{line}' for name, (_, line) in table.items()
+  )
 
 
-def load_config(name: str) -> ml_collections.ConfigDict:
-  """Returns another configuration, with the overrides of the command line.
+def find(name: str) -> str:
+  """Return the file of a configuration, and the argument for it.
 
   Args:
-    name: what `--config` takes.
+    name: as `--config` takes it: NAME or PATH.py, and :ARG if it takes one.
+
+  Returns:
+    `PATH.py` or `PATH.py:ARG`.
 
   Raises:
-    errors.InputError: if there is none, or it takes no such argument or key.
+    errors.InputError: if there is none; the message lists the known ones.
   """
-  path, _, argument = _expand(name).partition(':')
+  name, colon, argument = name.partition(':')
+  if name.endswith('.py'):
+    if not pathlib.Path(name).is_file():
+      raise errors.InputError(f"There is no config file '{name}'.")
+    return name + colon + argument
+  table = config_table()
+  if name not in table:
+    raise errors.InputError(
+      f"Unknown config '{name}'.{validate.did_you_mean(name, list(table))} "
+      f'Known: {", ".join(table)}.'
+    )
+  place, _ = table[name]
+  if argument and ':' in place:
+    raise errors.InputError(f"The config '{name}' takes no argument.")
+  return place + colon + argument
+
+
+def load(
+  name: str, overrides: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+  """Return a configuration with overrides.
+
+  Args:
+    name: see `find`.
+    overrides: dotted names -> values.
+
+  Raises:
+    errors.InputError: if there is no such configuration, argument or setting.
+  """
+  path, _, argument = find(name).partition(':')
   try:
-    get = runpy.run_path(path).get('get_config')
-    if get is None:
+    get_config = runpy.run_path(path).get('get_config')
+    if get_config is None:
       raise without_get_config(path)
-    config = get(argument) if argument else get()
+    config = get_config(argument) if argument else get_config()
   except (TypeError, ValueError) as error:
     raise errors.InputError(str(error)) from error
   except Exception as error:
     raise raised_by_file(error) from error
-  overrides = config_flags.get_override_values(flags.FLAGS['config'])
   with errors.as_input_error(KeyError):
-    config.update_from_flattened_dict(overrides)
+    config.update_from_flattened_dict(dict(overrides or {}))
+  validate.check_keys(config)
   return config
 
 
 def without_get_config(path: str) -> errors.InputError:
-  """Says what a config file lacks."""
+  """Return the error of a config file that has no `get_config`."""
   return errors.InputError(f"'{path}' defines no get_config().")
 
 
 def raised_by_file(error: Exception) -> errors.InputError:
-  """Says what a config file raised, which may be anything, and where."""
+  """Return the error of a config file that raised another, and where."""
   place = traceback.extract_tb(error.__traceback__)[-1]
-  said = f'{type(error).__name__}: {error}'
-  return errors.InputError(f'{place.filename}:{place.lineno}: {said}')
-
-
-def config_names() -> list[str]:
-  """Lists the experiments that come with the package."""
-  return sorted(
-    path.stem for path in _CONFIGS.glob('*.py') if path.stem != '__init__'
-  )
-
-
-def config_table() -> str:
-  """Formats each known config with the first line of its docstring."""
-  lines = []
-  for name in config_names():
-    docstring = ast.get_docstring(ast.parse(config_path(name).read_text()))
-    lines.append(f'{name:<16}{docstring.splitlines()[0]}')
-  return '\n'.join(lines)
-
-
-def config_path(name: str) -> pathlib.Path:
-  """Returns the file of a config given by name or by path.
-
-  Raises:
-    errors.InputError: if there is none; the message lists the known.
-  """
-  path = pathlib.Path(name)
-  if path.suffix == '.py':
-    if not path.is_file():
-      raise errors.InputError(f"There is no config file '{name}'.")
-    return path
-  if name not in config_names():
-    near = difflib.get_close_matches(name, config_names(), n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
-    raise errors.InputError(
-      f"Unknown config '{name}'.{hint} Known: {', '.join(config_names())}."
-    )
-  return _CONFIGS / f'{name}.py'
-
-
-def with_config_path(argv: Sequence[str]) -> list[str]:
-  """Replaces the name in `--config=NAME[:ARG]` by the path of its file."""
-  argv = list(argv)
-  for index, word in enumerate(argv):
-    if word in ('--config', '-config') and index + 1 < len(argv):
-      argv[index + 1] = _expand(argv[index + 1])
-    elif word.startswith(('--config=', '-config=')):
-      flag, name = word.split('=', 1)
-      argv[index] = f'{flag}={_expand(name)}'
-  return argv
-
-
-def with_saved_config(argv: list[str]) -> list[str]:
-  """Puts the run's own configuration first, unless one is given."""
-  workdir = _flag_value(argv, 'workdir')
-  if _flag_value(argv, 'config') or not workdir:
-    return argv
-  # Here, for what a config raises is quoted with its place.
-  common_flags.to_workdir(workdir)
-  path = pathlib.Path(__file__).parent / 'saved.py'
-  return [argv[0], f'--config={path}:{workdir}', *argv[1:]]
-
-
-def _flag_value(argv: list[str], name: str) -> str | None:
-  for word, following in zip(argv, [*argv[1:], None]):
-    flag, equals, value = word.partition('=')
-    if flag in (f'--{name}', f'-{name}'):
-      return value if equals else following
-  return None
-
-
-def _expand(name: str) -> str:
-  name, colon, argument = name.partition(':')
-  return f'{config_path(name)}{colon}{argument}'
+  message = f'{type(error).__name__}: {error}'
+  return errors.InputError(f'{place.filename}:{place.lineno}: {message}')

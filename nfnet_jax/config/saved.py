@@ -1,26 +1,28 @@
-"""The configuration that a workdir was made with, as a config file.
+"""The configuration of a run, as a config file: `--config=saved.py:WORKDIR`.
 
-Doors that work on a finished run take it where `--config` is not given, so that
-single settings can be overridden.
+So the configuration of a run and a given one are read and overridden in the
+same way.
 """
+
+from __future__ import annotations
 
 import ml_collections
 
-from nfnet_jax.config import base as config_lib
+from nfnet_jax.config import base
 from nfnet_jax.config import workdir as workdir_lib
 
 
 def get_config(*workdir: str) -> ml_collections.ConfigDict:
-  """Returns the configuration of `WORKDIR/config.json`.
+  """Return the configuration of a run.
 
   Args:
-    *workdir: its path, cut at colons as config arguments are.
+    *workdir: its path, split at colons, as arguments of config files are.
 
   Returns:
-    The configuration; that of `config_lib.base` if there is none to be seen.
+    The configuration, or that of `base` if this process cannot see the workdir:
+    with several processes, only process 0 needs to.
   """
-  workdir = ':'.join(workdir)
-  if not workdir_lib.is_run(workdir):
-    # Of several processes the first may be the one that sees it, and tells.
-    return config_lib.base()
-  return workdir_lib.load(workdir)
+  path = ':'.join(workdir)
+  if not workdir_lib.is_run(path):
+    return base.get_config()
+  return workdir_lib.load(path)

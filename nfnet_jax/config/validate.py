@@ -1,234 +1,264 @@
-"""What is checked of a configuration before any data is touched."""
+"""Every rule that a configuration must follow.
 
-import functools
-import os
+Each rule raises `errors.InputError` with one line: what is wrong, and what to
+do. Nothing is computed and no data is touched before all rules are checked.
+"""
 
-import jax
+from __future__ import annotations
+
+from collections.abc import Sequence
+import difflib
+from typing import Any
+
 import ml_collections
 
 from nfnet_jax import errors
-from nfnet_jax.config import base as config_lib
-from nfnet_jax.config import resolve
-from nfnet_jax.distributed import collectives
+from nfnet_jax.config import base, durations, fast_paths
 from nfnet_jax.models import layers, registry
-from nfnet_jax.models.fast import stem
-from nfnet_jax.training import data_parallel
-from nfnet_jax.weights import load
+
+_DURATIONS = (
+  'train_for',
+  'optimizer.warmup',
+  'optimizer.decay_every',
+  'run.log_every',
+  'run.eval_every',
+  'run.checkpoint_every',
+)
 
 
-def resolve_to_train(
-  config: ml_collections.ConfigDict, workdir: os.PathLike
-) -> ml_collections.ConfigDict:
-  """Resolves and checks the configuration of a run, as `resolve_and_check`.
-
-  Of several processes only the first needs the workdir and the weights to begin
-  with; and a run that has begun needs those no more.
-
-  Raises:
-    errors.InputError: in one line, what is wrong and the way out.
-  """
-  _check_complete(config)
-  # What processes exchange next depends on it.
-  with errors.as_input_error():
-    collectives.assert_equal({'weights': str(config.weights)})
-  if config.weights:
-    config = config.copy_and_resolve_references()
-    model = collectives.from_primary(lambda: _model_of_weights(config, workdir))
-    unset = {name for name, value in config.model.items() if value is None}
-    config.model.update({name: model[name] for name in unset})
-  return resolve_and_check(config, begun=True)
-
-
-def _model_of_weights(
-  config: ml_collections.ConfigDict, workdir: os.PathLike
-) -> dict[str, object]:
-  begun = workdir.load_begun(workdir, config.weights)
-  return (
-    begun or set_model_from_weights(config, read_weights(config.weights))
-  ).model.to_dict()
-
-
-def resolve_and_check(
-  config: ml_collections.ConfigDict,
-  platform: str | None = None,
-  devices: int | None = None,
-  *,
-  begun: bool = False,
-) -> ml_collections.ConfigDict:
-  """Resolves a configuration, and checks it as far as it goes without data.
+def validate(
+  config: ml_collections.ConfigDict, devices: int | None = None
+) -> None:
+  """Check a resolved configuration.
 
   Args:
-    config: with overrides applied.
-    platform: what it shall run on, as JAX calls it; by default what is here.
-    devices: how many; by default all that are here.
-    begun: whether it is that of a run, which needs the weights that it began
-      with no more.
+    config: see `config.resolve`.
+    devices: number of devices that train; None if none does.
 
   Raises:
-    errors.InputError: in one line, what is wrong and the way out.
+    errors.InputError: naming the setting, and what to do.
   """
-  _check_complete(config)
-  if config.weights and not (begun and config.model.name):
-    config = set_model_from_weights(config, read_weights(config.weights))
+  _check_names(config)
+  values = base.flat(config)
+  for name, setting in base.settings().items():
+    _check_value(name, values[name], setting)
+  _check_durations(values)
+  spec = registry.get_model_spec(config.model.name)
+  _check_model_options(config, spec)
+  _check_shift(config)
+  _check_fast_paths(config, spec)
+  if devices is not None:
+    _check_layout(config, devices)
+    _check_microbatches(config, spec, devices)
+
+
+def check_keys(config: ml_collections.ConfigDict) -> None:
+  """Check that a configuration has exactly the settings of `base`.
+
+  Raises:
+    errors.InputError: naming those that are missing or unknown.
+  """
+  wrong = set(base.settings()) ^ set(base.flat(config))
+  if wrong:
+    raise errors.InputError(
+      f'The config has missing or unknown settings: {", ".join(sorted(wrong))}.'
+      ' Start from the configuration of another experiment.'
+    )
+
+
+def _check_names(config: ml_collections.ConfigDict) -> None:
+  if config.dataset is None:
+    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
   if config.model.name is None:
     raise errors.InputError(
       'Name a model: --config.model.name=NAME, or a trained one: '
       '--config.weights=PATH.'
     )
   with errors.as_input_error():
-    spec = registry.get_spec(config.model.name)
-  config_lib.check_ranges(config)
-  config = resolve.resolve(
-    config,
-    spec,
-    platform or jax.default_backend(),
-    devices or jax.device_count(),
-  )
-  config_lib.check_values(config)
-  model_options(config.model)
-  _check_forms(config, spec)
-  return config
+    registry.get_model_spec(config.model.name)
 
 
-def _check_forms(
+def _check_value(name: str, value: Any, setting: base.Setting) -> None:
+  if value is None:
+    return
+  if setting.interval and not in_interval(value, setting.interval):
+    raise errors.InputError(f'{name} {value} is not in {setting.interval}.')
+  if setting.choices and value not in setting.choices:
+    raise errors.InputError(
+      f"{name} '{value}' is none of {', '.join(setting.choices)}."
+      f'{did_you_mean(str(value), setting.choices)}'
+    )
+
+
+def in_interval(value: float, interval: str) -> bool:
+  """Return whether a number lies in an interval.
+
+  Example:
+    >>> in_interval(1, '(0, 1]'), in_interval(1, '[0, 1)')
+    (True, False)
+  """
+  low, high = (float(end) for end in interval[1:-1].split(','))
+  is_above = low <= value if interval[0] == '[' else low < value
+  is_below = value <= high if interval[-1] == ']' else value < high
+  return is_above and is_below
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+  """Return a hint at the nearest known name, '' if none is near.
+
+  Example:
+    >>> did_you_mean('momentun', ['momentum', 'nesterov'])
+    " Did you mean 'momentum'?"
+  """
+  near = difflib.get_close_matches(name, known, n=1)
+  return f" Did you mean '{near[0]}'?" if near else ''
+
+
+def _check_durations(values: dict[str, Any]) -> None:
+  for name in _DURATIONS:
+    if values[name] is not None:
+      with errors.as_input_error():
+        durations.parse(values[name])
+
+
+def _check_model_options(
   config: ml_collections.ConfigDict, spec: registry.ModelSpec
 ) -> None:
-  """Checks that the step can be computed in the forms asked for."""
-  run = config.run
-  for form in resolve.FORMS:
-    if run[form] and form not in spec.options:
+  for name, value in config.model.items():
+    if value is not None and name != 'name' and name not in spec.options:
       raise errors.InputError(
-        f"run.{form} is for NFNets; '{spec.name}' has no such form: leave it "
-        'out.'
+        f"model.{name} is not an option of '{spec.name}'. Leave it out."
       )
-    if run[form] and resolve.unformable(config, form):
-      raise errors.InputError(
-        f'run.{form} holds channels in another order, and model.activation '
-        f"'{config.model.activation}' works across them: leave out either."
-      )
-  if run.shard_update and (setting := resolve.unshardable(config)):
+  if config.model.activation is not None:
+    with errors.as_input_error():
+      layers.scaled_activation(config.model.activation)
+
+
+def _check_shift(config: ml_collections.ConfigDict) -> None:
+  data = config.data
+  if data.shift > data.image_size:
     raise errors.InputError(
-      f'run.shard_update shares out units, which {setting} needs all of: leave '
-      'out either.'
-    )
-  size, block = config.data.image_size, stem.BLOCK
-  if run.fast_stem and size % block:
-    below = size // block * block
-    near = ' or '.join(str(side) for side in (below, below + block) if side)
-    raise errors.InputError(
-      f'run.fast_stem needs a data.image_size that is a multiple of {block}, '
-      f'not {size}: leave it out, or take {near} pixels.'
+      f'data.shift {data.shift} is more than the image size of '
+      f'{data.image_size} pixels.'
     )
 
 
-def _check_complete(config: ml_collections.ConfigDict) -> None:
-  config_lib.check_keys(config)
-  if config.dataset is None:
-    raise errors.InputError('Name a dataset: --config.dataset=NAME.')
-
-
-@functools.lru_cache(maxsize=1)
-def read_weights(path: str) -> load.Weights:
-  """Reads the weights that a run begins with, once.
-
-  Raises:
-    errors.InputError: if they cannot be used.
-  """
-  with errors.as_input_error():
-    return load.load_weights(path)
-
-
-def set_model_from_weights(
-  config: ml_collections.ConfigDict, weights: load.Weights
-) -> ml_collections.ConfigDict:
-  """Sets a configuration's model to that of some weights.
-
-  Raises:
-    errors.InputError: if the configuration names another.
-  """
-  config = config.copy_and_resolve_references()
-  model = config.model
-  if model.name not in (None, weights.model):
-    raise errors.InputError(
-      f"The weights are of '{weights.model}', not of '{model.name}'; say "
-      f'--config.model.name={weights.model}.'
-    )
-  model.name = weights.model
-  for option, value in weights.options.items():
-    if option not in model:
-      raise errors.InputError(
-        f"The weights are of a '{model.name}' with {option}={value}, which no "
-        'config sets.'
-      )
-    if model[option] is None:
-      model[option] = value
-  return config
-
-
-def check_same_everywhere(config: ml_collections.ConfigDict) -> None:
-  """Checks that all processes resolved the same configuration.
-
-  Raises:
-    errors.InputError: with the keys that differ.
-  """
-  with errors.as_input_error():
-    collectives.assert_equal(
-      {key: str(value) for key, value in config_lib.flat(config).items()}
-    )
-
-
-def check_layout(
-  config: ml_collections.ConfigDict, devices: int | None = None
+def _check_fast_paths(
+  config: ml_collections.ConfigDict, spec: registry.ModelSpec
 ) -> None:
-  """Checks that a resolved configuration can be trained on so many devices.
+  known = list(fast_paths.FAST_PATHS)
+  for name in fast_paths.names(config.run.fast_paths):
+    if name not in known:
+      raise errors.InputError(
+        f"run.fast_paths has no path '{name}'."
+        f'{did_you_mean(name, known)} Known: {fast_paths.AUTO}, '
+        f'{fast_paths.NONE}, {", ".join(known)}.'
+      )
+    if reason := fast_paths.conflict(name, config, spec):
+      raise errors.InputError(
+        f'run.fast_paths: {name} {reason}. Leave {name} out.'
+      )
 
-  Args:
-    config: resolved.
-    devices: how many; by default all that are here.
 
-  Raises:
-    errors.InputError: with the arithmetic and the nearest sizes that work.
-  """
-  devices = devices or jax.device_count()
-  check, shards = config_lib.check_divides, config.data.shards
-  check('data.shards', shards, 'the number of devices', devices)
-  check('batch_size', config.batch_size, 'data.shards', shards)
+def _check_layout(config: ml_collections.ConfigDict, devices: int) -> None:
+  shards = config.data.shards
+  check_divides('data.shards', shards, 'the number of devices', devices)
+  check_divides('batch_size', config.batch_size, 'data.shards', shards)
   mixes = config.data.mixup or config.data.cutmix
   if mixes and config.data.partners == 'in_batch':
     twice = 'twice data.shards'
-    check('batch_size', config.batch_size, twice, 2 * shards)
-  if (parts := config.run.accumulate) > 1:
-    a_device = 'the number of devices times run.accumulate'
-    check('batch_size', config.batch_size, a_device, devices * parts)
-    spec = registry.get_spec(config.model.name)
-    if 'cross_replica_axis' in spec.options:
-      raise errors.InputError(
-        f"'{config.model.name}' normalises batches, and run.accumulate={parts} "
-        'would make them smaller: leave it out, or take a smaller batch_size.'
-      )
+    check_divides('batch_size', config.batch_size, twice, 2 * shards)
 
 
-def model_options(
-  model: ml_collections.ConfigDict,
-) -> dict[str, float | str]:
-  """Returns the options of a model's module that a configuration sets.
+def _check_microbatches(
+  config: ml_collections.ConfigDict, spec: registry.ModelSpec, devices: int
+) -> None:
+  count = config.run.accumulate
+  if count == 1:
+    return
+  divisor = 'the number of devices times run.accumulate'
+  check_divides('batch_size', config.batch_size, divisor, devices * count)
+  if spec.uses_batch_statistics:
+    raise errors.InputError(
+      f"'{spec.name}' normalises batches, and run.accumulate={count} would "
+      'make them smaller. Leave it out, or use a smaller batch_size.'
+    )
+
+
+def check_divides(
+  name: str, value: int, divisor_name: str, divisor: int
+) -> None:
+  """Check that a setting is a positive multiple of a number.
 
   Raises:
-    errors.InputError: if the model's family has no such option, or there is no
-      such activation.
+    errors.InputError: with the arithmetic and the nearest values that work.
   """
-  options = {name: value for name, value in model.items() if value is not None}
-  del options['name']
-  if options.pop('cross_replica_bn'):
-    options['cross_replica_axis'] = data_parallel.AXIS
-  known = registry.get_spec(model.name).options
-  for name in options:
-    if name not in known:
-      setting = name.replace('cross_replica_axis', 'cross_replica_bn')
+  if value > 0 and value % divisor == 0:
+    return
+  below = value // divisor * divisor
+  near = [size for size in (below, below + divisor) if size > 0]
+  flags = ' or '.join(f'--config.{name}={size}' for size in near)
+  raise errors.InputError(
+    f'{name} {value} is not a positive multiple of {divisor_name} {divisor} '
+    f'({value} = {value // divisor} x {divisor} + {value % divisor}). '
+    f'Use {flags or f"--config.{name}={divisor}"}.'
+  )
+
+
+def check_examples(
+  split_setting: str, split: str, examples: int, minimum: int
+) -> None:
+  """Check that a split is large enough.
+
+  Raises:
+    errors.InputError: if it is not.
+  """
+  if examples < minimum:
+    purpose = 'one per data shard' if minimum > 1 else 'to evaluate'
+    raise errors.InputError(
+      f"data.{split_setting} '{split}' has {examples} examples; it needs at "
+      f'least {minimum}, {purpose}.'
+    )
+
+
+def check_steps(config: ml_collections.ConfigDict, units: durations.Units):
+  """Check that durations are at least one step, once the data is known.
+
+  Raises:
+    errors.InputError: naming the setting.
+  """
+  for name, duration in (
+    ('train_for', config.train_for),
+    ('optimizer.decay_every', config.optimizer.decay_every),
+  ):
+    if duration is not None and units.steps(duration) < 1:
       raise errors.InputError(
-        f"model.{setting} is no option of '{model.name}'; leave it out."
+        f"{name} '{duration}' is less than one step of {config.batch_size} "
+        'examples.'
       )
-  if 'activation' in options:
-    with errors.as_input_error():
-      layers.scaled_activation(options['activation'])
-  return options
+
+
+def check_same_experiment(
+  saved: ml_collections.ConfigDict, config: ml_collections.ConfigDict, run: str
+) -> None:
+  """Check that a run is resumed with the configuration that it was begun with.
+
+  Args:
+    saved: of the run.
+    config: resolved.
+    run: the workdir.
+
+  Raises:
+    errors.InputError: with the settings that differ.
+  """
+  before, now = base.flat(saved), base.flat(config)
+  differing = [
+    f'{name}: {before.get(name)} there, {now.get(name)} here'
+    for name in sorted(before.keys() | now.keys())
+    if not name.startswith('run.') and before.get(name) != now.get(name)
+  ]
+  if differing:
+    raise errors.InputError(
+      f"'{run}' holds another experiment ({'; '.join(differing)}). Use "
+      'another --workdir, or the same settings.'
+    )

@@ -1,97 +1,109 @@
-"""What a workdir keeps of its run's configuration."""
+"""The configuration and the class names that a workdir stores."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 import json
-import os
+import pathlib
+import re
+from typing import Any
 
 from etils import epath
 import ml_collections
 
 from nfnet_jax import errors
-from nfnet_jax.config import base as config_lib
+from nfnet_jax.config import base, fast_paths
 from nfnet_jax.storage import failures, files
 
-_FILE = 'config.json'
+_CONFIG = 'config.json'
 _CLASSES = 'classes.txt'
+
+
+def parse_path(name: str) -> epath.Path:
+  """Return the absolute path of a workdir.
+
+  Args:
+    name: a local folder, or gs://BUCKET/FOLDER.
+
+  Raises:
+    errors.InputError: if it is neither.
+  """
+  if not files.is_in_bucket(name):
+    return epath.Path(pathlib.Path(name).resolve())
+  if not re.match('gs://[^/]', name):
+    raise errors.InputError(
+      f"--workdir='{name}' is neither a local folder nor gs://BUCKET/FOLDER."
+    )
+  return epath.Path(name)
 
 
 def save(
   config: ml_collections.ConfigDict,
-  workdir: os.PathLike,
+  workdir: epath.PathLike,
   class_names: Sequence[str],
 ) -> None:
-  """Writes `WORKDIR/config.json`, and the classes' names to `classes.txt`.
+  """Write `WORKDIR/config.json` and `WORKDIR/classes.txt`.
 
   Raises:
     errors.InputError: if the workdir can never be written.
-    errors.RunError: if it cannot be written now, for want of space perhaps.
+    errors.RunError: if it cannot be written now, for example on a full disk.
   """
-  workdir = epath.Path(workdir)
+  folder = epath.Path(workdir)
   text = json.dumps(config.to_dict(), indent=2) + '\n'
   with failures.as_command_error():
-    with failures.as_os_error(f'Making {workdir}'):
-      workdir.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(workdir / _CLASSES, '\n'.join(class_names) + '\n')
-    files.write_atomically(workdir / _FILE, text)
+    with failures.as_os_error(f'Making {folder}'):
+      folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(folder / _CLASSES, '\n'.join(class_names) + '\n')
+    files.write_atomically(folder / _CONFIG, text)
 
 
-def is_run(workdir: os.PathLike) -> bool:
-  """Whether a workdir holds a run, as far as this process sees.
+def is_run(workdir: epath.PathLike) -> bool:
+  """Return whether a workdir holds a run that this process can see.
 
   Raises:
     errors.InputError: if it can never be read.
     errors.RunError: if it cannot be read now.
   """
-  path = epath.Path(workdir) / _FILE
+  path = epath.Path(workdir) / _CONFIG
   with failures.as_command_error(), failures.as_os_error(f'Reading {path}'):
     return path.exists()
 
 
-def load(workdir: os.PathLike) -> ml_collections.ConfigDict:
-  """Reads the configuration that a workdir was made with.
+def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+  """Read the configuration that a run was begun with.
+
+  Settings that did not exist then have their defaults.
 
   Raises:
     errors.InputError: if there is none, or it can never be read.
     errors.RunError: if it cannot be read now.
   """
   if not is_run(workdir):
-    raise errors.InputError(
-      f"'{workdir}' holds no run: there is no {_FILE} in it."
-    )
-  path, config = epath.Path(workdir) / _FILE, config_lib.base()
+    raise errors.InputError(f"'{workdir}' holds no run: it has no {_CONFIG}.")
+  path = epath.Path(workdir) / _CONFIG
   with failures.as_command_error(), failures.as_os_error(f'Reading {path}'):
     text = path.read_text()
-  with errors.as_input_error(KeyError):
-    config.update(json.loads(text))
+  config = base.get_config()
+  try:
+    config.update(_upgrade(json.loads(text)))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(
+      f"'{path}' cannot be used: {error!r}. Restore the file, or use another "
+      '--workdir.'
+    ) from error
   return config
 
 
-def load_begun(
-  workdir: os.PathLike, weights: str
-) -> ml_collections.ConfigDict | None:
-  """Reads the configuration of a run that began with these weights, if any."""
-  if not is_run(workdir):
-    return None
-  config = load(workdir)
-  return config if config.weights == config_lib.absolute(weights) else None
+def _upgrade(saved: dict[str, Any]) -> dict[str, Any]:
+  """Return a saved configuration of nfnet_jax 0.1.0 in today's settings.
 
-
-def check_same(config: ml_collections.ConfigDict, workdir: os.PathLike) -> None:
-  """Checks that a workdir holds no other experiment than this one.
-
-  Raises:
-    errors.InputError: with the keys that differ.
+  There each fast path had a setting of its own, and an option of the model that
+  is now unset was False.
   """
-  if not is_run(workdir):
-    return
-  before, now = config_lib.flat(load(workdir)), config_lib.flat(config)
-  differing = [
-    f'{key}: {before.get(key)} there, {now.get(key)} here'
-    for key in sorted(before.keys() | now.keys())
-    if not key.startswith('run.') and before.get(key) != now.get(key)
-  ]
-  if differing:
-    raise errors.InputError(
-      f"'{workdir}' holds another experiment ({'; '.join(differing)}). Use "
-      'another --workdir, or the same settings.'
-    )
+  run, model = saved['run'], saved['model']
+  old = [name for name in fast_paths.FAST_PATHS if name in run]
+  if old:
+    run['fast_paths'] = fast_paths.join([name for name in old if run.pop(name)])
+  if model.get('cross_replica_bn') is False:
+    model['cross_replica_bn'] = None
+  return saved

@@ -1,4 +1,6 @@
-"""Where the other processes of a job are, by what is said of them."""
+"""The addresses of a job's processes: flags, schedulers and error messages."""
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -8,9 +10,9 @@ import socket
 
 import jax
 
-# What a scheduler tells the processes of a job, as JAX's own detection reads
-# it; on a Cloud TPU VM JAX sets its platforms, if the user did not.
-_SIGNS = (
+# Variables that a scheduler sets for the processes of a job, and that JAX reads
+# to find them. On a Cloud TPU VM JAX sets its platforms, if the user did not.
+_SCHEDULER_VARIABLES = (
   'SLURM_STEP_NODELIST',
   'OMPI_MCA_orte_hnp_uri',
   'JOB_COMPLETION_INDEX',  # Kubernetes.
@@ -21,18 +23,19 @@ _FLAGS = '--coordinator=HOST:PORT, --num_processes=N and --process_id=I'
 def check(
   coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-  """Checks where a person says that the others are.
+  """Check the addresses that the user gave.
 
   Raises:
-    ValueError: if that is no place, or half of one.
+    ValueError: if they are incomplete or not valid.
   """
-  if None in (coordinator, num_processes, process_id):
+  if coordinator is None or num_processes is None or process_id is None:
     raise ValueError(
-      f'Several processes need all of {_FLAGS}; a cluster that JAX knows, none.'
+      f'Several processes need all of {_FLAGS}. On a cluster that JAX detects, '
+      'omit all three.'
     )
   if not re.fullmatch(r'\S+:\d+', coordinator):
     raise ValueError(
-      f'--coordinator={coordinator} is not HOST:PORT; any free port of process '
+      f'--coordinator={coordinator} is not HOST:PORT. Any free port of process '
       f'0 will do, such as {coordinator.partition(":")[0]}:8476.'
     )
   if not 0 <= process_id < num_processes:
@@ -42,10 +45,10 @@ def check(
     )
 
 
-def port_trouble(coordinator: str) -> str | None:
-  """Says what to do where process 0 cannot listen, if it cannot.
+def port_error(coordinator: str) -> str | None:
+  """Return an error message if process 0 cannot listen on its port.
 
-  JAX, told to, crashes at times.
+  JAX sometimes crashes on such a port.
   """
   port = int(coordinator.rpartition(':')[2])
   with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
@@ -53,42 +56,43 @@ def port_trouble(coordinator: str) -> str | None:
     try:
       probe.bind(('::', port))
     except (OSError, OverflowError) as error:
-      # Which says that there is no IPv6.
+      # EADDRNOTAVAIL means that the host has no IPv6.
       if getattr(error, 'errno', None) != errno.EADDRNOTAVAIL:
         return (
-          f'Process 0 cannot listen at port {port} ({error}): name another in '
-          '--coordinator.'
+          f'Process 0 cannot listen on port {port} ({error}). Choose another '
+          'port in --coordinator.'
         )
   return None
 
 
 def may_have_others() -> bool:
-  """Whether to ask JAX; its detection may fail where no job is running."""
-  return 'tpu' in (jax.config.jax_platforms or '') or bool(signs())
+  """Return whether to ask JAX: its detection may fail where no job runs."""
+  platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+  return 'tpu' in (platforms or '') or bool(scheduler_variables())
 
 
-def signs() -> list[str]:
-  """Returns the variables of a scheduler in the environment."""
-  return [sign for sign in _SIGNS if sign in os.environ]
+def scheduler_variables() -> list[str]:
+  """Return the names of a scheduler's variables in the environment."""
+  return [name for name in _SCHEDULER_VARIABLES if name in os.environ]
 
 
-def not_found(found: list[str]) -> str:
-  """Says what to do where a scheduler has signs but JAX finds nobody."""
+def not_found_message(variables: list[str]) -> str:
+  """Return the error message for a scheduled job that JAX does not detect."""
   package = ''
-  if 'JOB_COMPLETION_INDEX' in found:
-    package = ' In Kubernetes it needs `pip install kubernetes`.'
+  if 'JOB_COMPLETION_INDEX' in variables:
+    package = ' In Kubernetes this needs `pip install kubernetes`.'
   return (
-    f'{found[0]} tells of a job of several processes, but JAX does not find '
-    f'them.{package} Say where they are: {_FLAGS}; or --num_processes=1, if '
-    'this one is alone.'
+    f'{variables[0]} is set by a job of several processes, but JAX does not '
+    f'find them.{package} Pass {_FLAGS}; or --num_processes=1 for a single '
+    'process.'
   )
 
 
-def cannot_join(error: Exception) -> str:
-  """Says what to do where JAX fails to join the others."""
+def join_error_message(error: Exception) -> str:
+  """Return the error message for a failure of JAX to join the processes."""
   return (
-    f'The processes cannot be joined ({" ".join(str(error).split())}). See '
-    f'that they may; or say where they are: {_FLAGS}.'
+    f'The processes cannot be joined ({" ".join(str(error).split())}). Check '
+    f'that they can connect, or pass {_FLAGS}.'
   )
 
 
@@ -98,12 +102,12 @@ def timeout_message(
   process_id: int | None,
   timeout: float,
 ) -> str:
-  """Says for whom a process has waited, and what to do."""
-  who = 'the other processes of the job'
+  """Return the error message for processes that did not start in time."""
+  waiting, others = 'This process', 'the other processes of the job'
   if coordinator:
-    who = f'the others of {num_processes} processes at {coordinator}'
-    who = f'process {process_id}: {who}'
+    waiting = f'Process {process_id}'
+    others = f'the others of {num_processes} processes at {coordinator}'
   return (
-    f'Waited {timeout:g} s for {who}, in vain. Start the same command on every '
-    'host, and see that they reach that of process 0.'
+    f'{waiting} waited {timeout:g} s for {others}. Start the same command on '
+    'every host, and check that each host can reach the host of process 0.'
   )

@@ -1,7 +1,10 @@
-"""What several processes tell one another; all of them call, in one order.
+"""Exchange of values between processes.
 
-A process alone is told what it says itself.
+All processes must make the same calls in the same order. With a single process
+every function returns its own argument.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -14,16 +17,14 @@ import numpy as np
 
 from nfnet_jax.distributed import processes
 
-# Processes wait for one another as long as the watch lets them.
-_FOREVER_MS = 7 * 24 * 3600 * 1000
 _CHUNK = 1 << 24  # 64 MiB of uint32.
 
 
 def from_primary(make: Callable[[], Any]) -> Any:
-  """Returns to every process what `make` returns to process 0.
+  """Return to every process what `make` returns in process 0.
 
   Args:
-    make: called by process 0 alone; returns what JSON can hold.
+    make: called only in process 0; its result must be serializable as JSON.
 
   Example:
     >>> from_primary(lambda: [1, 2])
@@ -35,35 +36,37 @@ def from_primary(make: Callable[[], Any]) -> Any:
   if processes.is_primary():
     process_group.client.key_value_set(key, json.dumps(make()))
   return json.loads(
-    process_group.client.blocking_key_value_get(key, _FOREVER_MS)
+    process_group.client.blocking_key_value_get(key, processes.NO_TIMEOUT_MS)
   )
 
 
-def all_true(holds: bool) -> bool:
-  """Returns whether something holds in every process.
+def all_true(value: bool) -> bool:
+  """Return whether `value` is true in every process.
 
   Example:
-    >>> everywhere(True)
+    >>> all_true(True)
     True
   """
   if (process_group := processes.process_group()) is None:
-    return holds
+    return value
   key = f'nfnet_jax/votes/{next(process_group.keys)}'
-  process_group.client.key_value_set(f'{key}/{process_group.index}', str(holds))
+  process_group.client.key_value_set(f'{key}/{process_group.index}', str(value))
   votes = [
-    process_group.client.blocking_key_value_get(f'{key}/{index}', _FOREVER_MS)
+    process_group.client.blocking_key_value_get(
+      f'{key}/{index}', processes.NO_TIMEOUT_MS
+    )
     for index in range(process_group.count)
   ]
   return all(vote == str(True) for vote in votes)
 
 
 def assert_equal(facts: Mapping[str, str]) -> None:
-  """Checks that all processes have the same facts as process 0.
+  """Check that all processes have the same facts as process 0.
 
-  Those that have wait for the failure of one that has not.
+  A process that agrees with process 0 waits for one that differs to fail.
 
   Raises:
-    ValueError: naming those that differ here.
+    ValueError: if this process differs; names the facts that do.
   """
   theirs = from_primary(lambda: dict(facts))
   differing = [
@@ -71,22 +74,24 @@ def assert_equal(facts: Mapping[str, str]) -> None:
     for name in sorted(theirs.keys() | facts.keys())
     if theirs.get(name) != facts.get(name)
   ]
-  agreed = all_true(not differing)
+  all_agree = all_true(not differing)
   if differing:
+    process_group = processes.process_group()
+    assert process_group is not None  # A single process equals itself.
     raise ValueError(
-      f'Process {processes.process_group().index} differs from process 0 in '
+      f'Process {process_group.index} differs from process 0 in '
       f'{", ".join(differing)}. Run the same command with the same '
       'installation on every host.'
     )
-  if not agreed:
+  if not all_agree:
     processes.await_failure()
 
 
 @contextlib.contextmanager
 def primary_first() -> Iterator[None]:
-  """Lets the other processes in once process 0 has left.
+  """Run the body in process 0, then in the other processes.
 
-  For what the first to come prepares for all, such as a dataset.
+  For work that the first process does for all, such as preparing a dataset.
   """
   if not processes.is_primary():
     from_primary(lambda: None)
@@ -95,21 +100,23 @@ def primary_first() -> Iterator[None]:
     from_primary(lambda: None)
 
 
-def broadcast(tree: Any, like: Any) -> Any:
-  """Returns process 0's tree, bit for bit, to every process.
+def broadcast(tree: Any, template: Any) -> Any:
+  """Return process 0's tree, bit for bit, to every process.
 
   Args:
-    tree: of arrays; only process 0's counts, others may pass None.
-    like: a tree of arrays or shapes of the same structure.
+    tree: a pytree of arrays; ignored in processes other than 0, which may pass
+      None.
+    template: a pytree of arrays or of `jax.ShapeDtypeStruct`, with the same
+      structure, shapes and dtypes.
   """
   if not processes.are_several():
     return tree
-  leaves, structure = jax.tree.flatten(like)
+  leaves, structure = jax.tree.flatten(template)
   if processes.is_primary():
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
   else:
     leaves = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
-  # As integers, in pieces of one size: exact, and compiled once.
+  # As integers, which are exact, in chunks of one size, which compile once.
   raw = b''.join(leaf.tobytes() for leaf in leaves)
   chunk = min(_CHUNK, -(-len(raw) // 4))
   padded = np.zeros(-(-len(raw) // (4 * chunk)) * chunk, np.uint32)
@@ -117,11 +124,11 @@ def broadcast(tree: Any, like: Any) -> Any:
   for begin in range(0, len(padded), chunk):
     piece = slice(begin, begin + chunk)
     padded[piece] = multihost_utils.broadcast_one_to_all(padded[piece])
-  return jax.tree.unflatten(structure, _cut(padded.tobytes(), leaves))
+  return jax.tree.unflatten(structure, _unpack(padded.tobytes(), leaves))
 
 
-def _cut(raw: bytes, leaves: list[np.ndarray]) -> Iterator[np.ndarray]:
-  """Reads arrays like `leaves` off the front of their bytes."""
+def _unpack(raw: bytes, leaves: list[np.ndarray]) -> Iterator[np.ndarray]:
+  """Yield arrays of the shapes and dtypes of `leaves` from their bytes."""
   offset = 0
   for leaf in leaves:
     flat = np.frombuffer(raw, leaf.dtype, leaf.size, offset)

@@ -1,4 +1,6 @@
-"""Compiled programs, kept for the next start by JAX's persistent cache."""
+"""JAX's persistent compilation cache, shared by all processes of a run."""
+
+from __future__ import annotations
 
 import os
 import tempfile
@@ -10,57 +12,60 @@ from nfnet_jax.storage import files
 
 
 def enable_compilation_cache() -> str | None:
-  """Has JAX keep what it compiles, and look there first.
+  """Make JAX store compiled programs and reuse them in the next run.
 
-  JAX's own `JAX_COMPILATION_CACHE_DIR` says where. Without it programs for TPUs
-  and GPUs go to `~/.cache/nfnet_jax/programs`; CPUs keep none, as JAX rejects
-  kept programs on some of them (jax#38445). To be called by all processes,
-  before anything long is compiled: process 0 alone writes, so that others gain
-  only from a folder that they see too. Where they do not, none uses it, for on
-  GPUs processes that compile may wait for those that do not.
+  `JAX_COMPILATION_CACHE_DIR`, JAX's own variable, names the folder. The default
+  is `~/.cache/nfnet_jax/programs` for TPUs and GPUs. On CPUs nothing is stored
+  by default, as JAX rejects stored programs on some of them (jax#38445).
+
+  All processes must call it before they compile anything large. Only process 0
+  writes, so the other processes gain only from a folder that they share with
+  it. If they do not share it, no process uses the cache: on GPUs, processes
+  that compile may wait for processes that do not.
 
   Returns:
-    The folder, or why programs are not kept, for the log; None on a CPU.
+    The folder, or the reason why programs are not stored, for the log; None if
+    there is no cache, as on a CPU.
 
   Raises:
-    ValueError: if processes are told to keep them in different kinds of places.
+    ValueError: if the processes are configured with different folders.
   """
-  folder = jax.config.jax_compilation_cache_dir
+  folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
   if folder is None and jax.default_backend() != 'cpu':
     folder = str(files.cache_folder('programs'))
-  # What they exchange next depends on it.
+  # What the processes exchange next depends on this.
   collectives.assert_equal({'JAX_COMPILATION_CACHE_DIR': _kind(folder)})
   if not folder:
     return None
-  trouble = None if '://' in folder else _trouble(folder)
-  jax.config.update('jax_compilation_cache_dir', None if trouble else folder)
-  return f'not kept: {trouble}' if trouble else folder
+  problem = None if files.is_in_bucket(folder) else _problem(folder)
+  jax.config.update('jax_compilation_cache_dir', None if problem else folder)
+  return f'not kept: {problem}' if problem else folder
 
 
 def _kind(folder: str | None) -> str:
   if not folder:
     return 'none'
-  return folder if '://' in folder else 'a local folder'
+  return folder if files.is_in_bucket(folder) else 'a local folder'
 
 
-def _trouble(folder: str) -> str | None:
-  """Returns why a local folder will not do, if it will not."""
-  mark, trouble = collectives.from_primary(lambda: _mark(folder))
-  if trouble:
-    return trouble
-  seen = collectives.all_true(os.path.exists(mark))
+def _problem(folder: str) -> str | None:
+  """Return why the processes cannot use a local folder, or None."""
+  marker, problem = collectives.from_primary(lambda: _create_marker(folder))
+  if problem:
+    return problem
+  is_shared = collectives.all_true(os.path.exists(marker))
   if processes.is_primary():
-    os.unlink(mark)
-  if not seen:
+    os.unlink(marker)
+  if not is_shared:
     return (
-      f'not all hosts see {folder}; JAX_COMPILATION_CACHE_DIR names one that '
-      'they share, or a bucket.'
+      f'not all hosts see {folder}; set JAX_COMPILATION_CACHE_DIR to a folder '
+      'that they share, or to a bucket.'
     )
   return None
 
 
-def _mark(folder: str) -> tuple[str, str | None]:
-  """Makes a file in a folder; returns its name, or what went wrong."""
+def _create_marker(folder: str) -> tuple[str, str | None]:
+  """Create a file in a folder; return its path and an error message or None."""
   try:
     os.makedirs(folder, exist_ok=True)
     handle, path = tempfile.mkstemp(prefix='.seen_', dir=folder)

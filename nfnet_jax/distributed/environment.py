@@ -1,4 +1,6 @@
-"""What is installed here, to be compared between hosts."""
+"""The installed code and packages, for comparison between hosts."""
+
+from __future__ import annotations
 
 import hashlib
 from importlib import metadata
@@ -6,7 +8,7 @@ import pathlib
 import platform
 import re
 
-# What must be the same everywhere, or devices hang or results differ.
+# These must be the same on all hosts, or devices hang or results differ.
 _PACKAGES = (
   'jax',
   'jaxlib',
@@ -18,12 +20,12 @@ _PACKAGES = (
   'tensorflow-cpu',
   'tensorflow-datasets',
 )
-# Plugins of JAX, and the libraries that they call.
-_KINDS = ('jax', 'libtpu', 'nvidia-')
+# Prefixes of JAX's plugins and of the libraries that they call.
+_PREFIXES = ('jax', 'libtpu', 'nvidia-')
 
 
 def describe() -> dict[str, str]:
-  """Names this package's code and the versions of what it stands on.
+  """Return a digest of this package's code and the versions of what it uses.
 
   Example:
     >>> sorted(describe())[:2]
@@ -46,10 +48,10 @@ def _versions() -> dict[str, str]:
     'Python': platform.python_version(),
     **dict.fromkeys(_PACKAGES, 'none'),
   }
-  # Of two of a name the first is imported.
+  # Reversed, because Python imports the first of two with the same name.
   for distribution in reversed(list(metadata.distributions())):
-    # As pip compares names; a broken installation has none.
+    # Normalized as pip does; a broken installation has no name.
     name = re.sub('[-_.]+', '-', distribution.metadata['Name'] or '').lower()
-    if name in _PACKAGES or name.startswith(_KINDS):
+    if name in _PACKAGES or name.startswith(_PREFIXES):
       versions[name] = distribution.version
   return versions

@@ -1,8 +1,13 @@
-"""Ending a run on SIGTERM or Ctrl-C without losing a step."""
+"""Stopping a run on SIGTERM or Ctrl-C without losing a step."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 import itertools
 import os
 import signal
+import types
+from typing import Any
 
 from jax.experimental import multihost_utils
 
@@ -10,14 +15,14 @@ from nfnet_jax.distributed import processes
 
 
 class Interrupted(Exception):
-  """The run was asked to stop; what raises it to the caller has saved."""
+  """The run was asked to stop, and its state was saved."""
 
 
 class StopRequest:
-  """Notes SIGTERM and SIGINT, so that the loop can stop between two steps.
+  """Record SIGTERM and SIGINT, so that the loop can stop between two steps.
 
-  A second SIGINT acts at once, as usual. Of several processes any may be asked;
-  all of them learn it at the same poll.
+  A second SIGINT interrupts at once, as Python does by default. With several
+  processes any of them may get the signal; all of them see it at the same poll.
 
   Example:
     >>> with StopRequest() as stop:
@@ -27,28 +32,33 @@ class StopRequest:
 
   def __init__(self):
     self._requested = False
-    self._previous = {}
-    # Several processes agree on a number yet to come, so that one counter must
-    # go on through steps and evaluations alike.
+    self._previous: dict[int, Callable[..., Any] | int | None] = {}
+    # Several processes agree on the number of a future poll, so one counter
+    # has to run through training and evaluation.
     self._polls = itertools.count(1)
 
-  def __enter__(self) -> 'StopRequest':
-    self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
-    if not processes.are_several():  # JAX notes it.
-      self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+  def __enter__(self) -> StopRequest:
+    """Install the signal handlers."""
+    self._handle(signal.SIGINT)
+    if not processes.are_several():  # Else JAX handles SIGTERM.
+      self._handle(signal.SIGTERM)
     return self
 
-  def __exit__(self, *error) -> None:
+  def _handle(self, number: int) -> None:
+    self._previous[number] = signal.signal(number, self._on_signal)
+
+  def __exit__(self, *exc_info: Any) -> None:
+    """Restore the previous signal handlers."""
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
   def poll(self) -> bool:
-    """Whether to stop here; to be called equally often by all processes."""
+    """Return whether to stop here; all processes must call it equally often."""
     if processes.are_several():
       return multihost_utils.reached_preemption_sync_point(next(self._polls))
     return self._requested
 
-  def _note(self, number: int, frame) -> None:
+  def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
     del frame
     self._requested = True
     if number == signal.SIGINT:

@@ -1,9 +1,11 @@
-"""Several processes that run as one: a common start, a common end.
+"""Several processes that run as one: a common start and a common end.
 
-A process that fails tells the others, which would wait for it in a collective
-for ever, and all of them end. A process alone needs none of this, and every
-function here does the obvious for it.
+A process that fails publishes its failure, and all processes exit. Otherwise
+the others would wait for it in a collective operation forever. With a single
+process, every function here does nothing or returns the trivial answer.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
@@ -15,23 +17,25 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from nfnet_jax.distributed import cluster
 
-_BEATS, _FAILURES = 'nfnet_jax/beats', 'nfnet_jax/failures'
-_SECONDS_A_BEAT = 1.0
-# At most; as long as JAX's own default. Imports and compilations hold up beats.
-_SILENCE = 100
-# A failed process stays until the others have read why, and process 0, which
-# holds what there is to read, until they have left.
-_LINGER, _LINGER_OF_PRIMARY = 3 * _SECONDS_A_BEAT, 6 * _SECONDS_A_BEAT
-# JAX's goodbye, to which all come at once.
-_FAREWELL = 30
-# Processes wait for one another as long as the watch lets them.
-_FOREVER_MS = 7 * 24 * 3600 * 1000
+_HEARTBEATS, _FAILURES = 'nfnet_jax/heartbeats', 'nfnet_jax/failures'
+_HEARTBEAT_SECONDS = 1.0
+# The largest timeout of a heartbeat, JAX's own default. Imports and
+# compilations delay heartbeats.
+_MAX_HEARTBEAT_TIMEOUT = 100
+# A failed process exits after the others have read the reason. Process 0, which
+# holds the key-value store, exits after all others.
+_GRACE_PERIOD = 3 * _HEARTBEAT_SECONDS
+_GRACE_PERIOD_OF_PRIMARY = 6 * _HEARTBEAT_SECONDS
+# For JAX's shutdown barrier, which all processes reach at the same time.
+_SHUTDOWN_TIMEOUT = 30
+# A week. The heartbeat monitor ends a wait for a lost process.
+NO_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 _RESUME = 'The same command on all hosts resumes from the last checkpoint.'
 
 EXIT_FAILED = 1
@@ -39,13 +43,21 @@ EXIT_FAILED = 1
 
 @dataclasses.dataclass
 class ProcessGroup:
-  """This process among several."""
+  """The processes of a run, as one of them sees them.
 
-  client: Any  # JAX's; a store of keys that all processes see.
+  Attributes:
+    client: JAX's client of the key-value store that all processes share.
+    index: this process's number, from 0.
+    count: the number of processes.
+    keys: numbers of the exchanges between processes, for unique keys.
+    monitor: the thread that watches the other processes.
+  """
+
+  client: Any
   index: int
   count: int
   keys: Iterator[int] = dataclasses.field(default_factory=itertools.count)
-  watch: '_Watch | None' = None
+  monitor: _HeartbeatMonitor | None = None
 
 
 _process_group: ProcessGroup | None = None
@@ -58,20 +70,21 @@ def start(
   *,
   timeout: float = 300,
 ) -> None:
-  """Joins the processes that run the same command, if there are others.
+  """Join the processes that run the same command, if there are others.
 
-  To be called before anything touches a device. Without arguments JAX finds the
-  others on Cloud TPU, GKE, Slurm, Open MPI and in an indexed Kubernetes job;
-  elsewhere, and where `JAX_PLATFORMS` leaves out a VM's TPU, this process stays
-  alone.
+  Must be called before anything uses a device. Without arguments JAX finds the
+  other processes on Cloud TPU, GKE, Slurm, Open MPI and in an indexed
+  Kubernetes job. Elsewhere, and where `JAX_PLATFORMS` excludes a VM's TPU, this
+  process is the only one.
 
   Args:
-    coordinator: HOST:PORT of process 0, on which it listens.
-    num_processes: how many there are; 1 stays alone wherever it is.
-    process_id: which one this is, from 0.
-    timeout: seconds to wait for the others; where they do not come, or cannot
-      be joined, this process ends with a line. Later it ends once one of them
-      has been silent for as long, at most 100 seconds.
+    coordinator: HOST:PORT on which process 0 listens.
+    num_processes: the number of processes; with 1 this process joins no others,
+      on any cluster.
+    process_id: the number of this process, from 0.
+    timeout: seconds to wait for the other processes. If they do not start or
+      cannot be joined, this process exits with a message. Afterwards it is the
+      timeout of heartbeats, at most 100 seconds.
 
   Raises:
     ValueError: if some but not all of the arguments are given, or a scheduler
@@ -82,71 +95,74 @@ def start(
   arguments = coordinator, num_processes, process_id
   if arguments != (None,) * 3:
     cluster.check(*arguments)
-    if process_id == 0 and (trouble := cluster.port_trouble(coordinator)):
-      _end(trouble, EXIT_FAILED)
+    assert coordinator is not None  # Checked above.
+    if process_id == 0 and (error := cluster.port_error(coordinator)):
+      _exit_process(error, EXIT_FAILED)
   elif not cluster.may_have_others():
     return
-  with _explaining_aborts():
-    _initialize(arguments, timeout)
+  with _exit_on_abort():
+    _initialize(coordinator, num_processes, process_id, timeout)
 
 
 def process_group() -> ProcessGroup | None:
-  """Returns this process's place among the others, if there are any."""
+  """Return the process group, or None for a single process."""
   return _process_group
 
 
 def is_primary() -> bool:
-  """Whether this process is the one that writes."""
+  """Return whether this is process 0, the only one that writes files."""
   return _process_group is None or _process_group.index == 0
 
 
 def are_several() -> bool:
-  """Whether there are other processes."""
+  """Return whether there are other processes."""
   return _process_group is not None
 
 
 def finish() -> None:
-  """Waits until every process is done; call it before leaving in peace."""
+  """Wait until every process is done; call it before a normal exit."""
   global _process_group
   if _process_group is None:
     return
-  _process_group.client.wait_at_barrier('nfnet_jax/finish', _FOREVER_MS)
-  _process_group.watch.stop()
+  _process_group.client.wait_at_barrier('nfnet_jax/finish', NO_TIMEOUT_MS)
+  assert _process_group.monitor is not None
+  _process_group.monitor.stop()
   _process_group = None
   jax.distributed.shutdown()
 
 
-def fail(line: str, exit_code: int = EXIT_FAILED, details: str = '') -> None:
-  """Ends all processes, with a line; a process alone goes on.
+def fail(message: str, exit_code: int = EXIT_FAILED, details: str = '') -> None:
+  """Make all processes exit with a message; return if there is only one.
 
-  At once: the usual end would wait for processes that wait for this one.
+  This process exits at once: the normal exit would wait for processes that wait
+  for this one.
 
   Args:
-    line: what happened, for all.
-    exit_code: of all of them.
-    details: more of it, for this process's log.
+    message: one line that every process prints.
+    exit_code: the exit code of every process.
+    details: printed before the message, only by this process.
   """
   if _process_group is None:
     return
-  _tell(line, exit_code)
-  _end(line, exit_code, _LINGER, details)
+  _publish_failure(message, exit_code)
+  _exit_process(message, exit_code, _GRACE_PERIOD, details)
 
 
 def await_failure() -> None:
-  """Waits to be ended by another process that has failed."""
-  time.sleep(_SILENCE)
-  fail(f'Another process failed without a word. {_RESUME}')
+  """Wait until the failure of another process ends this one."""
+  time.sleep(_MAX_HEARTBEAT_TIMEOUT)
+  fail(f'Another process failed without a message. {_RESUME}')
 
 
 @contextlib.contextmanager
-def at_most(seconds: float, line: str) -> Iterator[None]:
-  """Ends all processes, this one even if alone, if its body takes longer.
+def exit_after(seconds: float, message: str) -> Iterator[None]:
+  """Make all processes exit, even a single one, if the body takes too long.
 
   Args:
-    seconds: that it may take.
-    line: what to say where they do not suffice.
+    seconds: the time limit of the body.
+    message: printed before the exit.
   """
-  timer = threading.Timer(seconds, _give_up, (line,))
+  timer = threading.Timer(seconds, _fail_or_exit, (message,))
   timer.daemon = True
   timer.start()
   try:
@@ -155,163 +171,178 @@ def at_most(seconds: float, line: str) -> Iterator[None]:
     timer.cancel()
 
 
-def _give_up(line: str) -> None:
-  fail(line)
-  _end(line, EXIT_FAILED)
+def _fail_or_exit(message: str) -> None:
+  fail(message)
+  _exit_process(message, EXIT_FAILED)
 
 
 def explain(error: BaseException) -> str:
-  """Returns a line on what went wrong, the end of another process included."""
+  """Return one line about an error, naming the loss of a process as such."""
   line = f'{type(error).__name__}: {_first_line(error)}'
   return f'Lost another process ({line}). {_RESUME}' if 'Gloo' in line else line
 
 
-def _tell(line: str, exit_code: int) -> None:
-  """Leaves word of a failure for the others."""
+def _publish_failure(message: str, exit_code: int) -> None:
+  """Write a failure to the key-value store, for the other processes."""
   with contextlib.suppress(Exception):  # Process 0 may be the one that died.
+    assert _process_group is not None
     key = f'{_FAILURES}/{_process_group.index}'
-    _process_group.client.key_value_set(key, f'{exit_code} {line}')
+    _process_group.client.key_value_set(key, f'{exit_code} {message}')
 
 
 @contextlib.contextmanager
-def _explaining_aborts() -> Iterator[None]:
-  """Ends with a line where JAX would abort, once processes are several.
+def _exit_on_abort() -> Iterator[None]:
+  """Exit with a message where JAX aborts, once there is a process group.
 
-  JAX aborts as soon as process 0 is gone, and what it calls then cannot be
-  given from Python; collectives on CPUs abort at times when a peer is.
+  JAX aborts as soon as process 0 is gone, and its callback for that cannot be
+  set from Python. Collectives on CPUs sometimes abort when a peer is gone.
   """
-  signal_of_c = ctypes.CDLL(None).signal
-  signal_of_c.restype = ctypes.c_void_p
-  signal_of_c.argtypes = ctypes.c_int, ctypes.c_void_p
+  c_signal = ctypes.CDLL(None).signal
+  c_signal.restype = ctypes.c_void_p
+  c_signal.argtypes = ctypes.c_int, ctypes.c_void_p
   handler = ctypes.cast(_on_abort, ctypes.c_void_p)
-  before = signal_of_c(signal.SIGABRT, handler)
+  previous = c_signal(signal.SIGABRT, handler)
   try:
     yield
   finally:
     if _process_group is None:
-      signal_of_c(signal.SIGABRT, before)
+      c_signal(signal.SIGABRT, previous)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
-  """Called in the thread that aborts, which holds no lock of Python's."""
-  line = f'The runtime aborted, as it does where a process is lost. {_RESUME}'
+  """Handle SIGABRT in the thread that aborts, which does not hold the GIL."""
+  message = f'The runtime aborted, as it does after losing a process. {_RESUME}'
   if _process_group is not None:
-    # In a thread of its own: this one may be what receives the answer.
-    teller = threading.Thread(target=_tell, args=(line, EXIT_FAILED))
-    teller.start()
-    teller.join(_LINGER)
-  _end(line, EXIT_FAILED)
+    # In another thread: this one may be the one that receives the answer.
+    publisher = threading.Thread(
+      target=_publish_failure, args=(message, EXIT_FAILED)
+    )
+    publisher.start()
+    publisher.join(_GRACE_PERIOD)
+  _exit_process(message, EXIT_FAILED)
 
 
-_ending = threading.Lock()
+_exit_lock = threading.Lock()
 
 
-def _end(
-  line: str, exit_code: int, linger: float = 0, details: str = ''
-) -> None:
-  if not _ending.acquire(blocking=False):
-    threading.Event().wait()  # What follows from the first failure is noise.
+def _exit_process(
+  message: str, exit_code: int, grace_period: float = 0, details: str = ''
+) -> NoReturn:
+  """Print a message and exit at once; later calls in other threads block."""
+  if not _exit_lock.acquire(blocking=False):
+    threading.Event().wait()  # Later failures follow from the first one.
   try:
-    # Who read what this process says may be gone.
+    # The reader of the output may be gone.
     with contextlib.suppress(OSError, ValueError):
-      print(f'{details}nfnet_jax: {line}', file=sys.stderr, flush=True)
+      print(f'{details}nfnet_jax: {message}', file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):
       sys.stdout.flush()
     if _process_group is not None:
-      time.sleep(_LINGER_OF_PRIMARY if is_primary() else linger)
+      time.sleep(_GRACE_PERIOD_OF_PRIMARY if is_primary() else grace_period)
   finally:
     os._exit(exit_code)
 
 
-def _initialize(arguments: tuple, timeout: float) -> None:
-  """Starts JAX's coordination; there is a team if there are others."""
+def _initialize(
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  timeout: float,
+) -> None:
+  """Start JAX's coordination service; set the process group if needed."""
   global _process_group
-  coordinator = arguments[0]
-  silence = min(timeout, _SILENCE)
+  heartbeat_timeout = min(timeout, _MAX_HEARTBEAT_TIMEOUT)
+  address = coordinator, num_processes, process_id
   try:
-    # Sooner than JAX, which would abort with a stack trace.
-    with at_most(timeout, cluster.timeout_message(*arguments, timeout)):
+    # Earlier than JAX's timeouts, which abort with a stack trace.
+    with exit_after(timeout, cluster.timeout_message(*address, timeout)):
       jax.distributed.initialize(
-        *arguments,
+        coordinator,
+        num_processes,
+        process_id,
         initialization_timeout=int(timeout) + 60,
-        heartbeat_timeout_seconds=int(silence) + 60,
-        shutdown_timeout_seconds=_FAREWELL,
+        heartbeat_timeout_seconds=int(heartbeat_timeout) + 60,
+        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
         cluster_detection_method=None if coordinator is None else 'deactivate',
       )
   except ValueError as error:
     if coordinator or 'coordinator_address' not in str(error):
       raise
-    if signs := cluster.signs():
-      raise ValueError(cluster.not_found(signs)) from error
+    if variables := cluster.scheduler_variables():
+      raise ValueError(cluster.not_found_message(variables)) from error
     return  # A TPU without other hosts.
   except RuntimeError as error:
-    # At once: what JAX has half started may crash as the interpreter ends.
-    _end(cluster.cannot_join(error), EXIT_FAILED)
-  from jax._src import distributed  # There is no public way to the client.
+    # At once: what JAX has half started may crash in the normal exit.
+    _exit_process(cluster.join_error_message(error), EXIT_FAILED)
+  from jax._src import distributed  # JAX has no public access to the client.
 
   state = distributed.global_state
   if state.num_processes == 1:
     return
-  _process_group = ProcessGroup(
-    state.client, state.process_id, state.num_processes
-  )
-  _process_group.watch = _Watch(_process_group, silence)
-  _process_group.watch.start()
+  group = ProcessGroup(state.client, state.process_id, state.num_processes)
+  _process_group = group
+  group.monitor = _HeartbeatMonitor(group, heartbeat_timeout)
+  group.monitor.start()
 
 
-class _Watch(threading.Thread):
-  """Ends this process once another has failed or fallen silent."""
+class _HeartbeatMonitor(threading.Thread):
+  """Exit this process once another one has failed or stopped its heartbeat."""
 
-  def __init__(self, process_group: ProcessGroup, silence: float):
+  def __init__(self, process_group: ProcessGroup, timeout: float):
     super().__init__(daemon=True)
     self._process_group = process_group
-    self._silence = silence
+    self._timeout = timeout
     self._stopped = threading.Event()
-    self._beats = {}  # Process -> its last beat, and when it was new here.
+    # Process -> its last heartbeat, and when this process first saw it.
+    self._last: dict[int, tuple[str | None, float]] = {}
 
   def stop(self) -> None:
     self._stopped.set()
     self.join()
 
   def run(self) -> None:
-    for beat in itertools.count():
-      if self._stopped.wait(_SECONDS_A_BEAT):
+    for number in itertools.count():
+      if self._stopped.wait(_HEARTBEAT_SECONDS):
         return
-      # Process 0 is asked without a limit, and may hang.
-      late = threading.Timer(self._silence, self._lost_primary, ('it hangs',))
-      late.daemon = True
-      late.start()
+      # Calls to process 0 have no timeout, and may hang.
+      timer = threading.Timer(self._timeout, self._lost_primary, ('it hangs',))
+      timer.daemon = True
+      timer.start()
       try:
-        self._look(beat)
+        self._update(number)
       except Exception as error:
         self._lost_primary(_first_line(error))
       finally:
-        late.cancel()
+        timer.cancel()
 
   def _lost_primary(self, reason: str) -> None:
-    _end(f'Lost process 0 ({reason}). {_RESUME}', EXIT_FAILED)
+    _exit_process(f'Lost process 0 ({reason}). {_RESUME}', EXIT_FAILED)
 
-  def _look(self, beat: int) -> None:
+  def _update(self, number: int) -> None:
+    """Send a heartbeat; exit if another process has failed or sends none."""
     process_group, client = self._process_group, self._process_group.client
-    key = f'{_BEATS}/{process_group.index}'
-    client.key_value_set(key, str(beat), allow_overwrite=True)
+    key = f'{_HEARTBEATS}/{process_group.index}'
+    client.key_value_set(key, str(number), allow_overwrite=True)
     for key, failure in client.key_value_dir_get(_FAILURES):
-      index = key.rpartition('/')[2]
-      if int(index) != process_group.index:
-        exit_code, _, line = failure.partition(' ')
-        _end(f'Process {index} ended all: {line}', int(exit_code))
-    now, beats = time.monotonic(), dict(client.key_value_dir_get(_BEATS))
+      index = int(key.rpartition('/')[2])
+      if index != process_group.index:
+        exit_code, _, message = failure.partition(' ')
+        _exit_process(
+          f'Process {index} ended the run: {message}', int(exit_code)
+        )
+    now = time.monotonic()
+    heartbeats = dict(client.key_value_dir_get(_HEARTBEATS))
     for index in range(process_group.count):
-      # Or it died before its first.
-      value = beats.get(f'{_BEATS}/{index}')
-      last, since = self._beats.setdefault(index, (value, now))
-      if value != last:
-        self._beats[index] = value, now
-      elif now - since > self._silence:
+      # None if the process died before its first heartbeat.
+      heartbeat = heartbeats.get(f'{_HEARTBEATS}/{index}')
+      last, since = self._last.setdefault(index, (heartbeat, now))
+      if heartbeat != last:
+        self._last[index] = heartbeat, now
+      elif now - since > self._timeout:
         fail(
           f'Process {index} of {process_group.count} has not answered for '
-          f'{self._silence:g} s. {_RESUME}'
+          f'{self._timeout:g} s. {_RESUME}'
         )
 
 

@@ -1,28 +1,37 @@
-"""Evaluates a run's latest checkpoint, or any trained network.
+"""Evaluate the latest checkpoint of a run, or any trained network.
 
   python -m nfnet_jax.experiments.evaluate --workdir=/tmp/digits
 
-evaluates the raw and the averaged weights of a run. Its own settings hold;
-those under `run` may be overridden, as in `--config.run.data_dir=DIR`. And
+evaluates the raw and the EMA weights of a run with its own settings; those
+under `run` may be overridden, for example `--config.run.data_dir=DIR`.
 
   python -m nfnet_jax.experiments.evaluate --weights=F0_haiku.npz --config=f0
 
-evaluates any weights on the data of any config. `--json` prints one object:
-`step` (of a run), `examples`, and `loss`, `top1`, `top5` of the weights and,
-with the prefix `ema_`, of a run's averaged ones.
+evaluates any weights on the data of any config. Images are preprocessed as for
+the weights, unless `--config.data.eval_...` overrides it. `--json` prints one
+object: `step` (of a run), `examples`, and `loss`, `top1`, `top5` of the weights
+and, with the prefix `ema_`, of the EMA weights of a run.
 """
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
 
 from absl import flags
 from etils import epath
 
 from nfnet_jax import errors
-from nfnet_jax.cli import command, common_flags, session
-from nfnet_jax.config import lookup
+from nfnet_jax.cli import command, common_flags, config_flag, session
+from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.storage import failures
 
+if TYPE_CHECKING:
+  from nfnet_jax.training import evaluation
+  from nfnet_jax.training import state as state_lib
+
 for _name in (
-  'config',
-  'list_configs',
+  *config_flag.NAMES,
   'workdir',
   'weights',
   'json',
@@ -32,20 +41,21 @@ for _name in (
 
 
 def main() -> None:
+  """Run the command."""
   from nfnet_jax.distributed import collectives, processes
   from nfnet_jax.training import evaluation
 
-  with session.distributed_session():
+  with session.distributed_session() as log:
     with errors.as_input_error():
       given = 'given' if common_flags.WEIGHTS.value else 'not given'
       collectives.assert_equal({'--weights': given})
     if common_flags.WEIGHTS.value:
-      about, results = {}, _evaluate_weights()
+      step, results = None, _evaluate_weights(log)
     else:
       step, results = _evaluate_run(common_flags.get_workdir())
-      about = {'step': step}
     if not processes.is_primary():
       return
+    about = {} if step is None else {'step': step}
     if common_flags.JSON.value:
       print(evaluation.to_json(results, **about))
       return
@@ -55,68 +65,60 @@ def main() -> None:
 
 
 def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
-  from nfnet_jax.config import base as config_lib
-  from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.config import validate
+  """Evaluate the latest checkpoint of a run; returns its step as well."""
+  from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.distributed import collectives, processes
   from nfnet_jax.training import evaluation
 
-  config = config_lib.base()
-  config.update(collectives.from_primary(lambda: _config_of(workdir).to_dict()))
-  config = validate.resolve_and_check(config, begun=True)
-  validate.check_same_everywhere(config)
-  experiment, state = experiment_lib.Experiment.open(config), None
+  if processes.is_primary():
+    workdir_lib.load(workdir)  # Or raise an error.
+  experiment = session.open_experiment(workdir=workdir, trains=False)
+  state = None
   if processes.is_primary():
     state = restore_latest(workdir, experiment)
-  state = collectives.broadcast(state, like=experiment.abstract_state())
-  weights = evaluation.weights_of(state)
-  return int(state.step), _evaluate(experiment, weights)
+  state = collectives.broadcast(state, experiment.abstract_state())
+  return int(state.step), _evaluate(experiment, evaluation.weights_of(state))
 
 
-def _config_of(workdir: epath.Path):
-  """Returns the configuration to evaluate with, once it is that of the run."""
-  from nfnet_jax.config import validate
-  from nfnet_jax.config import workdir as workdir_lib
-
-  workdir_lib.load(workdir)  # Or complains.
-  config = validate.resolve_and_check(lookup.get_config(), begun=True)
-  workdir_lib.check_same(config, workdir)
-  return config
-
-
-def _evaluate_weights() -> dict[str, float]:
-  from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.config import validate
+def _evaluate_weights(log: command.LogFn) -> dict[str, float]:
+  """Evaluate `--weights` on the dataset of `--config`."""
   from nfnet_jax.training import evaluation
 
   weights = common_flags.get_weights()
-  config = lookup.get_config()
-  with config.unlocked():
-    config.weights = None
-  config = validate.resolve_and_check(
-    validate.set_model_from_weights(config, weights)
-  )
-  validate.check_same_everywhere(config)
-  experiment = experiment_lib.Experiment.open(config, to_train=False)
-  if weights.num_classes != experiment.source.num_classes:
+  config, overrides = config_flag.get_config(), config_flag.get_overrides()
+  config.weights = None
+  for name, value in dataclasses.asdict(weights.preprocessing).items():
+    if f'data.eval_{name}' not in overrides:
+      config.data[f'eval_{name}'] = value
+  experiment = session.open_experiment(weights=weights, trains=False)
+  num_classes = experiment.source.num_classes
+  if weights.num_classes != num_classes:
     raise errors.InputError(
-      f"'{common_flags.WEIGHTS.value}' tells {weights.num_classes} classes apart, "
-      f"'{config.dataset}' has {experiment.source.num_classes}; fine-tune it "
-      'with --config=finetune.'
+      f"'{common_flags.WEIGHTS.value}' has {weights.num_classes} classes, "
+      f"'{config.dataset}' has {num_classes}. Fine-tune the weights with "
+      '--config=finetune.'
     )
+  used = experiment.preprocessing
+  origin = 'of the weights' if used == weights.preprocessing else 'overridden'
+  log(
+    f'images     {used.size} px, {used.crop} crop, margin {used.margin} px: '
+    f'{origin}'
+  )
   return _evaluate(
     experiment, {evaluation.RAW: (weights.params, weights.model_state)}
   )
 
 
-def _evaluate(experiment, weights) -> dict[str, float]:
+def _evaluate(
+  experiment: experiment_lib.Experiment, weights: evaluation.Weights
+) -> dict[str, float]:
   from nfnet_jax.distributed import compilation_cache, preemption, processes
   from nfnet_jax.training import data_parallel, evaluation
 
   with errors.as_input_error():
-    kept = compilation_cache.enable_compilation_cache()
-  if kept and processes.is_primary():
-    command.log(f'programs   {kept}')
+    cache_folder = compilation_cache.enable_compilation_cache()
+  if cache_folder and processes.is_primary():
+    command.log(f'programs   {cache_folder}')
   parallel = data_parallel.DataParallel()
   with preemption.StopRequest() as stop:
 
@@ -129,13 +131,15 @@ def _evaluate(experiment, weights) -> dict[str, float]:
       parallel,
       parallel.replicate(weights),
       experiment.eval_batches(command.log),
-      # Of several processes none would heed SIGTERM otherwise.
+      # With several processes, nothing else would react to SIGTERM.
       poll=end_if_asked,
     )
 
 
-def restore_latest(workdir: epath.Path, experiment):
-  """Reads the state of a run's latest checkpoint.
+def restore_latest(
+  workdir: epath.Path, experiment: experiment_lib.Experiment
+) -> state_lib.TrainState:
+  """Read the state of the latest checkpoint of a run.
 
   Raises:
     errors.InputError: if there is none, or it can never be read.
@@ -158,7 +162,7 @@ def restore_latest(workdir: epath.Path, experiment):
       errors.as_input_error(checkpoint.UnreadableError),
       checkpoint.Checkpoints(directory, read_only=True) as checkpoints,
     ):
-      state = checkpoints.restore_latest(like=experiment.abstract_state())
+      state = checkpoints.restore_latest(experiment.abstract_state())
   if state is None:
     raise errors.InputError(f"'{workdir}' holds no checkpoint yet.")
   return state

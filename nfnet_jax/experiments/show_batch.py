@@ -15,10 +15,10 @@ import pathlib
 from absl import flags
 import numpy as np
 
-from nfnet_jax.cli import command, common_flags
-from nfnet_jax.config import lookup
+from nfnet_jax.cli import command, common_flags, config_flag
+from nfnet_jax.config import experiment as experiment_lib
 
-for _name in ('config', 'list_configs', 'out'):
+for _name in (*config_flag.NAMES, 'out'):
   flags.declare_key_flag(_name)
 _IMAGES = flags.DEFINE_integer(
   'images', 32, 'Images on a sheet.', lower_bound=4
@@ -30,17 +30,14 @@ _SHUFFLE_BUFFER = 1024
 
 def main() -> None:
   """Draw a training and an evaluation batch."""
-  from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.config import validate
-
-  config = lookup.get_config()
+  config = config_flag.get_config()
   # One batch and one shard, so that both kinds of mixing are shown.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
-  config.run.fast_stem = False  # Images, not blocks of pixels.
+  config.run.fast_paths = 'none'  # Images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLE_BUFFER)
-  config, out = validate.resolve_and_check(config), common_flags.get_out()
-  experiment = experiment_lib.Experiment.open(config)
+  out = common_flags.get_out()
+  experiment = experiment_lib.open_experiment(config, devices=1)
   names = experiment.source.class_names
   train = next(experiment.train_batches(0, command.log))
   evaluation = next(experiment.eval_batches(command.log))

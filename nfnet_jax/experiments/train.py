@@ -1,22 +1,27 @@
-"""Trains a network, or resumes the run that a workdir holds.
+"""Train a network, or resume the run of a workdir.
 
 python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags
 from etils import epath
 
 from nfnet_jax import errors
-from nfnet_jax.cli import command, common_flags, profile, session
-from nfnet_jax.config import lookup
-from nfnet_jax.storage import failures
+from nfnet_jax.cli import command, common_flags, config_flag, profile, session
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.storage import failures, files
+
+if TYPE_CHECKING:
+  from nfnet_jax.training import checkpoint, loop
+  from nfnet_jax.training import state as state_lib
 
 for _name in (
-  'config',
-  'list_configs',
+  *config_flag.NAMES,
   'workdir',
   'json',
   *profile.FLAGS,
@@ -25,13 +30,9 @@ for _name in (
   flags.declare_key_flag(_name)
 
 
-LogFn = Callable[[str], None]
-
-
 def main() -> int:
+  """Run the command."""
   from nfnet_jax.cli import summary
-  from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.config import validate
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.distributed import compilation_cache, processes
   from nfnet_jax.storage import buckets
@@ -39,33 +40,31 @@ def main() -> int:
   workdir, traced = common_flags.get_workdir(), profile.get_steps()
   with session.distributed_session() as log:
     with errors.as_input_error():
-      kept = compilation_cache.enable_compilation_cache()
+      cache_folder = compilation_cache.enable_compilation_cache()
     if processes.is_primary():
       with failures.as_command_error():
         buckets.check(workdir, to_write=True)
-    config = validate.resolve_to_train(lookup.get_config(), workdir)
-    validate.check_same_everywhere(config)
-    validate.check_layout(config)
-    if processes.is_primary():
-      workdir_lib.check_same(config, workdir)
-      profile.check_begun(traced, workdir)
-    experiment = experiment_lib.Experiment.open(config)
+    experiment = session.open_experiment(workdir=workdir)
     profile.check_total(traced, experiment.cadence.total)
     if processes.is_primary():
-      log(summary.summary(experiment, kept))
-      workdir_lib.save(config, workdir, experiment.source.class_names)
+      profile.check_not_passed(traced, workdir)
+      log(summary.summary(experiment, cache_folder))
+      class_names = experiment.source.class_names
+      workdir_lib.save(experiment.config, workdir, class_names)
     else:
       command.log(summary.devices())
     return run(experiment, workdir, log, traced)
 
 
 def run(
-  experiment, workdir: epath.Path, log: LogFn, traced: range = range(0)
+  experiment: experiment_lib.Experiment,
+  workdir: epath.Path,
+  log: command.LogFn,
+  traced: range = range(0),
 ) -> int:
-  """Trains, and says how it ended; returns the exit code."""
+  """Train, and log how it ended; returns the exit code."""
   from nfnet_jax.cli import results
   from nfnet_jax.distributed import preemption, processes
-  from nfnet_jax.storage import files
   from nfnet_jax.training import curves, evaluation, nonfinite
 
   try:
@@ -79,22 +78,27 @@ def run(
   except OSError as error:
     place = workdir if files.is_in_bucket(workdir) else f'the disk of {workdir}'
     raise errors.RunError(
-      f'{error}. See to {place}; then the same command resumes from the last '
-      'checkpoint that is there.'
+      f'{error}. Check {place}. Then the same command resumes from the last '
+      'checkpoint.'
     ) from error
   if processes.is_primary():
     if common_flags.JSON.value:
       step = finished.cadence.total
-      results = finished.writer.evaluations[step]
+      metrics = finished.writer.evaluations[step]
       more = results.numbers(finished)
-      print(evaluation.to_json(results, step=step, **more))
+      print(evaluation.to_json(metrics, step=step, **more))
     log(results.summary(finished, workdir))
     log(f'curves     {picture}')
   return 0
 
 
-def train(experiment, workdir: epath.Path, log: LogFn, traced: range):
-  """Runs or resumes an `experiment_lib.Experiment`; returns the ended `loop.Loop`."""
+def train(
+  experiment: experiment_lib.Experiment,
+  workdir: epath.Path,
+  log: command.LogFn,
+  traced: range,
+) -> loop.Loop:
+  """Start or resume a run, and return its loop once it has ended."""
   import jax
 
   from nfnet_jax.cli import results
@@ -110,7 +114,7 @@ def train(experiment, workdir: epath.Path, log: LogFn, traced: range):
   )
 
   cadence, config = experiment.cadence, experiment.config
-  watch = timing.Stopwatch()
+  stopwatch = timing.Stopwatch()
   with (
     preemption.StopRequest() as stop,
     (
@@ -134,46 +138,51 @@ def train(experiment, workdir: epath.Path, log: LogFn, traced: range):
         devices=jax.device_count() if processes.are_several() else 1,
       ) as shown,
     ):
-      note = shown.log if processes.is_primary() else command.log
-      # A run that resumes after them has their trace: `profile.check_begun`.
+      log_fn = shown.log if processes.is_primary() else command.log
+      # A run that resumes after these steps has traced them; see
+      # `profile.check_not_passed`.
       steps = traced if first <= traced.start else range(0)
-      work = loop.Loop(
+      running = loop.Loop(
         trainer=experiment.trainer,
         sharded=experiment.sharded_trainer(jax.device_count()),
         parallel=data_parallel.DataParallel(),
-        train_batches=lambda first: experiment.train_batches(first, note),
-        eval_batches=lambda: experiment.eval_batches(note),
+        train_batches=lambda first: experiment.train_batches(first, log_fn),
+        eval_batches=lambda: experiment.eval_batches(log_fn),
         cadence=cadence,
         checkpoints=checkpoints,
         writer=writer,
         progress=shown,
         stop=stop,
-        tracer=profiling.Tracer(workdir, steps, note),
-        watch=watch,
+        tracer=profiling.Tracer(workdir, steps, log_fn),
+        stopwatch=stopwatch,
       )
       try:
-        work.run(state)
+        running.run(state)
       except preemption.Interrupted:
-        step = first + work.throughput.steps
-        log(results.interrupted(work, step, workdir))
+        step = first + running.throughput.steps
+        log(results.interrupted(running, step, workdir))
         raise
-  return work
+  return running
 
 
-def _first_state(experiment, checkpoints, log: LogFn):
-  """Restores or initialises the state in process 0, and gives it to all."""
+def _first_state(
+  experiment: experiment_lib.Experiment,
+  checkpoints: checkpoint.Checkpoints | checkpoint.NullCheckpoints,
+  log: command.LogFn,
+) -> state_lib.TrainState:
+  """Restore or initialise the state in process 0, and send it to all."""
   from nfnet_jax.distributed import collectives, processes
   from nfnet_jax.training import checkpoint
 
-  like, state = experiment.abstract_state(), None
+  abstract_state, state = experiment.abstract_state(), None
   if processes.is_primary():
     with errors.as_input_error(checkpoint.UnreadableError):
-      state = checkpoints.restore_latest(like)
+      state = checkpoints.restore_latest(abstract_state)
     if state is None:
       state = experiment.create_state()
     else:
       log(f'Resuming after step {int(state.step)}.')
-  return collectives.broadcast(state, like)
+  return collectives.broadcast(state, abstract_state)
 
 
 if __name__ == '__main__':

@@ -1,1 +1,3 @@
-"""Local files and buckets: atomic writes, and failures that may pass."""
+"""Local files and buckets: atomic writes, and temporary failures."""
+
+from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Whether a run may live in a bucket of Google Cloud Storage."""
+"""Access checks of Google Cloud Storage buckets."""
+
+from __future__ import annotations
 
 import os
 from urllib import parse
@@ -6,7 +8,7 @@ from urllib import parse
 from nfnet_jax.storage import failures, files
 
 _TO_READ = (
-  # Orbax asks what kind of bucket it is.
+  # Orbax reads the bucket's metadata.
   'storage.buckets.get',
   'storage.objects.get',
   'storage.objects.list',
@@ -15,14 +17,14 @@ _TO_WRITE = 'storage.objects.create', 'storage.objects.delete'
 
 
 def check(path: str | os.PathLike, *, to_write: bool) -> None:
-  """Checks that a bucket is there and may be used; a disk always passes.
+  """Check that the bucket of a path exists and grants the needed permissions.
 
-  It asks once. Learning it from a refused upload takes minutes, since
-  TensorFlow waits and tries again.
+  Paths on a disk always pass. The check is one request. A refused upload would
+  take minutes to fail, because TensorFlow retries it.
 
   Args:
     path: a folder.
-    to_write: whether files there are to be made and removed as well.
+    to_write: whether files will be created and deleted there.
 
   Raises:
     OSError: if a package, the bucket or a permission is missing.

@@ -1,4 +1,6 @@
-"""Failures of storage: which may pass, and which are bad input."""
+"""Failures of storage: temporary ones, and those that are bad input."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
@@ -6,17 +8,22 @@ import errno
 
 from nfnet_jax import errors
 
-# What a disk refuses however often it is asked, and names of what TensorFlow's
-# and Google's libraries raise then.
-_LASTING = (
+# Errors that do not go away on a retry: their types, their numbers, and the
+# names of the corresponding types of TensorFlow's and Google's libraries.
+_PERMANENT = (
   FileExistsError,
   FileNotFoundError,
   IsADirectoryError,
   NotADirectoryError,
   PermissionError,
 )
-_LASTING_NUMBERS = {errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS}
-_LASTING_NAMES = {
+_PERMANENT_NUMBERS = {
+  errno.EINVAL,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.EROFS,
+}
+_PERMANENT_NAMES = {
   'DefaultCredentialsError',
   'Forbidden',
   'ImportError',
@@ -26,7 +33,7 @@ _LASTING_NAMES = {
   'Unauthorized',
   'UnauthenticatedError',
 }
-# As TensorStore begins its messages.
+# How TensorStore's messages of temporary failures begin.
 _OUTAGES = (
   'ABORTED:',
   'DEADLINE_EXCEEDED:',
@@ -36,10 +43,10 @@ _OUTAGES = (
 
 
 def is_outage(error: BaseException) -> bool:
-  """Whether it is storage that failed, in a way that may pass.
+  """Return whether an error is a failure of storage that may be temporary.
 
-  A full disk or a bucket that is too busy is an outage; a missing file, bucket,
-  permission or package is not, nor is what was read but makes no sense.
+  A full disk or an overloaded bucket is an outage. A missing file, bucket,
+  permission or package is not, and neither are invalid contents of a file.
 
   Example:
     >>> is_outage(OSError(errno.ENOSPC, 'No space left on device'))
@@ -49,21 +56,21 @@ def is_outage(error: BaseException) -> bool:
   """
   if not isinstance(error, OSError):
     return str(error).startswith(_OUTAGES)
-  if isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS:
+  if isinstance(error, _PERMANENT) or error.errno in _PERMANENT_NUMBERS:
     return False
   names = {kind.__name__ for kind in type(error.__cause__).__mro__}
-  return not names & _LASTING_NAMES
+  return not names & _PERMANENT_NAMES
 
 
 @contextlib.contextmanager
-def as_os_error(doing: str) -> Iterator[None]:
-  """Raises what a bucket's file system raises as a disk's would be.
+def as_os_error(action: str) -> Iterator[None]:
+  """Raise errors of a bucket as `OSError`, with a message of one line.
 
-  TensorFlow and google-cloud-storage have errors of their own, which are no
-  OSErrors and have many lines.
+  The errors of TensorFlow and google-cloud-storage are not OSErrors, and their
+  messages have many lines.
 
   Args:
-    doing: what was tried, for the message.
+    action: what the body does, such as 'Reading PATH', for the message.
   """
   try:
     yield
@@ -71,15 +78,17 @@ def as_os_error(doing: str) -> Iterator[None]:
     raise
   except Exception as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
-    raise OSError(f'{doing} failed ({reason.removesuffix(".")})') from error
+    raise OSError(f'{action} failed ({reason.removesuffix(".")})') from error
 
 
 @contextlib.contextmanager
 def as_command_error() -> Iterator[None]:
-  """Tells an outage, after which a command may be tried again, from bad input.
+  """Raise an `OSError` as one of the errors that a command reports.
+
+  A command may be run again after an outage, but not after bad input.
 
   Raises:
-    RunError: for an `OSError` of storage that may pass; see `is_outage`.
+    RunError: for an outage; see `is_outage`.
     InputError: for any other `OSError`.
   """
   try:

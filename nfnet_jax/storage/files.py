@@ -1,4 +1,6 @@
-"""Files that appear complete or not at all, and scalars in them."""
+"""Atomic writes to local files and buckets."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -14,13 +16,13 @@ from nfnet_jax.storage import failures
 
 
 def is_in_bucket(path: str | os.PathLike) -> bool:
-  """Whether a path leads into a bucket, not to a disk."""
+  """Return whether a path is in a bucket, not on a disk."""
   return '://' in os.fspath(path)
 
 
 @contextlib.contextmanager
 def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
-  """Gives a temporary name for a file, which takes its own once it is written.
+  """Yield a temporary path; rename it to `path` after the body succeeds.
 
   Example:
     >>> import tempfile
@@ -30,42 +32,43 @@ def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
     >>> epath.Path(path).read_text()
     'hello'
   """
-  path = epath.Path(path)
-  if is_in_bucket(path):
-    # An object appears once all of it is there, but renaming one is to copy and
-    # delete it. TensorFlow would also upload what was written before an error.
+  target = epath.Path(path)
+  if is_in_bucket(target):
+    # An object appears only when it is complete, but to rename one is to copy
+    # and delete it. TensorFlow would also upload a file that is incomplete
+    # after an error.
     with tempfile.TemporaryDirectory() as folder:
-      temporary = epath.Path(folder) / path.name
+      temporary = epath.Path(folder) / target.name
       yield temporary
-      upload(temporary, path)
+      upload(temporary, target)
     return
-  temporary = path.with_name(f'{path.name}.tmp')
+  temporary = target.with_name(f'{target.name}.tmp')
   try:
     yield temporary
-    temporary.replace(path)
+    temporary.replace(target)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
 
 
 def upload(local: epath.Path, path: epath.Path) -> None:
-  """Copies a local file into a bucket, in place of what is there.
+  """Copy a local file into a bucket and replace the object that is there.
 
   Raises:
-    OSError: if that fails, after TensorFlow's own repeated attempts.
+    OSError: if that fails after TensorFlow's retries.
   """
   with failures.as_os_error(f'Writing {path}'):
     local.copy(path, overwrite=True)
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file that appears with all of its text."""
+  """Write a text file that never exists with only a part of its text."""
   with atomically(path) as temporary:
     temporary.write_text(text)
 
 
 def to_json(scalars: Mapping[str, float]) -> str:
-  """Formats scalars as one line; JSON has no NaN, so null stands for it."""
+  """Return scalars as one line of JSON; NaN and infinities become null."""
   return json.dumps(
     {
       name: value if math.isfinite(value) else None
@@ -75,6 +78,6 @@ def to_json(scalars: Mapping[str, float]) -> str:
 
 
 def cache_folder(name: str) -> pathlib.Path:
-  """Returns where something is kept that can be made again; safe to delete."""
+  """Return the folder of a cache; it is safe to delete at any time."""
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(home).expanduser() / 'nfnet_jax' / name

@@ -1,28 +1,57 @@
+import json
+import pathlib
+
 import pytest
 
 from nfnet_jax import errors
-from nfnet_jax.config import resolve as resolve_lib
+from nfnet_jax.config import base, lookup
+from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import workdir as workdir_lib
-from nfnet_jax.experiments.configs import digits
-from nfnet_jax.models import registry
+
+# The configuration of the digits run that nfnet_jax 0.1.0 saved.
+OLD_RUN = pathlib.Path(__file__).parents[1] / 'golden' / 'old_run_config.json'
 
 
-def resolve(config):
-  return resolve_lib.resolve(config, registry.get_spec('nfnet_f1'), 'cpu', 8)
+def digits(**overrides):
+  return lookup.load('digits', overrides)
 
 
-def test_saved_config_reads_back_and_guards_its_workdir(tmp_path):
-  config = resolve(digits.get_config())
-  workdir_lib.check_same(config, tmp_path)
+def test_saved_config_reads_back_and_protects_its_workdir(tmp_path):
+  config = experiment_lib.prepare_config(digits(), workdir=tmp_path)
   workdir_lib.save(config, tmp_path, ['0'])
   assert workdir_lib.load(tmp_path).to_dict() == config.to_dict()
-  operational = digits.get_config()
-  operational.run.log_every = '7 steps'
-  operational.run.fast_stem = True
-  workdir_lib.check_same(resolve(operational), tmp_path)
-  other = digits.get_config()
-  other.optimizer.clipping = 0.02
+  operational = digits(**{'run.log_every': '7 steps', 'run.fast_paths': 'none'})
+  experiment_lib.prepare_config(operational, workdir=tmp_path)
+  other = digits(**{'optimizer.clipping': 0.02})
   with pytest.raises(
     errors.InputError, match=r'optimizer\.clipping: 0\.01 there, 0\.02 here'
   ):
-    workdir_lib.check_same(resolve(other), tmp_path)
+    experiment_lib.prepare_config(other, workdir=tmp_path)
+
+
+def test_a_run_of_an_older_version_resumes(tmp_path):
+  (tmp_path / 'config.json').write_text(OLD_RUN.read_text())
+  saved = workdir_lib.load(tmp_path)
+  assert saved.run.fast_paths == 'fused_blocks,fast_convs'
+  resolved = experiment_lib.prepare_config(digits(), workdir=tmp_path)
+  assert resolved.optimizer.clipping == 0.01
+
+
+def test_settings_that_a_run_does_not_know_have_their_defaults(tmp_path):
+  old = json.loads(OLD_RUN.read_text())
+  for name in ('label_smoothing', 'model.activation', 'data.flip'):
+    *sections, last = name.split('.')
+    place = old[sections[0]] if sections else old
+    del place[last]
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  values = base.flat(workdir_lib.load(tmp_path))
+  assert values['label_smoothing'] == 0.1
+  assert values['model.activation'] is None
+  assert values['data.flip'] is True
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"run": {}}', '{"model": 3}'])
+def test_a_damaged_config_is_bad_input(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(errors.InputError, match=r'config\.json'):
+    workdir_lib.load(tmp_path)

@@ -1,4 +1,4 @@
-"""What processes tell one another, without other processes."""
+"""Tests of the exchange between processes, with a fake key-value store."""
 
 import json
 import sys
@@ -9,37 +9,10 @@ import pytest
 
 from nfnet_jax.distributed import collectives, environment, processes
 from nfnet_jax.training import metrics
+from tests.distributed import fake_processes
 
 
-class Client:
-  """JAX's store of keys, within this process."""
-
-  def __init__(self):
-    self.values = {}
-
-  def key_value_set(self, key, value, allow_overwrite=False):
-    assert allow_overwrite or key not in self.values
-    self.values[key] = value
-
-  def blocking_key_value_get(self, key, timeout_in_ms):
-    assert timeout_in_ms > 0
-    return self.values[key]
-
-  def key_value_dir_get(self, prefix):
-    return [
-      (key, value)
-      for key, value in self.values.items()
-      if key.startswith(f'{prefix}/')
-    ]
-
-
-def join(monkeypatch, index, count=2, client=None):
-  process_group = processes.ProcessGroup(client or Client(), index, count)
-  monkeypatch.setattr(processes, '_process_group', process_group)
-  return process_group
-
-
-def test_a_process_alone_hears_itself():
+def test_single_process_gets_its_own_values():
   assert collectives.from_primary(lambda: 3) == 3
   assert collectives.all_true(True)
   collectives.assert_equal({'a': 'b'})
@@ -49,15 +22,15 @@ def test_a_process_alone_hears_itself():
   assert collectives.broadcast(tree, None) is tree
 
 
-def test_facts_of_another_process_are_compared(monkeypatch):
-  client, waited = Client(), []
+def test_facts_are_compared_with_those_of_process_0(monkeypatch):
+  client, waited = fake_processes.Client(), []
   monkeypatch.setattr(processes, 'await_failure', lambda: waited.append(0))
-  join(monkeypatch, 0, client=client)
+  fake_processes.join(monkeypatch, 0, client=client)
   client.values['nfnet_jax/votes/1/1'] = 'False'
   collectives.assert_equal({'jax': '1', 'the code': 'x', 'old': 'y'})
   assert waited
   del client.values['nfnet_jax/votes/1/1']
-  join(monkeypatch, 1, client=client)
+  fake_processes.join(monkeypatch, 1, client=client)
   with pytest.raises(ValueError, match='Process 1 differs') as error:
     collectives.assert_equal({'jax': '2', 'the code': 'x', 'new': 'z'})
   for text in (
@@ -69,62 +42,62 @@ def test_facts_of_another_process_are_compared(monkeypatch):
   assert 'the code' not in str(error.value)
 
 
-def test_code_and_versions_are_told(monkeypatch):
-  told = environment.describe()
-  assert told['jax'] == jax.__version__
-  assert len(told['the code']) == 12
-  assert {'tensorstore', 'jaxlib', 'libtpu'} <= set(told)
-  # The same wherever the package lies, and moved by any change to it.
+def test_code_and_versions_are_described(monkeypatch):
+  described = environment.describe()
+  assert described['jax'] == jax.__version__
+  assert len(described['the code']) == 12
+  assert {'tensorstore', 'jaxlib', 'libtpu'} <= set(described)
+  # The digest depends on the contents of the files, not on their location.
   monkeypatch.setattr(environment.pathlib.Path, 'read_bytes', lambda _: b'')
   changed = environment.describe()
-  assert changed.pop('the code') != told.pop('the code')
-  assert changed == told
+  assert changed.pop('the code') != described.pop('the code')
+  assert changed == described
 
 
-def test_plugins_are_told_by_the_kind_of_their_names(tmp_path, monkeypatch):
+def test_plugins_are_found_by_prefix(tmp_path, monkeypatch):
   for folder, name in [
     ('first', 'nvidia_cudnn.cu12-9.1'),
     ('first', 'jax_cuda12_plugin-0.10'),
-    ('then', 'NVIDIA-cudnn-cu12-8.0'),
-    ('then', 'ajax-1.0'),
+    ('second', 'NVIDIA-cudnn-cu12-8.0'),
+    ('second', 'ajax-1.0'),
   ]:
     path = tmp_path / folder / f'{name}.dist-info'
     path.mkdir(parents=True)
     name, version = name.rsplit('-', 1)
     (path / 'METADATA').write_text(f'Name: {name}\nVersion: {version}\n')
-  monkeypatch.setattr(sys, 'path', [f'{tmp_path}/first', f'{tmp_path}/then'])
-  told = environment.describe()
-  assert told['nvidia-cudnn-cu12'] == '9.1'
-  assert told['jax-cuda12-plugin'] == '0.10'
-  assert told['optax'] == 'none'
-  assert 'ajax' not in told
+  monkeypatch.setattr(sys, 'path', [f'{tmp_path}/first', f'{tmp_path}/second'])
+  described = environment.describe()
+  assert described['nvidia-cudnn-cu12'] == '9.1'
+  assert described['jax-cuda12-plugin'] == '0.10'
+  assert described['optax'] == 'none'
+  assert 'ajax' not in described
 
 
-def test_every_exchange_has_a_key_of_its_own(monkeypatch):
-  client = Client()
-  join(monkeypatch, 0, client=client)
+def test_every_exchange_has_its_own_key(monkeypatch):
+  client = fake_processes.Client()
+  fake_processes.join(monkeypatch, 0, client=client)
   assert [collectives.from_primary(lambda n=n: n) for n in (1, 2)] == [1, 2]
-  join(monkeypatch, 1, client=client)
+  fake_processes.join(monkeypatch, 1, client=client)
   assert [collectives.from_primary(pytest.fail) for _ in range(2)] == [1, 2]
 
 
-def test_the_first_prepares_alone(monkeypatch):
-  client, order = Client(), []
-  join(monkeypatch, 0, client=client)
+def test_process_0_runs_first(monkeypatch):
+  client, order = fake_processes.Client(), []
+  fake_processes.join(monkeypatch, 0, client=client)
   with collectives.primary_first():
     assert not client.values
     order.append(0)
-  join(monkeypatch, 1, client=client)
+  fake_processes.join(monkeypatch, 1, client=client)
   with collectives.primary_first():
     order.append(1)
   assert order == [0, 1]
-  join(monkeypatch, 1)
+  fake_processes.join(monkeypatch, 1)
   with pytest.raises(KeyError), collectives.primary_first():
-    pytest.fail('It went ahead of the first.')
+    pytest.fail('It did not wait for process 0.')
 
 
 def test_broadcast_keeps_every_bit(monkeypatch):
-  """Signs of zeros, NaNs, integers, scalars, empty leaves; piece by piece."""
+  """Send signed zeros, NaNs, integers, scalars and empty leaves in chunks."""
   tree = {
     'w': np.array([-0.0, np.nan, np.inf, 1e-42], np.float32),
     'n': np.int32(-7),
@@ -133,22 +106,26 @@ def test_broadcast_keeps_every_bit(monkeypatch):
   }
   sent = []
 
-  def note(piece):
+  def record(piece):
     sent.append(piece.copy())
     return piece
 
   monkeypatch.setattr(collectives, '_CHUNK', 2)
-  monkeypatch.setattr(collectives.multihost_utils, 'broadcast_one_to_all', note)
-  join(monkeypatch, 0)
+  monkeypatch.setattr(
+    collectives.multihost_utils, 'broadcast_one_to_all', record
+  )
+  fake_processes.join(monkeypatch, 0)
   collectives.broadcast(tree, tree)
   assert {len(piece) for piece in sent} == {2}
   replies = iter(sent)
   monkeypatch.setattr(
     collectives.multihost_utils, 'broadcast_one_to_all', lambda _: next(replies)
   )
-  join(monkeypatch, 1)
-  like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-  received = collectives.broadcast(None, like)
+  fake_processes.join(monkeypatch, 1)
+  template = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree
+  )
+  received = collectives.broadcast(None, template)
   for name, leaf in tree.items():
     assert received[name].dtype == leaf.dtype
     assert received[name].shape == leaf.shape
@@ -156,25 +133,25 @@ def test_broadcast_keeps_every_bit(monkeypatch):
     assert received[name].flags.writeable
 
 
-def test_json_keeps_what_metrics_hold(monkeypatch):
-  join(monkeypatch, 0)
+def test_json_keeps_the_values_of_metrics(monkeypatch):
+  fake_processes.join(monkeypatch, 0)
   row = {'step': 3, 'eval/loss': float('nan')}
   assert json.dumps(collectives.from_primary(lambda: row)) == json.dumps(row)
 
 
-def test_others_write_no_metrics_but_know_the_evaluations(
+def test_only_process_0_writes_metrics_and_all_know_the_evaluations(
   monkeypatch, tmp_path
 ):
-  client, row = Client(), {'step': 4, 'eval/top1': 0.5}
+  client, row = fake_processes.Client(), {'step': 4, 'eval/top1': 0.5}
   (tmp_path / 'a').mkdir()
-  join(monkeypatch, 0, client=client)
+  fake_processes.join(monkeypatch, 0, client=client)
   with metrics.MetricsWriter(tmp_path / 'a', 0) as writer:
     writer.write([row, {'step': 5, 'loss': 1.0}, {'step': 9, 'eval/top1': 1}])
   client.values.clear()
-  join(monkeypatch, 0, client=client)
+  fake_processes.join(monkeypatch, 0, client=client)
   with metrics.MetricsWriter(tmp_path / 'a', 5) as writer:
     assert writer.evaluations == {4: row}
-  join(monkeypatch, 1, client=client)
+  fake_processes.join(monkeypatch, 1, client=client)
   with metrics.MetricsWriter(tmp_path / 'b', 5) as writer:
     assert writer.evaluations == {4: row}
     writer.write([{'step': 6, 'eval/top1': 1.0}])
@@ -183,10 +160,10 @@ def test_others_write_no_metrics_but_know_the_evaluations(
 
 
 @pytest.mark.parametrize('votes', [(True, True), (True, False), (False, True)])
-def test_everywhere_means_in_every_process(monkeypatch, votes):
-  client = Client()
+def test_all_true_needs_every_process(monkeypatch, votes):
+  client = fake_processes.Client()
   for index in (1, 0):
-    join(monkeypatch, index, client=client)
+    fake_processes.join(monkeypatch, index, client=client)
     key = f'nfnet_jax/votes/0/{1 - index}'
     client.values.setdefault(key, str(votes[1 - index]))
     client.values.pop(f'nfnet_jax/votes/0/{index}', None)

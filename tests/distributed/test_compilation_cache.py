@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and that the next start finds them."""
+"""Tests that compiled programs are stored and that the next run reuses them."""
 
 import json
 import os
@@ -19,17 +19,17 @@ events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
 if sys.argv[1:]:
   jax.default_backend = lambda: sys.argv[1]
-kept = compilation_cache.enable_compilation_cache()
+cached = compilation_cache.enable_compilation_cache()
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 x = jax.jit(lambda x: jnp.sin(x @ x))(jnp.ones((8, 8)))
 hits = events.count('/jax/compilation_cache/cache_hits')
-print(json.dumps([kept, hits, x.tolist()]))
+print(json.dumps([cached, hits, x.tolist()]))
 """
 
 
 @pytest.fixture(autouse=True)
 def no_folder():
-  """Takes the tests' own folder away, and puts it back."""
+  """Remove the tests' own cache folder from the configuration during a test."""
   before = jax.config.jax_compilation_cache_dir
   jax.config.update('jax_compilation_cache_dir', None)
   yield
@@ -38,13 +38,13 @@ def no_folder():
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-  """Where a TPU's programs go."""
+  """The default folder of a TPU's programs."""
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   return tmp_path / 'nfnet_jax' / 'programs'
 
 
-def start(cache, *platform):
+def run_program(cache, *platform):
   env = {name: os.environ[name] for name in ('PATH', 'JAX_PLATFORMS')}
   run = subprocess.run(
     [sys.executable, '-c', PROGRAM, *platform],
@@ -56,27 +56,27 @@ def start(cache, *platform):
   return json.loads(run.stdout)
 
 
-def test_the_second_start_compiles_nothing(tmp_path):
+def test_second_run_compiles_nothing(tmp_path):
   home = {'XDG_CACHE_HOME': str(tmp_path)}
-  kept, hits, first = start(home, 'gpu')
-  assert kept == str(tmp_path / 'nfnet_jax' / 'programs')
+  folder, hits, first = run_program(home, 'gpu')
+  assert folder == str(tmp_path / 'nfnet_jax' / 'programs')
   assert hits == 0
-  kept, hits, second = start(home, 'gpu')
+  _, hits, second = run_program(home, 'gpu')
   assert hits > 0
   assert first == second
 
 
-def test_a_cpu_keeps_programs_if_it_is_asked_to(tmp_path):
+def test_cpu_stores_programs_only_on_request(tmp_path):
   home = {'XDG_CACHE_HOME': str(tmp_path / 'home')}
-  assert start(home)[:2] == [None, 0]
+  assert run_program(home)[:2] == [None, 0]
   assert not (tmp_path / 'home').exists()
   asked = home | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'asked')}
-  assert start(asked)[:2] == [str(tmp_path / 'asked'), 0]
-  assert start(asked)[1] > 0
+  assert run_program(asked)[:2] == [str(tmp_path / 'asked'), 0]
+  assert run_program(asked)[1] > 0
   assert not (tmp_path / 'home').exists()
 
 
-def test_the_environment_wins(folder, tmp_path):
+def test_configured_folder_overrides_the_default(folder, tmp_path):
   jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'mine'))
   assert compilation_cache.enable_compilation_cache() == str(tmp_path / 'mine')
   assert not folder.exists()
@@ -86,7 +86,7 @@ def test_the_environment_wins(folder, tmp_path):
   assert compilation_cache.enable_compilation_cache() is None
 
 
-def test_home_is_the_default(monkeypatch, tmp_path):
+def test_default_folder_is_in_the_home_directory(monkeypatch, tmp_path):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
   monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
   monkeypatch.setenv('HOME', str(tmp_path))
@@ -100,12 +100,12 @@ def test_home_is_the_default(monkeypatch, tmp_path):
   )
 
 
-def test_it_leaves_nothing_else_in_the_folder(folder):
+def test_check_leaves_no_file_in_the_folder(folder):
   compilation_cache.enable_compilation_cache()
   assert list(folder.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_not_used(monkeypatch, folder):
+def test_unwritable_folder_is_not_used(monkeypatch, folder):
   monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
   assert compilation_cache.enable_compilation_cache().startswith(
     "not kept: [Errno 20] Not a directory: '/"
@@ -113,13 +113,15 @@ def test_a_place_that_cannot_be_written_is_not_used(monkeypatch, folder):
   assert jax.config.jax_compilation_cache_dir is None
 
 
-@pytest.mark.parametrize('seen', [True, False])
-def test_several_processes_need_one_folder(monkeypatch, folder, seen):
+@pytest.mark.parametrize('is_shared', [True, False])
+def test_several_processes_need_a_shared_folder(monkeypatch, folder, is_shared):
   monkeypatch.setattr(collectives, 'assert_equal', lambda facts: None)
-  monkeypatch.setattr(collectives, 'all_true', lambda here: here and seen)
-  said = compilation_cache.enable_compilation_cache()
-  if seen:
-    assert said == jax.config.jax_compilation_cache_dir == str(folder)
+  monkeypatch.setattr(
+    collectives, 'all_true', lambda value: value and is_shared
+  )
+  result = compilation_cache.enable_compilation_cache()
+  if is_shared:
+    assert result == jax.config.jax_compilation_cache_dir == str(folder)
   else:
-    assert said.startswith(f'not kept: not all hosts see {folder}; ')
+    assert result.startswith(f'not kept: not all hosts see {folder}; ')
     assert jax.config.jax_compilation_cache_dir is None

@@ -1,6 +1,6 @@
-"""A door that trains a linear classifier in seconds, without TensorFlow.
+"""A command that trains a linear classifier in seconds, without TensorFlow.
 
-Real processes run it: everything but the data and the network is the real run.
+Real processes run it. Only the data and the network differ from a real run.
 """
 
 import time
@@ -21,17 +21,23 @@ for _name in ('workdir', *session.FLAGS):
   flags.declare_key_flag(_name)
 
 TOTAL = 12
-_SECONDS_A_STEP = flags.DEFINE_float('seconds_a_step', 0, 'Slows training.')
-_SECONDS_A_TEST = flags.DEFINE_float('seconds_a_test', 0, 'Slows evaluation.')
-_SECONDS_A_SAVE = flags.DEFINE_float('seconds_a_save', 0, 'Slows saving.')
-_FAIL = flags.DEFINE_string('fail', '', 'PROCESS:STEP that has bad data.')
+_SECONDS_PER_STEP = flags.DEFINE_float('seconds_per_step', 0, 'Slows training.')
+_SECONDS_PER_EVAL_BATCH = flags.DEFINE_float(
+  'seconds_per_eval_batch', 0, 'Slows evaluation.'
+)
+_SECONDS_PER_SAVE = flags.DEFINE_float('seconds_per_save', 0, 'Slows saving.')
+_FAIL = flags.DEFINE_string('fail', '', 'PROCESS:STEP of bad data.')
 _SHARDED = flags.DEFINE_bool('sharded', False, 'Shards the update.')
-_ODD = flags.DEFINE_integer('odd', -1, 'Process with another JAX.')
-_DIFFERS = flags.DEFINE_integer('differs', -1, 'Process with another config.')
+_OTHER_JAX = flags.DEFINE_integer(
+  'other_jax', -1, 'Process with another version of JAX.'
+)
+_OTHER_CONFIG = flags.DEFINE_integer(
+  'other_config', -1, 'Process with another config.'
+)
 
 
 class Experiment:
-  """What `train.run` asks of an `assemble.Experiment`."""
+  """The part of `config.experiment.Experiment` that `train.run` uses."""
 
   config = ml_collections.ConfigDict(
     {'batch_size': test_loop.BATCH, 'run': {'keep_checkpoints': 99}}
@@ -44,13 +50,15 @@ class Experiment:
   def sharded_trainer(self, devices):
     if not _SHARDED.value:
       return None
-    trainer, like = self.trainer, self.abstract_state()
-    sharded = sharded_update.ShardedTrainer(trainer, like, devices, least=1)
+    trainer, abstract_state = self.trainer, self.abstract_state()
+    sharded = sharded_update.ShardedTrainer(
+      trainer, abstract_state, devices, least=1
+    )
     assert sharded.split_paths == {'linear/w'}
     return sharded
 
   def create_state(self):
-    assert processes.is_primary(), 'Others are given the state.'
+    assert processes.is_primary(), 'The other processes receive the state.'
     model, optimizer = self.trainer.model, self.trainer.optimizer
     return state.create_state(
       model, optimizer, seed=0, image_size=test_loop.SIZE
@@ -60,24 +68,24 @@ class Experiment:
     model, optimizer = self.trainer.model, self.trainer.optimizer
     return state.abstract_state(model, optimizer, test_loop.SIZE)
 
-  def train_batches(self, first, note):
-    del note
+  def train_batches(self, first, log_fn):
+    del log_fn
     for batch in test_loop.train_batches(first):
-      time.sleep(_SECONDS_A_STEP.value)
+      time.sleep(_SECONDS_PER_STEP.value)
       if _FAIL.value == f'{jax.process_index()}:{batch["step"]}':
         raise errors.InputError('the record is bad.')
-      yield part_of(batch)
+      yield local_part(batch)
 
-  def eval_batches(self, note):
+  def eval_batches(self, log_fn):
     for batch in test_loop.eval_batches():
-      time.sleep(_SECONDS_A_TEST.value)
-      if _SECONDS_A_TEST.value:
-        note('Testing ...')
-      yield part_of(batch)
+      time.sleep(_SECONDS_PER_EVAL_BATCH.value)
+      if _SECONDS_PER_EVAL_BATCH.value:
+        log_fn('Evaluating ...')
+      yield local_part(batch)
 
 
-def part_of(batch):
-  """Cuts out this process's examples."""
+def local_part(batch):
+  """Return this process's examples."""
   size = test_loop.BATCH // jax.process_count()
   mine = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
   return {
@@ -86,26 +94,26 @@ def part_of(batch):
 
 
 def slow_down_saving():
-  """Holds every checkpoint up before it gets its name."""
+  """Delay every checkpoint before it gets its final name."""
   finalize = ocp.PyTreeCheckpointHandler.finalize
 
   def slowly(handler, directory):
     command.log('Saving ...')
-    time.sleep(_SECONDS_A_SAVE.value)
+    time.sleep(_SECONDS_PER_SAVE.value)
     finalize(handler, directory)
 
   ocp.PyTreeCheckpointHandler.finalize = slowly
 
 
 def main():
-  told = environment.describe()
-  if _ODD.value >= 0 and _ODD.value == flags.FLAGS.process_id:
-    told['jax'] = 'another'
-  environment.describe = lambda: told
-  if _SECONDS_A_SAVE.value:
+  described = environment.describe()
+  if _OTHER_JAX.value >= 0 and _OTHER_JAX.value == flags.FLAGS.process_id:
+    described['jax'] = 'another'
+  environment.describe = lambda: described
+  if _SECONDS_PER_SAVE.value:
     slow_down_saving()
   with session.distributed_session() as log:
-    differs = _DIFFERS.value == jax.process_index()
+    differs = _OTHER_CONFIG.value == jax.process_index()
     with errors.as_input_error():
       collectives.assert_equal({'seed': str(int(differs))})
     return train.run(Experiment(), common_flags.get_workdir(), log)

@@ -1,4 +1,4 @@
-"""Runs that live in a bucket, that of `tests.buckets`."""
+"""Runs whose workdir is in a bucket, served by `tests.buckets`."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.storage import files
 from nfnet_jax.training import checkpoint, metrics
 from nfnet_jax.weights import load, save
-from tests.end_to_end import pods
+from tests.end_to_end import process_groups
 
 FIELDS = 'step', 'params', 'model_state', 'opt_state', 'ema_params'
 
 
 @pytest.fixture(autouse=True)
 def bucket(buckets):
-  """What the bucket 'runs' holds."""
+  """The objects of the bucket 'runs'."""
   return buckets.objects.setdefault('runs', {})
 
 
@@ -39,9 +39,9 @@ def rows_of(workdir):
 
 
 def values_of(events):
-  """Reads TensorBoard's records as (step, name) -> value."""
+  """Read TensorBoard's records as (step, name) -> value."""
   values = {}
-  while events:  # A record: length, its checksum, the event, its checksum.
+  while events:  # A record is length, checksum, event, checksum.
     size = int.from_bytes(events[:8], 'little')
     event = event_pb2.Event.FromString(events[12 : 12 + size])
     values |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def local(run_command, recipe, folder):
-  """The undisturbed run on a disk that those in the bucket are to equal."""
+  """The same run on a disk, without faults, for comparison."""
   if not list(folder.iterdir()):
     code, _, err = run_command(train.main, *recipe, f'--workdir={folder}')
     assert code == 0, err
@@ -83,7 +83,7 @@ def local(run_command, recipe, folder):
 
 
 class TestRun:
-  """One run there, and what becomes of it."""
+  """One run in the bucket; its tests depend on their order."""
 
   def test_trains(self, run_command, recipe, local, buckets, bucket):
     buckets.requests.clear()
@@ -96,14 +96,14 @@ class TestRun:
     assert bucket['one/curves.png'].startswith(b'\x89PNG')
     assert not list(epath.Path('gs://runs/one').glob('*.tmp'))
 
-  def test_leaves_what_a_disk_would_hold(self, local):
+  def test_writes_the_same_files_as_on_a_disk(self, local):
     assert_same_run('gs://runs/one', local)
     names = 'config.json', 'classes.txt'
     for name in names:
       there = epath.Path('gs://runs/one') / name
       assert there.read_text() == (local / name).read_text()
 
-  def test_events_are_whole(self, local, bucket):
+  def test_events_are_complete(self, local, bucket):
     parts = sorted(n for n in bucket if n.startswith('one/tensorboard/events'))
     (path,) = (local / 'tensorboard').iterdir()
     expected = values_of(path.read_bytes())
@@ -114,14 +114,14 @@ class TestRun:
     for key in expected:
       assert uploaded[key] == expected[key] or key[1] in timed
 
-  def test_metrics_come_before_their_checkpoint_and_seldom(self, buckets):
-    wrote = [name for method, name in buckets.requests if method != 'GET']
-    metrics = [i for i, n in enumerate(wrote) if n == 'one/metrics.jsonl']
-    # Two requests an upload; the last evaluation and checkpoint share one.
+  def test_metrics_are_uploaded_before_each_checkpoint(self, buckets):
+    written = [name for method, name in buckets.requests if method != 'GET']
+    metrics = [i for i, n in enumerate(written) if n == 'one/metrics.jsonl']
+    # Two requests per upload; the last evaluation and checkpoint share one.
     assert len(metrics) == 4
     for upload, step in zip((metrics[1], metrics[3]), (3, 6)):
       prefix = f'one/checkpoints/{step}/'
-      first = next(i for i, n in enumerate(wrote) if n.startswith(prefix))
+      first = next(i for i, n in enumerate(written) if n.startswith(prefix))
       assert upload < first
 
   def test_is_evaluated(self, run_command):
@@ -135,13 +135,13 @@ class TestRun:
   def test_serves_as_weights(self, local, inside):
     weights = load.load_weights(f'gs://runs/one{inside}')
     expected = load.load_weights(f'{local}{inside}')
-    assert weights.note() == expected.note()
+    assert weights.metadata() == expected.metadata()
     jax.tree.map(np.testing.assert_array_equal, weights.params, expected.params)
     save.save_weights('gs://runs/mine.npz', weights)
     again = load.load_weights('gs://runs/mine.npz')
     jax.tree.map(np.testing.assert_array_equal, again.params, weights.params)
 
-  def test_is_left_alone_by_another_experiment(self, run_command, recipe):
+  def test_is_not_changed_by_another_experiment(self, run_command, recipe):
     arguments = *recipe, '--config.seed=1', '--workdir=gs://runs/one'
     code, _, err = run_command(train.main, *arguments)
     assert code == 2
@@ -175,7 +175,7 @@ class TestRun:
       ),
     ],
   )
-  def test_a_lost_upload_loses_no_step(
+  def test_failed_upload_loses_no_step(
     self, run_command, recipe, local, buckets, lost
   ):
     name = lost.replace('/', '-')
@@ -186,7 +186,7 @@ class TestRun:
     code, _, err = run_command(train.main, *arguments)
     assert code == 1, err
     assert err.splitlines()[-1].startswith('nfnet_jax: ')
-    assert f'See to gs://runs/{name}; then the same command resumes' in err
+    assert f'Check gs://runs/{name}. Then the same command resumes' in err
     buckets.forgive()
     code, _, err = run_command(train.main, *arguments)
     assert code == 0, err
@@ -195,10 +195,10 @@ class TestRun:
     assert_same_run(f'gs://runs/{name}', local)
 
 
-def test_refuses_what_cannot_hold_a_run(
+def test_unusable_workdirs_are_refused(
   run_command, recipe, buckets, bucket, monkeypatch
 ):
-  held = dict(bucket)
+  before = dict(bucket)
 
   def assert_refused(workdir, text):
     code, _, err = run_command(train.main, *recipe, f'--workdir={workdir}')
@@ -219,10 +219,10 @@ def test_refuses_what_cannot_hold_a_run(
   buckets.forgive()
   monkeypatch.setitem(sys.modules, 'google.cloud', None)
   assert_refused('gs://runs/new', "pip install -c constraints.txt '.[gcs]'")
-  assert bucket == held
+  assert bucket == before
 
 
-def test_a_bucket_that_is_too_busy_may_be_tried_again(
+def test_overloaded_bucket_is_a_temporary_failure(
   run_command, recipe, buckets, monkeypatch
 ):
   def busy(*_):
@@ -251,24 +251,24 @@ def test_a_bucket_that_is_too_busy_may_be_tried_again(
     ('s3://runs/one', 'neither a local folder nor gs://BUCKET'),
   ],
 )
-def test_evaluate_refuses_what_holds_no_run(run_command, workdir, text):
+def test_evaluate_refuses_a_workdir_without_a_run(run_command, workdir, text):
   code, _, err = run_command(
     evaluate.main, f'--workdir={workdir}', on_a_run=True
   )
   assert code == 2
-  # Google's libraries may say first that there are no credentials here.
+  # Google's libraries may first warn about missing credentials.
   (line,) = [line for line in err.splitlines() if 'nfnet_jax: ' in line]
   assert text in line
   assert line == err.splitlines()[-1]
 
 
-def test_weights_that_may_not_be_read_are_named(buckets):
+def test_error_names_weights_that_cannot_be_read(buckets):
   buckets.fault = lambda method, name: 403
   with pytest.raises(load.WeightsError, match="Weights 'gs://runs/one' cannot"):
     load.load_weights('gs://runs/one')
 
 
-def test_a_refused_upload_is_told_as_of_a_disk(buckets, bucket):
+def test_refused_upload_is_an_os_error(buckets, bucket):
   buckets.fault = lambda method, name: None if method == 'GET' else 403
   with metrics.MetricsWriter('gs://runs/refused', resumed_step=0) as writer:
     writer.write([{'step': 1, 'loss': 1.0}])
@@ -277,7 +277,7 @@ def test_a_refused_upload_is_told_as_of_a_disk(buckets, bucket):
   assert not any(name.startswith('refused') for name in bucket)
 
 
-def test_an_object_changes_whole_or_not_at_all(bucket):
+def test_objects_are_replaced_atomically(bucket):
   path = 'gs://runs/file.txt'
   files.write_atomically(path, 'one')
   with contextlib.suppress(KeyError), files.atomically(path) as temporary:
@@ -290,7 +290,7 @@ def test_an_object_changes_whole_or_not_at_all(bucket):
 
 @pytest.mark.slow
 def test_survives_kills(run_command, recipe, buckets, tmp_path):
-  """Kills while a checkpoint is on its way, and between two of them."""
+  """Kill a run during the upload of a checkpoint, and between two of them."""
   arguments = *recipe, '--config.train_for=12 steps', '--workdir=gs://runs/kill'
   whole = *arguments[:-1], f'--workdir={tmp_path}'
   code, _, err = run_command(train.main, *whole)
@@ -301,7 +301,7 @@ def test_survives_kills(run_command, recipe, buckets, tmp_path):
     'metrics.jsonl',
     'checkpoints/9/checksums/metadata',
   ):
-    process = pods.Process(pods.TRAIN, *arguments)
+    process = process_groups.Process(process_groups.TRAIN, *arguments)
 
     def kill(method, name, last=last, process=process):
       if method != 'GET' and name == f'kill/{last}':
@@ -310,8 +310,8 @@ def test_survives_kills(run_command, recipe, buckets, tmp_path):
       return None
 
     buckets.fault = kill
-    assert process.finish() == -signal.SIGKILL, process.said
+    assert process.finish() == -signal.SIGKILL, process.output
   buckets.forgive()
-  process = pods.Process(pods.TRAIN, *arguments)
-  assert process.finish() == 0, process.said
+  process = process_groups.Process(process_groups.TRAIN, *arguments)
+  assert process.finish() == 0, process.output
   assert_same_run('gs://runs/kill', tmp_path)

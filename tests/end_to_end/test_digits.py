@@ -1,4 +1,4 @@
-"""What the README's first command promises, for three seeds."""
+"""Accuracy of the README's first command, for three seeds."""
 
 import json
 import os

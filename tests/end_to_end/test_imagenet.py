@@ -1,4 +1,4 @@
-"""The whole published recipe on a small ImageNet, through the doors."""
+"""The whole published recipe on a small ImageNet, through the commands."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_two_epochs_of_the_recipe(run_command, small_recipe, tmp_path):
   assert code == 0
   results = json.loads(out)
   assert (results['step'], results['examples']) == (12, imagenet.VALIDATION)
-  # Nothing is learnt in twelve steps: the loss is that of guessing.
+  # Twelve steps learn nothing: the loss is that of uniform guesses.
   assert abs(results['loss'] - np.log(1000)) < 0.2
 
 
@@ -59,14 +59,14 @@ def test_recipe_resumes_bit_for_bit(run_command, small_recipe, tmp_path):
 
 
 def run_and_fail(run_command, flags, steps):
-  """Lets the data give out after some steps; what was learnt is saved."""
+  """Run with data that fails after some steps; the state is saved."""
   from nfnet_jax.data import faults, pipeline
 
   stream = pipeline.train_batches
 
   def failing(*args, **options):
     for batch in stream(*args, **options):
-      if batch['step'] == steps + 2:  # Two batches wait on the devices.
+      if batch['step'] == steps + 2:  # Two batches are prefetched.
         raise faults.BadDataError("dataset 'x': record 3 cannot be decoded")
       yield batch
 
@@ -81,8 +81,8 @@ def run_and_fail(run_command, flags, steps):
   )
 
 
-def test_images_in_a_folder_are_learnt(run_command, tmp_path):
-  """Six images of each of three colours, with the recipe's crops and mixing."""
+def test_network_learns_images_of_a_folder(run_command, tmp_path):
+  """Images of three colours, with the recipe's crops and mixing."""
   for index in range(12):
     for name, colour in (('r', 'red'), ('g', 'lime'), ('b', 'blue')):
       folder = tmp_path / 'photos' / ('train' if index < 8 else 'test') / name

@@ -1,6 +1,6 @@
-"""What may befall processes, to which of them, in which phase of a run.
+"""Faults of processes in every phase of a run.
 
-A run meets one mishap after another, and must end as if undisturbed.
+A run that goes through several faults ends like one without any.
 """
 
 import functools
@@ -15,72 +15,72 @@ import pytest
 
 from nfnet_jax.experiments import train
 from nfnet_jax.training import checkpoint
-from tests.end_to_end import linear, pods
+from tests.end_to_end import linear, process_groups
 
 pytestmark = pytest.mark.slow
 
 LINEAR = 'tests.end_to_end.linear'
-# Seconds after which a silent process is lost, and all may take to end; those
-# that end linger, and imports on a busy machine hold up signs of life.
-SILENCE, BOUND = 12, 60
+# Seconds: the timeout of heartbeats, and the limit until all processes exit. It
+# includes grace periods; imports on a busy machine delay heartbeats.
+PEER_TIMEOUT, BOUND = 12, 60
 TWO, FOUR = {'count': 2, 'devices': 4}, {'count': 4, 'devices': 2}
 LAYOUTS = TWO, FOUR, {'count': 2, 'devices': 1}, {'count': 1, 'devices': 8}
 
-# Phase -> what process 0 says in it, and what makes it long enough to hit. In
-# this order a run comes through all of them.
+# Phase -> the line that process 0 logs in it, and flags that make it longer. A
+# run goes through the phases in this order.
 PHASES = {
   'starting': (None, []),
   'compiling': ('Compiling the training step', []),
   'training': ('  loss', []),
-  'saving': ('Saving ...', ['--seconds_a_save=0.5']),
-  'evaluating': ('Testing ...', ['--seconds_a_test=0.3']),
+  'saving': ('Saving ...', ['--seconds_per_save=0.5']),
+  'evaluating': ('Evaluating ...', ['--seconds_per_eval_batch=0.3']),
   'ending': (f'evaluation at step {linear.TOTAL}', []),
 }
-SLOWLY = '--seconds_a_step=0.2'
+SLOWLY = '--seconds_per_step=0.2'
 
 
 class Run:
-  """A workdir, and what has been seen of it."""
+  """A workdir, and the checkpoints that were seen in it."""
 
   def __init__(self, folder):
     self.workdir = folder / 'run'
     self._saved = set()
 
   def start(self, *arguments, **layout):
-    return pods.Pod(
+    return process_groups.ProcessGroup(
       LINEAR,
       f'--workdir={self.workdir}',
-      f'--peer_timeout={SILENCE}',
+      f'--peer_timeout={PEER_TIMEOUT}',
       *arguments,
       **layout,
     )
 
-  def finish(self, pod):
-    """Returns the exit codes, once what was saved is seen to stand."""
-    codes = pod.finish(BOUND)
+  def finish(self, group):
+    """Return the exit codes; check that no saved checkpoint is lost."""
+    codes = group.finish(BOUND)
     latest = max(self._saved, default=None)
-    if latest is not None and 'step ' in pod[0].said:
-      assert f'Resuming after step {latest}.' in pod[0].said, pod.said
-    saved = set(pods.checkpoints_of(self.workdir))
-    assert self._saved <= saved, f'{self._saved - saved} lost:\n{pod.said}'
+    if latest is not None and 'step ' in group[0].output:
+      assert f'Resuming after step {latest}.' in group[0].output, group.output
+    saved = set(process_groups.checkpoints_of(self.workdir))
+    assert self._saved <= saved, f'{self._saved - saved} lost:\n{group.output}'
     self._saved = saved
     return codes
 
   def complete(self, **layout):
-    pod = self.start(**layout)
-    assert self.finish(pod) == [0] * len(pod), pod.said
+    group = self.start(**layout)
+    assert self.finish(group) == [0] * len(group), group.output
 
   def results(self):
-    like = linear.Experiment().abstract_state()
+    abstract_state = linear.Experiment().abstract_state()
     folder = self.workdir / 'checkpoints'
     with checkpoint.Checkpoints(folder, read_only=True) as checkpoints:
-      state = checkpoints.restore(linear.TOTAL, like)
-    return pods.rows_of(self.workdir), jax.tree.leaves(state)
+      state = checkpoints.restore(linear.TOTAL, abstract_state)
+    return process_groups.rows_of(self.workdir), jax.tree.leaves(state)
 
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-  """Layout -> rows and final state of a run to which nothing happened."""
+  """A function from a layout to the metrics and final state without faults."""
 
   @functools.cache
   def results(count, devices):
@@ -107,34 +107,34 @@ def assert_close(run, reference):
     np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6)
 
 
-def assert_ended_well(pod, codes, event, victim):
-  """Checks exit codes and last words; all agree on what happened."""
-  said = f'{event!r} to process {victim} gave {codes}:\n{pod.said}'
+def assert_ended_well(group, codes, event, victim):
+  """Check that exit codes and last messages agree on what happened."""
+  context = f'{event!r} to process {victim} gave {codes}:\n{group.output}'
   if codes[victim] == -event:
     others = set(codes[:victim] + codes[victim + 1 :])
-    # After the last barrier a process misses nobody.
-    assert others in ({1}, {0}), said
-    for process, code in zip(pod, codes):
+    # After the last barrier no process needs another.
+    assert others in ({1}, {0}), context
+    for process, code in zip(group, codes):
       if code == 1:
-        assert process.last_word, said
-  else:  # Noted, or too late.
-    assert set(codes) in ({75}, {0}), said
+        assert process.last_message, context
+  else:  # The signal was handled, or came too late.
+    assert set(codes) in ({75}, {0}), context
     if codes[0] == 75:
-      assert 'The same command resumes' in pod[0].lines[-1], said
+      assert 'The same command resumes' in group[0].lines[-1], context
 
 
 def disturb(run, event, victim, phase, rng, layout):
-  """Starts processes, and does something to one in a phase."""
-  cue, slowly = PHASES[phase]
-  pod = run.start(SLOWLY, *slowly, **layout)
-  if cue:
-    pod[0].wait_for(cue)
-  time.sleep(rng.uniform(0, 0.3 if cue else 4))
-  pod[victim].send(event)
-  codes = run.finish(pod)
-  assert_ended_well(pod, codes, event, victim)
+  """Start processes and send a signal to one of them in a phase."""
+  line, flags = PHASES[phase]
+  group = run.start(SLOWLY, *flags, **layout)
+  if line:
+    group[0].wait_for(line)
+  time.sleep(rng.uniform(0, 0.3 if line else 4))
+  group[victim].send(event)
+  codes = run.finish(group)
+  assert_ended_well(group, codes, event, victim)
   if event == signal.SIGTERM and phase not in ('starting', 'ending'):
-    assert set(codes) == {75}, pod.said
+    assert set(codes) == {75}, group.output
 
 
 CELLS = [
@@ -164,7 +164,7 @@ def test_every_phase(undisturbed, tmp_path, cell):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_any_moment_of_any_process_on_any_layout(undisturbed, tmp_path, seed):
+def test_random_moment_process_and_layout(undisturbed, tmp_path, seed):
   run, rng = Run(tmp_path), np.random.default_rng(seed)
   for _ in range(4):
     layout = LAYOUTS[rng.integers(3)]
@@ -174,55 +174,57 @@ def test_any_moment_of_any_process_on_any_layout(undisturbed, tmp_path, seed):
     print(
       f'seed {seed}: {event!r} to {victim} of {layout} after {moment:.2f} s'
     )
-    pod = run.start(SLOWLY, '--seconds_a_save=0.2', **layout)
+    group = run.start(SLOWLY, '--seconds_per_save=0.2', **layout)
     time.sleep(moment)
-    pod[victim].send(event)
-    assert_ended_well(pod, run.finish(pod), event, victim)
+    group[victim].send(event)
+    assert_ended_well(group, run.finish(group), event, victim)
   run.complete(**LAYOUTS[seed])
   assert_close(run, undisturbed(count=1, devices=8))
 
 
 @pytest.mark.parametrize('stopped', [0, 2])
-def test_a_silent_process_ends_the_others(undisturbed, tmp_path, stopped):
-  """As one whose host hangs."""
+def test_process_without_heartbeat_ends_the_others(
+  undisturbed, tmp_path, stopped
+):
+  """SIGSTOP acts like a host that hangs."""
   run = Run(tmp_path)
-  pod = run.start(SLOWLY, **FOUR)
-  pod[0].wait_for('step 4/')
-  pod[stopped].send(signal.SIGSTOP)
-  others = [process for index, process in enumerate(pod) if index != stopped]
+  group = run.start(SLOWLY, **FOUR)
+  group[0].wait_for('step 4/')
+  group[stopped].send(signal.SIGSTOP)
+  others = [process for index, process in enumerate(group) if index != stopped]
   for process in others:
-    assert process.finish(BOUND) == 1, process.said
-    assert process.last_word
-  pod[stopped].send(signal.SIGKILL)
-  run.finish(pod)
+    assert process.finish(BOUND) == 1, process.output
+    assert process.last_message
+  group[stopped].send(signal.SIGKILL)
+  run.finish(group)
   run.complete(**FOUR)
   assert_same_bits(run, undisturbed(**FOUR))
 
 
 @pytest.mark.parametrize('absent', [[0], [1, 3]])
-def test_absent_processes_are_not_waited_for_for_ever(tmp_path, absent):
-  pod = Run(tmp_path).start(absent=absent, **FOUR)
-  assert pod.finish(BOUND) == [1] * len(pod)
-  for process in pod:
+def test_wait_for_absent_processes_has_a_timeout(tmp_path, absent):
+  group = Run(tmp_path).start(absent=absent, **FOUR)
+  assert group.finish(BOUND) == [1] * len(group)
+  for process in group:
     (line,) = process.lines
-    assert f'Waited {SILENCE} s for process ' in line
+    assert f' waited {PEER_TIMEOUT} s for the others of ' in line
 
 
 @pytest.mark.parametrize('late', [0, 1])
-def test_a_late_process_is_waited_for(undisturbed, tmp_path, late):
+def test_late_process_joins(undisturbed, tmp_path, late):
   run = Run(tmp_path)
-  pod = run.start(**TWO, **{f'of_{late}': {'late': 6}})
-  assert run.finish(pod) == [0, 0], pod.said
+  group = run.start(**TWO, **{f'of_{late}': {'late': 6}})
+  assert run.finish(group) == [0, 0], group.output
   assert_same_bits(run, undisturbed(**TWO))
 
 
 @pytest.fixture(scope='module')
 def half(tmp_path_factory):
-  """A run that left checkpoints 3 and 5."""
+  """A run that failed after checkpoints 3 and 5."""
   run = Run(tmp_path_factory.mktemp('half'))
-  pod = run.start('--fail=0:7', **TWO)
-  assert run.finish(pod) == [2, 2], pod.said
-  assert pods.checkpoints_of(run.workdir) == [3, 5]
+  group = run.start('--fail=0:7', **TWO)
+  assert run.finish(group) == [2, 2], group.output
+  assert process_groups.checkpoints_of(run.workdir) == [3, 5]
   return run
 
 
@@ -232,17 +234,17 @@ def copy_of(run, folder):
   return copy
 
 
-# The first suffices for no file, the second for metrics, not for checkpoints.
+# The first is too small for any file, the second only for checkpoints.
 @pytest.mark.parametrize('largest_file', [200, 3100])
 @pytest.mark.parametrize('layout', [TWO, FOUR], ids=['2', '4'])
-def test_no_space_left(undisturbed, half, tmp_path, layout, largest_file):
+def test_full_disk(undisturbed, half, tmp_path, layout, largest_file):
   run = copy_of(half, tmp_path)
-  pod = run.start(of_0={'largest_file': largest_file}, **layout)
-  assert run.finish(pod) == [1] * len(pod), pod.said
-  assert 'See to the disk of' in pod.said
-  for process in pod[1:]:
-    assert process.lines[-1].startswith('nfnet_jax: Process 0 ended all: ')
-  assert pods.checkpoints_of(run.workdir) == [3, 5]
+  group = run.start(of_0={'largest_file': largest_file}, **layout)
+  assert run.finish(group) == [1] * len(group), group.output
+  assert 'Check the disk of' in group.output
+  for process in group[1:]:
+    assert process.lines[-1].startswith('nfnet_jax: Process 0 ended the run: ')
+  assert process_groups.checkpoints_of(run.workdir) == [3, 5]
   run.complete(**layout)
   assert_close(run, undisturbed(**TWO))
 
@@ -258,27 +260,27 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize('damage', [truncate, flip_a_bit, pathlib.Path.unlink])
-def test_a_damaged_checkpoint(undisturbed, half, tmp_path, damage):
-  """Costs itself and no other; without any there is nothing to resume."""
+def test_damaged_checkpoint(undisturbed, half, tmp_path, damage):
+  """Only the damaged checkpoint is skipped; with no other the run fails."""
   run, lost = (copy_of(half, tmp_path / name) for name in ('run', 'lost'))
   for folder, steps in (run, [5]), (lost, [3, 5]):
     for step in steps:
       checkpoint = folder.workdir / 'checkpoints' / str(step)
       for path in [p for p in checkpoint.rglob('*') if p.is_file()]:
         damage(path)
-  pod = lost.start(**TWO)
-  assert lost.finish(pod) == [2, 2], pod.said
+  group = lost.start(**TWO)
+  assert lost.finish(group) == [2, 2], group.output
   line = 'None of the checkpoints [3, 5]'
-  assert all(line in process.lines[-1] for process in pod), pod.said
-  pod = run.start(**TWO)
-  assert run.finish(pod) == [0, 0], pod.said
-  assert 'Checkpoint 5 cannot be read' in pod[0].said
-  assert 'Resuming after step 3.' in pod[0].lines
+  assert all(line in process.lines[-1] for process in group), group.output
+  group = run.start(**TWO)
+  assert run.finish(group) == [0, 0], group.output
+  assert 'Checkpoint 5 cannot be read' in group[0].output
+  assert 'Resuming after step 3.' in group[0].lines
   assert_same_bits(run, undisturbed(**TWO))
 
 
-def test_any_moment_of_the_real_run(small, tmp_path, run_command):
-  """`kill -9` of a process alone, until the run is done."""
+def test_real_run_is_killed_at_random_moments(small, tmp_path, run_command):
+  """Kill a single process with SIGKILL until the run is done."""
   arguments = [
     *small,
     '--config.train_for=80 steps',
@@ -291,21 +293,21 @@ def test_any_moment_of_the_real_run(small, tmp_path, run_command):
   rng = np.random.default_rng(0)
   reached = []
   while True:
-    process = pods.Process(
-      pods.TRAIN,
+    process = process_groups.Process(
+      process_groups.TRAIN,
       *arguments,
       f'--workdir={broken}',
     )
     if len(reached) < 8:
       process.wait_for('gains and biases')
-      # From before the first step to well into saving.
+      # Between the first step and the saving of checkpoints.
       time.sleep(rng.uniform(0, 10))
       process.send(signal.SIGKILL)
     code = process.finish()
-    reached.append(max(pods.checkpoints_of(broken), default=0))
+    reached.append(max(process_groups.checkpoints_of(broken), default=0))
     assert reached == sorted(reached), 'A saved step was lost.'
     if code == 0:
       break
-    assert code == -signal.SIGKILL, process.said
-  assert pods.rows_of(broken) == pods.rows_of(whole)
+    assert code == -signal.SIGKILL, process.output
+  assert process_groups.rows_of(broken) == process_groups.rows_of(whole)
   assert len(set(reached)) > 3, reached

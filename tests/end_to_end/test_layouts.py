@@ -1,4 +1,4 @@
-"""The real run on several layouts of eight devices."""
+"""The real training run on several layouts of eight devices."""
 
 import json
 import signal
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.end_to_end import pods
+from tests.end_to_end import process_groups
 
 EVALUATE = 'nfnet_jax.experiments.evaluate'
 
@@ -27,24 +27,26 @@ def arguments(small):
   ]
 
 
-def run(count, *arguments, run_command=pods.TRAIN, **own):
-  pod = pods.Pod(
-    run_command, *arguments, count=count, devices=8 // count, **own
+def run(count, *arguments, module=process_groups.TRAIN, **options):
+  group = process_groups.ProcessGroup(
+    module, *arguments, count=count, devices=8 // count, **options
   )
-  assert pod.finish() == [0] * count, pod.said
-  return pod
+  assert group.finish() == [0] * count, group.output
+  return group
 
 
 @pytest.mark.slow
-def test_ten_steps_are_the_same_on_every_layout(arguments, tmp_path):
-  """The first builds the dataset with several processes at once."""
+def test_ten_steps_are_equal_on_every_layout(arguments, tmp_path):
+  """The first layout builds the dataset with several processes."""
   rows = {}
   for count in (4, 2, 1):
     workdir = tmp_path / str(count)
-    sharded = f'--config.run.shard_update={count == 2}'
-    pod = run(count, *arguments, sharded, f'--workdir={workdir}')
-    rows[count] = pods.rows_of(workdir)
-    for index, process in enumerate(pod):
+    sharded = '--config.run.fast_paths=' + (
+      'fused_blocks,shard_update' if count == 2 else 'fused_blocks'
+    )
+    group = run(count, *arguments, sharded, f'--workdir={workdir}')
+    rows[count] = process_groups.rows_of(workdir)
+    for index, process in enumerate(group):
       here = f'{8 // count} of them here' if count > 1 else 'process 0 of 1'
       lines = [f'devices    8 x cpu (cpu), {here}']
       if count > 1:
@@ -53,10 +55,10 @@ def test_ten_steps_are_the_same_on_every_layout(arguments, tmp_path):
       assert index == 0 or process.lines == lines
   assert_close(rows[4], rows[1])
   assert_close(rows[2], rows[1])
-  # And evaluated on yet another layout, where process 0 alone has a disk.
+  # Evaluation on another layout, where only process 0 sees the workdir.
   workdir = f'--workdir={tmp_path / "1"}'
   unseen = {'arguments': [f'--workdir={tmp_path / "unseen"}']}
-  first, second = run(2, workdir, '--json', run_command=EVALUATE, of_1=unseen)
+  first, second = run(2, workdir, '--json', module=EVALUATE, of_1=unseen)
   (line,) = [line for line in first.lines if line.startswith('{')]
   result = json.loads(line)
   assert result['examples'] == rows[1][-1]['eval/examples']
@@ -66,16 +68,16 @@ def test_ten_steps_are_the_same_on_every_layout(arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_another_layout_left_it(arguments, tmp_path):
+def test_run_resumes_on_another_layout(arguments, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   run(1, *arguments, f'--workdir={whole}')
-  pod = pods.Pod(
-    pods.TRAIN, *arguments, f'--workdir={parts}', count=2, devices=4
+  group = process_groups.ProcessGroup(
+    process_groups.TRAIN, *arguments, f'--workdir={parts}', count=2, devices=4
   )
-  while 5 not in pods.checkpoints_of(parts):
+  while 5 not in process_groups.checkpoints_of(parts):
     time.sleep(0.01)
-  pod[0].send(signal.SIGKILL)
-  pod.finish()
+  group[0].send(signal.SIGKILL)
+  group.finish()
   first, *_ = run(4, *arguments, f'--workdir={parts}')
-  assert 'Resuming after step 5.' in first.said
-  assert_close(pods.rows_of(parts), pods.rows_of(whole))
+  assert 'Resuming after step 5.' in first.output
+  assert_close(process_groups.rows_of(parts), process_groups.rows_of(whole))

@@ -1,4 +1,4 @@
-"""Real processes: together, and killed for real."""
+"""Training in real processes: several as one run, stopped and killed."""
 
 import signal
 import socket
@@ -7,20 +7,20 @@ import jax
 import pytest
 
 from nfnet_jax.experiments import train
-from tests.end_to_end import linear, pods
+from tests.end_to_end import linear, process_groups
 
 LINEAR = 'tests.end_to_end.linear'
-SLOWLY = '--seconds_a_step=0.3'
-SECOND = 'process    1 of 2'  # What it says first.
+SLOWLY = '--seconds_per_step=0.3'
+SECOND = 'process    1 of 2'  # The first line of its output.
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """The rows of a run that one process made undisturbed, on 8 devices."""
+  """The metrics of an undisturbed run of one process on 8 devices."""
   folder = tmp_path_factory.mktemp('whole')
-  process = pods.Process(LINEAR, f'--workdir={folder / "run"}')
-  assert process.finish() == 0, process.said
-  return pods.rows_of(folder / 'run')
+  process = process_groups.Process(LINEAR, f'--workdir={folder / "run"}')
+  assert process.finish() == 0, process.output
+  return process_groups.rows_of(folder / 'run')
 
 
 def assert_same(rows, others):
@@ -29,95 +29,97 @@ def assert_same(rows, others):
     assert row == pytest.approx(other, rel=1e-5, abs=1e-7)
 
 
-def resume(workdir, *more, count=2, devices=4):
-  pod = pods.Pod(
+def resume(workdir, *flags, count=2, devices=4):
+  group = process_groups.ProcessGroup(
     LINEAR,
     f'--workdir={workdir}',
-    *more,
+    *flags,
     count=count,
     devices=devices,
   )
-  assert pod.finish() == [0] * count, pod.said
-  return pod
+  assert group.finish() == [0] * count, group.output
+  return group
 
 
-def test_two_processes_are_one_run_and_say_it_once(whole, tmp_path):
+def test_two_processes_are_one_run_and_log_once(whole, tmp_path):
   workdir = tmp_path / 'run'
   first, second = resume(workdir)
-  assert_same(pods.rows_of(workdir), whole)
-  assert pods.checkpoints_of(workdir) == [3, 6, 9, 12]
-  assert 'evaluation at step 12' in first.said
+  assert_same(process_groups.rows_of(workdir), whole)
+  assert process_groups.checkpoints_of(workdir) == [3, 6, 9, 12]
+  assert 'evaluation at step 12' in first.output
   assert first.lines[0] == 'process    0 of 2'
   assert second.lines == [SECOND]
 
 
-def test_a_plain_update_goes_on_where_a_sharded_one_stopped(whole, tmp_path):
+def test_replicated_update_resumes_a_sharded_one(whole, tmp_path):
   workdir = tmp_path / 'run'
-  pod = pods.Pod(
+  group = process_groups.ProcessGroup(
     LINEAR, SLOWLY, f'--workdir={workdir}', '--sharded', count=2, devices=4
   )
-  pod[0].wait_for('step 4/')
-  pod[1].send(signal.SIGTERM)
-  assert pod.finish() == [75, 75], pod.said
-  assert len(pods.rows_of(workdir)) < len(whole)
+  group[0].wait_for('step 4/')
+  group[1].send(signal.SIGTERM)
+  assert group.finish() == [75, 75], group.output
+  assert len(process_groups.rows_of(workdir)) < len(whole)
   resume(workdir, count=4, devices=2)
-  assert_same(pods.rows_of(workdir), whole)
+  assert_same(process_groups.rows_of(workdir), whole)
 
 
-def test_a_sharded_update_is_the_same_in_two_processes(whole, tmp_path):
+def test_sharded_update_is_equal_in_two_processes(whole, tmp_path):
   resume(tmp_path / 'run', '--sharded')
-  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+  assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
-def test_sigterm_to_any_stops_all_at_one_step(whole, tmp_path):
-  """And they resume on another layout, where process 0 alone has a disk."""
-  pod = pods.Pod(
+def test_sigterm_to_one_process_stops_all_at_one_step(whole, tmp_path):
+  """They resume on another layout, where only process 0 sees the workdir."""
+  group = process_groups.ProcessGroup(
     LINEAR,
     SLOWLY,
     f'--workdir={tmp_path / "run"}',
     count=2,
     devices=4,
   )
-  pod[0].wait_for('step 4/')
-  pod[1].send(signal.SIGTERM)
-  assert pod.finish() == [75, 75], pod.said
-  assert 'The same command resumes' in pod[0].lines[-1]
-  stopped = pods.checkpoints_of(tmp_path / 'run')[-1]
+  group[0].wait_for('step 4/')
+  group[1].send(signal.SIGTERM)
+  assert group.finish() == [75, 75], group.output
+  assert 'The same command resumes' in group[0].lines[-1]
+  stopped = process_groups.checkpoints_of(tmp_path / 'run')[-1]
   assert 4 < stopped < linear.TOTAL
   other = tmp_path / 'elsewhere'
-  process = pods.Pod(
+  process = process_groups.ProcessGroup(
     LINEAR,
     f'--workdir={other}',
     count=4,
     devices=2,
     of_0={'arguments': [f'--workdir={tmp_path / "run"}']},
   )
-  assert process.finish() == [0] * 4, process.said
-  assert f'Resuming after step {stopped}.' in process[0].said
-  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+  assert process.finish() == [0] * 4, process.output
+  assert f'Resuming after step {stopped}.' in process[0].output
+  assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
   assert not other.exists()
 
 
-def test_sigterm_in_an_evaluation(whole, tmp_path):
-  pod = pods.Pod(
+def test_sigterm_during_evaluation(whole, tmp_path):
+  group = process_groups.ProcessGroup(
     LINEAR,
-    '--seconds_a_test=1',
+    '--seconds_per_eval_batch=1',
     f'--workdir={tmp_path / "run"}',
     count=2,
     devices=4,
   )
-  pod[0].wait_for('Testing ...')
-  pod[0].send(signal.SIGTERM)
-  assert pod.finish() == [75, 75], pod.said
-  assert not [r for r in pods.rows_of(tmp_path / 'run') if 'eval/top1' in r]
-  assert pods.checkpoints_of(tmp_path / 'run')[-1] == 5
+  group[0].wait_for('Evaluating ...')
+  group[0].send(signal.SIGTERM)
+  assert group.finish() == [75, 75], group.output
+  assert not [
+    r for r in process_groups.rows_of(tmp_path / 'run') if 'eval/top1' in r
+  ]
+  assert process_groups.checkpoints_of(tmp_path / 'run')[-1] == 5
   resume(tmp_path / 'run')
-  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+  assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
 @pytest.mark.parametrize('killed', [0, 1])
-def test_a_killed_process_ends_the_others(whole, tmp_path, killed):
-  pod = pods.Pod(
+def test_killed_process_ends_the_others(whole, tmp_path, killed):
+  group = process_groups.ProcessGroup(
     LINEAR,
     SLOWLY,
     '--peer_timeout=15',
@@ -125,32 +127,32 @@ def test_a_killed_process_ends_the_others(whole, tmp_path, killed):
     count=2,
     devices=4,
   )
-  pod[0].wait_for('step 5/')
-  pod[killed].send(signal.SIGKILL)
-  other = pod[1 - killed]
+  group[0].wait_for('step 5/')
+  group[killed].send(signal.SIGKILL)
+  other = group[1 - killed]
   assert other.finish(60) == 1
-  assert other.last_word.endswith(' resumes from the last checkpoint.')
-  assert pods.checkpoints_of(tmp_path / 'run')[-1] >= 3
+  assert other.last_message.endswith(' resumes from the last checkpoint.')
+  assert process_groups.checkpoints_of(tmp_path / 'run')[-1] >= 3
   first, _ = resume(tmp_path / 'run')
-  assert 'Resuming after step ' in first.said
-  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+  assert 'Resuming after step ' in first.output
+  assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
 @pytest.mark.parametrize(
   'present', [pytest.param(0, marks=pytest.mark.slow), 1]
 )
-def test_an_absent_process_is_not_waited_for_for_ever(tmp_path, present):
-  pod = pods.Pod(
+def test_wait_for_an_absent_process_has_a_timeout(tmp_path, present):
+  group = process_groups.ProcessGroup(
     LINEAR,
     '--peer_timeout=5',
     f'--workdir={tmp_path}',
     count=2,
     absent=[1 - present],
   )
-  assert pod.finish() == [1]
-  (line,) = pod[0].lines
+  assert group.finish() == [1]
+  (line,) = group[0].lines
   assert line.startswith(
-    f'nfnet_jax: Waited 5 s for process {present}: the others of 2 processes'
+    f'nfnet_jax: Process {present} waited 5 s for the others of 2 processes'
   )
 
 
@@ -158,89 +160,97 @@ def test_an_absent_process_is_not_waited_for_for_ever(tmp_path, present):
 @pytest.mark.parametrize('bad', [0, 1])
 def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
   workdir = f'--workdir={tmp_path / "run"}'
-  pod = pods.Pod(
+  group = process_groups.ProcessGroup(
     LINEAR, *update, f'--fail={bad}:7', workdir, count=2, devices=4
   )
-  assert pod.finish(60) == [2, 2], pod.said
-  assert pod[bad].lines[-1] == 'nfnet_jax: the record is bad.'
-  others = f'nfnet_jax: Process {bad} ended all: the record is bad.'
-  assert pod[1 - bad].lines[-1] == others
-  assert 'not finite' not in pod.said
-  assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
+  assert group.finish(60) == [2, 2], group.output
+  assert group[bad].lines[-1] == 'nfnet_jax: the record is bad.'
+  expected = f'nfnet_jax: Process {bad} ended the run: the record is bad.'
+  assert group[1 - bad].lines[-1] == expected
+  assert 'not finite' not in group.output
+  assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 5]
   first, _ = resume(tmp_path / 'run', *update)
-  assert 'Resuming after step 5.' in first.said
-  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+  assert 'Resuming after step 5.' in first.output
+  assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
-def test_bad_data_from_the_first_ends_all(tmp_path):
-  pod = pods.Pod(LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2)
-  assert pod.finish(60) == [2, 2], pod.said
-  assert pod[1].lines == [SECOND, 'nfnet_jax: the record is bad.']
-  assert 'nfnet_jax: Process 1 ended all: the record is bad.' in pod[0].lines
+def test_bad_data_at_the_first_step_ends_all(tmp_path):
+  group = process_groups.ProcessGroup(
+    LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2
+  )
+  assert group.finish(60) == [2, 2], group.output
+  assert group[1].lines == [SECOND, 'nfnet_jax: the record is bad.']
+  assert (
+    'nfnet_jax: Process 1 ended the run: the record is bad.' in group[0].lines
+  )
 
 
-def test_no_space_left_loses_no_saved_step(whole, tmp_path):
-  """A checkpoint's largest file is larger than what metrics come to."""
+def test_full_disk_loses_no_saved_step(whole, tmp_path):
+  """The limit allows the metrics but not the largest file of a checkpoint."""
   workdir = f'--workdir={tmp_path / "run"}'
-  alone = pods.Process(LINEAR, workdir, '--fail=0:7')
-  assert alone.finish() == 2  # Two steps early: batches are fetched ahead.
-  assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
-  pod = pods.Pod(
+  single = process_groups.Process(LINEAR, workdir, '--fail=0:7')
+  assert single.finish() == 2  # Two steps early: batches are prefetched.
+  assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 5]
+  group = process_groups.ProcessGroup(
     LINEAR, workdir, count=2, devices=4, of_0={'largest_file': 3100}
   )
-  assert pod.finish(60) == [1, 1]
-  assert 'Resuming after step 5.' in pod[0].lines
+  assert group.finish(60) == [1, 1]
+  assert 'Resuming after step 5.' in group[0].lines
   end = 'the same command resumes from the last checkpoint that is there.'
-  (line,) = [line for line in pod[0].lines if line.endswith(end)]
+  (line,) = [line for line in group[0].lines if line.endswith(end)]
   assert str(tmp_path / 'run') in line
-  others = f'nfnet_jax: Process 0 ended all: {line[11:]}'
-  assert pod[1].lines == [SECOND, others]
-  assert pods.checkpoints_of(tmp_path / 'run') == [3, 5]
+  expected = f'nfnet_jax: Process 0 ended the run: {line[11:]}'
+  assert group[1].lines == [SECOND, expected]
+  assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 5]
   resume(tmp_path / 'run')
-  assert_same(pods.rows_of(tmp_path / 'run'), whole)
+  assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
-def test_a_damaged_latest_checkpoint_costs_that_one(whole, tmp_path):
+def test_damaged_latest_checkpoint_is_skipped(whole, tmp_path):
   workdir = tmp_path / 'run'
-  alone = pods.Process(LINEAR, f'--workdir={workdir}', '--fail=0:7')
-  assert alone.finish() == 2
+  single = process_groups.Process(LINEAR, f'--workdir={workdir}', '--fail=0:7')
+  assert single.finish() == 2
   for path in (workdir / 'checkpoints' / '5').rglob('*'):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:-7])
   first, second = resume(workdir)
-  assert 'Checkpoint 5 cannot be read' in first.said
+  assert 'Checkpoint 5 cannot be read' in first.output
   assert 'Resuming after step 3.' in first.lines
   assert second.lines == [SECOND]
-  assert_same(pods.rows_of(workdir), whole)
+  assert_same(process_groups.rows_of(workdir), whole)
 
 
-def test_processes_that_differ_do_not_start(tmp_path):
-  pod = pods.Pod(LINEAR, '--differs=1', f'--workdir={tmp_path}', count=2)
-  assert pod.finish(60) == [2, 2]
+def test_processes_with_other_configs_do_not_start(tmp_path):
+  group = process_groups.ProcessGroup(
+    LINEAR, '--other_config=1', f'--workdir={tmp_path}', count=2
+  )
+  assert group.finish(60) == [2, 2]
   line = 'Process 1 differs from process 0 in seed (0 there, 1 here).'
-  assert all(line in process.lines[-1] for process in pod)
+  assert all(line in process.lines[-1] for process in group)
 
 
-@pytest.mark.parametrize('odd', [0, 1])
-def test_hosts_with_other_versions_do_not_start(tmp_path, odd):
-  pod = pods.Pod(LINEAR, f'--odd={odd}', f'--workdir={tmp_path}', count=2)
-  assert pod.finish(60) == [2, 2], pod.said
+@pytest.mark.parametrize('other', [0, 1])
+def test_processes_with_other_versions_do_not_start(tmp_path, other):
+  group = process_groups.ProcessGroup(
+    LINEAR, f'--other_jax={other}', f'--workdir={tmp_path}', count=2
+  )
+  assert group.finish(60) == [2, 2], group.output
   versions = jax.__version__, 'another'
-  there, here = versions if odd else versions[::-1]
+  there, here = versions if other else versions[::-1]
   line = f'differs from process 0 in jax ({there} there, {here} here).'
-  assert all(line in process.lines[-1] for process in pod), pod.said
+  assert all(line in process.lines[-1] for process in group), group.output
 
 
 @pytest.mark.parametrize(
-  ('door', 'odd', 'line'),
+  ('module', 'options', 'line'),
   [
     (
-      pods.TRAIN,
+      process_groups.TRAIN,
       {'environment': {'JAX_COMPILATION_CACHE_DIR': ''}},
       'JAX_COMPILATION_CACHE_DIR (a local folder there, none here)',
     ),
     (
-      pods.TRAIN,
+      process_groups.TRAIN,
       {'arguments': ['--config.weights=w.npz']},
       'weights (None there, w.npz here)',
     ),
@@ -252,31 +262,31 @@ def test_hosts_with_other_versions_do_not_start(tmp_path, odd):
   ],
   ids=['cache', 'weights to begin with', 'weights to evaluate'],
 )
-def test_what_would_part_hosts_ways_is_said(
-  small, tmp_path, run_command, odd, line
+def test_other_flags_or_variables_are_refused(
+  small, tmp_path, module, options, line
 ):
-  pod = pods.Pod(
-    run_command, *small, f'--workdir={tmp_path}', count=2, of_1=odd
+  group = process_groups.ProcessGroup(
+    module, *small, f'--workdir={tmp_path}', count=2, of_1=options
   )
-  assert pod.finish(90) == [2, 2], pod.said
-  assert all(line in process.lines[-1] for process in pod), pod.said
+  assert group.finish(90) == [2, 2], group.output
+  assert all(line in process.lines[-1] for process in group), group.output
 
 
-def test_a_port_that_is_taken_is_said(tmp_path):
+def test_port_in_use_is_reported(tmp_path):
   with socket.socket(socket.AF_INET6) as other:
     other.bind(('::', 0))
     other.listen()
-    process = pods.Process(
+    process = process_groups.Process(
       LINEAR,
       f'--coordinator=127.0.0.1:{other.getsockname()[1]}',
       '--num_processes=2',
       '--process_id=0',
       f'--workdir={tmp_path}',
     )
-    assert process.finish() == 1, process.said
+    assert process.finish() == 1, process.output
   (line,) = process.lines
-  assert line.startswith('nfnet_jax: Process 0 cannot listen at port ')
-  assert line.endswith('name another in --coordinator.')
+  assert line.startswith('nfnet_jax: Process 0 cannot listen on port ')
+  assert line.endswith('Choose another port in --coordinator.')
 
 
 @pytest.fixture
@@ -289,7 +299,7 @@ def arguments(small):
   ]
 
 
-def test_killed_stopped_and_resumed_is_the_same_run(
+def test_run_that_is_killed_and_stopped_resumes_to_the_same_metrics(
   arguments, tmp_path, run_command
 ):
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
@@ -297,7 +307,9 @@ def test_killed_stopped_and_resumed_is_the_same_run(
   assert code == 0, err
 
   def start():
-    return pods.Process(pods.TRAIN, *arguments, f'--workdir={broken}')
+    return process_groups.Process(
+      process_groups.TRAIN, *arguments, f'--workdir={broken}'
+    )
 
   first = start()
   first.wait_for('step 12/')
@@ -312,8 +324,8 @@ def test_killed_stopped_and_resumed_is_the_same_run(
   second.send(signal.SIGTERM)
   assert second.finish() == 75
   assert 'The same command resumes' in second.lines[-1]
-  assert pods.checkpoints_of(broken)[-1] >= 22
+  assert process_groups.checkpoints_of(broken)[-1] >= 22
 
   third = start()
-  assert third.finish() == 0, third.said
-  assert pods.rows_of(broken) == pods.rows_of(whole)
+  assert third.finish() == 0, third.output
+  assert process_groups.rows_of(broken) == process_groups.rows_of(whole)

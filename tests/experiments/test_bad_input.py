@@ -1,4 +1,4 @@
-"""Bad input: one line on stderr, exit code 2, before anything is compiled."""
+"""Bad input gives one line and exit code 2 before anything is compiled."""
 
 import errno
 import json
@@ -10,15 +10,16 @@ from absl import flags as flags_lib
 import jax
 import pytest
 
-from nfnet_jax.cli import session
-from nfnet_jax.config import lookup
+from nfnet_jax.cli import config_flag, session
+from nfnet_jax.config import base
+from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.distributed import processes
 from nfnet_jax.experiments import convert, evaluate, models, plan, train
 from nfnet_jax.storage import failures, files
 from nfnet_jax.training import data_parallel
 
-# Of the doors that are made here.
+# Of the commands that are made here.
 for _name in ('config', 'json', *session.FLAGS):
   flags_lib.declare_key_flag(_name)
 
@@ -33,7 +34,7 @@ def no_compilation(monkeypatch):
   monkeypatch.setattr(jax, 'pmap', refuse)
 
 
-def complaint(result):
+def error_line(result):
   code, out, err = result
   assert code == 2, err
   assert not out
@@ -44,57 +45,67 @@ def complaint(result):
 
 
 @pytest.mark.parametrize(
-  ('model', 'parts', 'said'),
+  ('model', 'count', 'said'),
   [
     ('nfnet_pico', 3, 'devices times run.accumulate 24 (64 = 2 x 24 + 16)'),
     ('nfnet_pico', 0, 'run.accumulate 0 is not in [1, inf)'),
     ('bn_resnet_pico', 2, "'bn_resnet_pico' normalises batches, and"),
   ],
 )
-def test_parts_that_cannot_be(run_command, tmp_path, model, parts, said):
+def test_impossible_microbatches(run_command, tmp_path, model, count, said):
   result = run_command(
     train.main,
     '--config=digits',
     f'--workdir={tmp_path}',
     f'--config.model.name={model}',
     '--config.model.stochdepth_rate=0.1',
-    f'--config.run.accumulate={parts}',
+    f'--config.run.accumulate={count}',
   )
-  assert said in complaint(result)
+  assert said in error_line(result)
 
 
 @pytest.mark.parametrize(
   ('model', 'size', 'said'),
   [
-    ('nf_resnet_pico', 32, "for NFNets; 'nf_resnet_pico' has no such form"),
-    ('nfnet_pico', 30, 'multiple of 4, not 30: leave it out, or take 28 or 32'),
+    (
+      'nf_resnet_pico',
+      32,
+      "fast_stem is for other models; 'nf_resnet_pico' has no such path",
+    ),
+    (
+      'nfnet_pico',
+      30,
+      'multiple of 4, such as 28 or 32, not 30. Leave fast_stem out.',
+    ),
   ],
 )
-def test_a_fast_stem_that_cannot_be(run_command, tmp_path, model, size, said):
+def test_an_impossible_fast_stem(run_command, tmp_path, model, size, said):
   result = run_command(
     train.main,
     '--config=digits',
     f'--workdir={tmp_path}',
     f'--config.model.name={model}',
     f'--config.data.image_size={size}',
-    '--config.run.fast_stem=True',
+    '--config.run.fast_paths=fast_stem',
   )
-  assert said in complaint(result)
+  assert said in error_line(result)
 
 
-def test_a_form_that_an_activation_rules_out(run_command, tmp_path):
+def test_a_fast_path_that_an_activation_rules_out(run_command, tmp_path):
   result = run_command(
     train.main,
     '--config=digits',
     f'--workdir={tmp_path}',
     '--config.model.activation=log_softmax',
-    '--config.run.fused_blocks=True',
+    '--config.run.fast_paths=fused_blocks',
   )
-  assert "model.activation 'log_softmax' works across them" in complaint(result)
+  assert "model.activation 'log_softmax' works across channels" in error_line(
+    result
+  )
 
 
 @pytest.mark.parametrize(
-  ('door_module', 'arguments', 'said'),
+  ('module', 'arguments', 'said'),
   [
     (
       train,
@@ -127,10 +138,10 @@ def test_a_form_that_an_activation_rules_out(run_command, tmp_path):
     ),
   ],
 )
-def test_flags_of_other_doors_are_refused(
-  run_command, door_module, arguments, said
+def test_flags_of_other_commands_are_refused(
+  run_command, module, arguments, said
 ):
-  assert said in complaint(run_command(door_module.main, *arguments))
+  assert said in error_line(run_command(module.main, *arguments))
 
 
 @pytest.mark.parametrize(
@@ -140,11 +151,11 @@ def test_flags_of_other_doors_are_refused(
     ('train', ['--profile=1:2', '--to=a'], 'it takes --config, --coordinator,'),
   ],
 )
-def test_doors_of_their_own_refuse_them_too(name, arguments, said):
-  """As processes, where a door is `__main__`."""
+def test_a_command_run_as_a_script_refuses_them_too(name, arguments, said):
+  """As processes, in which the command is `__main__`."""
   command = [sys.executable, '-m', f'nfnet_jax.experiments.{name}', *arguments]
   run = subprocess.run(command, capture_output=True, text=True)
-  assert said in complaint((run.returncode, run.stdout, run.stderr))
+  assert said in error_line((run.returncode, run.stdout, run.stderr))
 
 
 def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
@@ -154,7 +165,7 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     '--config.run.eval_batch_size=8',
     on_a_run=True,
   )
-  assert 'holds no run' in complaint(result)
+  assert 'holds no run' in error_line(result)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +188,22 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
       '--config.batch_size=many: invalid literal for int()',
     ),
     (['--config=digits', '--wrokdir=x'], "Unknown command line flag 'wrokdir'"),
+    (['--config=digits', '--lr=1'], 'Use --config.optimizer.learning_rate=1.'),
+    (['--config=digits', '--epochs=9'], "Use --config.train_for='90 epochs'."),
+    (['--config=digits', '--batch_size=9'], 'Use --config.batch_size=9.'),
+    (
+      ['--config=digits', '--config.optimizer.lr=1'],
+      'Use --config.optimizer.learning_rate.',
+    ),
+    (['--config=f3:x'], "The config 'f3' takes no argument"),
+    (
+      ['--config=digits', '--config.run.fast_paths=fast_stm'],
+      "run.fast_paths has no path 'fast_stm'. Did you mean 'fast_stem'?",
+    ),
+    (
+      ['--config=digits', '--config.optimizer.clip_by=units'],
+      "optimizer.clip_by 'units' is none of",
+    ),
     (['--config=digits', 'extra'], "Unexpected argument 'extra'"),
     (
       ['--config=digits', '--config.batch_size=60'],
@@ -209,7 +236,7 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     ),
     (
       ['--config=digits', '--config.data.shift=33'],
-      'data.shift 33 is more than the image of 32 pixels',
+      'data.shift 33 is more than the image size of 32 pixels',
     ),
     (
       ['--config=digits', '--config.dataset=mnist:9.9.9'],
@@ -263,7 +290,7 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     ),
     (
       ['--config=digits', '--config.compute_dtype=float13'],
-      "compute_dtype 'float13' is none of float32, bfloat16",
+      "compute_dtype 'float13' is none of auto, float32, bfloat16",
     ),
     (
       ['--config=digits', '--config.model.dropout_rate=1.5'],
@@ -292,13 +319,13 @@ def test_train(run_command, data_dir, tmp_path, arguments, message):
     arguments = [*arguments, f'--config.run.data_dir={data_dir}']
   workdir = tmp_path / 'run'
   result = run_command(train.main, *arguments, f'--workdir={workdir}')
-  assert message in complaint(result)
+  assert message in error_line(result)
   assert not workdir.exists()
 
 
 def test_train_without_a_workdir(run_command):
   result = run_command(train.main, '--config=digits')
-  assert '--workdir=DIR' in complaint(result)
+  assert '--workdir=DIR' in error_line(result)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +333,7 @@ def test_train_without_a_workdir(run_command):
   [
     ('return 1 / 0', 'mine.py:3: ZeroDivisionError: division by zero'),
     ('return math.foo', "mine.py:3: AttributeError: module 'math' has no"),
-    ('return ml_collections.ConfigDict({"model": {}})', 'too few'),
+    ('return ml_collections.ConfigDict({"model": {}})', 'missing or unknown'),
     ('c = digits.get_config(); c.optimizer.learning_rte = 5', 'learning_rate'),
   ],
 )
@@ -318,7 +345,7 @@ def test_a_config_file_that_is_wrong(run_command, tmp_path, body, message):
   result = run_command(
     train.main, f'--config={path}', f'--workdir={tmp_path}/run'
   )
-  assert message in complaint(result)
+  assert message in error_line(result)
 
 
 def test_a_config_file_without_a_config(run_command, tmp_path):
@@ -328,11 +355,11 @@ def test_a_config_file_without_a_config(run_command, tmp_path):
   result = run_command(
     train.main, f'--config={path}', f'--workdir={tmp_path}/run'
   )
-  assert complaint(result) == said
+  assert error_line(result) == said
   plans = '--config=f0', '--topology=v3:2x2', f'--compare={path}'
-  assert complaint(run_command(plan.main, *plans)) == said
+  assert error_line(run_command(plan.main, *plans)) == said
   path.write_text('def get_config():\n  return 1 / 0\n')
-  assert f'{path}:2: ZeroDiv' in complaint(run_command(plan.main, *plans))
+  assert f'{path}:2: ZeroDiv' in error_line(run_command(plan.main, *plans))
 
 
 @pytest.mark.parametrize('name', ['{tmp}/file/run', 's3://bucket/run'])
@@ -352,18 +379,27 @@ def test_a_workdir_that_cannot_be_written(
 
 def test_evaluate_without_a_run(run_command, tmp_path):
   result = run_command(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
-  assert 'holds no run: there is no config.json in it' in complaint(result)
+  assert 'holds no run: it has no config.json' in error_line(result)
 
 
 def test_evaluate_before_the_first_checkpoint(run_command, data_dir, tmp_path):
-  from nfnet_jax.config import validate
   from nfnet_jax.experiments.configs import digits
 
   settings = digits.get_config()
   settings.run.data_dir = data_dir
-  workdir_lib.save(validate.resolve_and_check(settings), tmp_path, [])
+  workdir_lib.save(experiment_lib.prepare_config(settings), tmp_path, [])
   result = run_command(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
-  assert 'holds no checkpoint yet' in complaint(result)
+  assert 'holds no checkpoint yet' in error_line(result)
+
+
+def test_the_resolved_config_can_be_printed(run_command):
+  code, out, err = run_command(
+    train.main, '--config=digits', '--config.seed=3', '--print_config'
+  )
+  assert (code, err) == (0, '')
+  rows = [line.split()[:5] for line in out.splitlines()]
+  assert ['seed', '3', 'command', 'line', 'Root'] in rows
+  assert ['data.image_size', '32', 'derived', 'Image', 'size'] in rows
 
 
 def test_configs_can_be_listed(run_command):
@@ -383,7 +419,7 @@ def test_a_config_may_take_an_argument(tmp_path, run_command):
     '  return config\n'
   )
   seen = []
-  main = lambda: seen.append(lookup.get_config().batch_size)
+  main = lambda: seen.append(config_flag.get_config().batch_size)
   assert run_command(main, f'--config={path}:24')[0] == 0
   assert run_command(main, '--config', f'{path}:40')[0] == 0
   assert seen == [24, 40]
@@ -399,7 +435,7 @@ def test_another_platform_than_the_required_is_refused(
   run_command, tmp_path, main
 ):
   arguments = '--config=digits', f'--workdir={tmp_path}'
-  line = complaint(run_command(main, *arguments, '--require_platform=tpu'))
+  line = error_line(run_command(main, *arguments, '--require_platform=tpu'))
   assert '--require_platform=tpu, but JAX found only cpu devices' in line
   assert not list(tmp_path.iterdir())
 
@@ -408,7 +444,7 @@ def test_gpus_of_any_make_are_what_slurm_asks_for(run_command, monkeypatch):
   """JAX calls the platform of CUDA and of ROCm `gpu`, too."""
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert run_command(enter, '--require_platform=gpu') == (0, '', '')
-  line = complaint(run_command(enter, '--require_platform=cpu'))
+  line = error_line(run_command(enter, '--require_platform=cpu'))
   assert '--require_platform=cpu, but JAX found only gpu devices' in line
 
 
@@ -475,13 +511,11 @@ def test_devices_that_are_busy_may_be_free_at_another_attempt(
 def test_a_disk_that_is_full_at_the_start_may_be_emptied(
   run_command, tmp_path, monkeypatch, number, code
 ):
-  from nfnet_jax.config import base
-
   def fail(path, text):
     raise OSError(number, os.strerror(number), path)
 
   monkeypatch.setattr(files, 'write_atomically', fail)
-  main = lambda: workdir_lib.save(base.base(), tmp_path, ['a'])
+  main = lambda: workdir_lib.save(base.get_config(), tmp_path, ['a'])
   ended, _, err = run_command(main)
   assert ended == code
   assert os.strerror(number) in err
@@ -491,8 +525,8 @@ def test_a_disk_that_is_full_at_the_start_may_be_emptied(
 def test_other_processes_devices_are_no_ones_own(run_command, monkeypatch):
   """A host of a pod that was told to stay alone."""
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
-  line = complaint(run_command(enter, '--num_processes=1'))
-  assert 'the devices of 4 processes here, which were not joined' in line
+  line = error_line(run_command(enter, '--num_processes=1'))
+  assert 'the devices of 4 processes, which were not joined' in line
 
 
 def test_devices_that_do_not_answer_are_counted(run_command, monkeypatch):
@@ -520,4 +554,4 @@ def test_devices_that_do_not_answer_are_counted(run_command, monkeypatch):
 )
 def test_processes_that_cannot_be(run_command, tmp_path, flags, message):
   arguments = '--config=digits', f'--workdir={tmp_path}'
-  assert message in complaint(run_command(train.main, *arguments, *flags))
+  assert message in error_line(run_command(train.main, *arguments, *flags))

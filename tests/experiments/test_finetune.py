@@ -11,9 +11,8 @@ import pytest
 import nfnet_jax
 from nfnet_jax import errors
 from nfnet_jax.cli import summary
-from nfnet_jax.config import base as config_lib
+from nfnet_jax.config import base, resolve
 from nfnet_jax.config import experiment as experiment_lib
-from nfnet_jax.config import validate
 from nfnet_jax.experiments import evaluate, features, predict, train
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import finetune, pretrain
@@ -62,7 +61,7 @@ def settings(path, data_dir, **model):
 
 
 def begin(path, source, data_dir, **model):
-  config = validate.resolve_and_check(settings(path, data_dir, **model))
+  config = experiment_lib.prepare_config(settings(path, data_dir, **model))
   experiment = experiment_lib.Experiment(config, source)
   return experiment, jax.device_get(experiment.create_state())
 
@@ -87,7 +86,7 @@ class TestBeginning:
     self, folder, digits, data_dir, trained
   ):
     experiment, state = begin(folder / 'seven.npz', digits, data_dir)
-    fresh = config_lib.base()
+    fresh = base.get_config()
     fresh.update(experiment.config.to_dict())
     fresh.weights = None
     initial = (
@@ -108,7 +107,7 @@ class TestBeginning:
   ):
     before = jax.tree.map(np.array, trained.params)
     config = settings(folder / 'ten.npz', data_dir)
-    config = validate.resolve_and_check(config)
+    config = experiment_lib.prepare_config(config)
     state = experiment_lib.Experiment(config, digits).create_state()
     # On one device, where a copy may be left out.
     single = data_parallel.DataParallel(jax.local_devices()[:1])
@@ -166,29 +165,29 @@ class TestSettings:
     weights = trained.with_options(**options)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     config = settings(tmp_path / 'w.npz', data_dir)
-    model = validate.resolve_and_check(config).model
+    model = experiment_lib.prepare_config(config).model
     assert model.name == 'nfnet_pico'
     assert (model.activation, model.timm_forward) == ('silu', True)
     assert config.model.name is None  # The caller's own is left alone.
     config.model.activation = 'relu'  # Said by the person.
-    assert validate.resolve_and_check(config).model.activation == 'relu'
+    assert experiment_lib.prepare_config(config).model.activation == 'relu'
 
   def test_an_option_that_no_config_sets(self, tmp_path, trained, data_dir):
     weights = trained.with_options(alpha=0.3)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     with pytest.raises(errors.InputError, match=r'alpha=0\.3, which no config'):
-      validate.resolve_and_check(settings(tmp_path / 'w.npz', data_dir))
+      experiment_lib.prepare_config(settings(tmp_path / 'w.npz', data_dir))
 
   def test_paths_become_absolute(self, folder, data_dir, monkeypatch):
     monkeypatch.chdir(folder)
-    config = validate.resolve_and_check(settings('ten.npz', data_dir))
+    config = experiment_lib.prepare_config(settings('ten.npz', data_dir))
     assert config.weights == f'{folder}/ten.npz'
 
   @pytest.mark.parametrize('name', ['ten.npz', 'seven.npz'])
   def test_another_size(self, folder, digits, data_dir, name):
     config = settings(folder / name, data_dir)
     config.data.image_size, config.data.eval_size = 48, 64
-    config = validate.resolve_and_check(config)
+    config = experiment_lib.prepare_config(config)
     experiment = experiment_lib.Experiment(config, digits)
     state = experiment.create_state()
     assert experiment.abstract_state() == jax.eval_shape(lambda: state)
@@ -197,7 +196,9 @@ class TestSettings:
     assert next(experiment.eval_batches(print))['image'].shape[1] == 64
 
   def test_native_sizes_otherwise(self, tmp_path, folder, data_dir):
-    config = validate.resolve_and_check(settings(folder / 'ten.npz', data_dir))
+    config = experiment_lib.prepare_config(
+      settings(folder / 'ten.npz', data_dir)
+    )
     assert (config.data.image_size, config.data.eval_size) == (32, 32)
 
 
@@ -280,7 +281,7 @@ class TestRecipes:
     if module is finetune:
       assert config.model.name is None
       config.model.name = 'nfnet_f4'
-    resolved = validate.resolve_and_check(config)
+    resolved = experiment_lib.prepare_config(config)
     assert published(resolved) == {**FINETUNE, **changes}
     clipping = 0.0 if arguments == ['resnet'] else 0.01
     assert resolved.optimizer.clipping == clipping
@@ -294,7 +295,7 @@ class TestRecipes:
     config.dataset = 'any'
     for name in (model, 'nfnet_f4_plus', 'bn_resnet50'):
       config.model.name = name
-      data = validate.resolve_and_check(config).data
+      data = experiment_lib.prepare_config(config).data
       assert (data.image_size, data.eval_size) == (224, 224)
 
   def test_rate_of_finetuning_does_not_follow_the_batch(self, data_dir):
@@ -303,7 +304,7 @@ class TestRecipes:
     config.model.name = 'nfnet_pico'
     for batch in (16, 512):
       config.batch_size = batch
-      rate = validate.resolve_and_check(config).optimizer.learning_rate
+      rate = experiment_lib.prepare_config(config).optimizer.learning_rate
       assert rate == 0.1
 
   @pytest.mark.parametrize('name', ['finetune:lora', 'pretrain:vit'])
@@ -398,7 +399,7 @@ class TestRun:
     self, run_command, run, folder, tune
   ):
     (folder / 'seven.npz').rename(folder / 'away.npz')
-    validate.read_weights.cache_clear()
+    experiment_lib.read_weights.cache_clear()
     resume = [*tune, f'--config.weights={folder}/seven.npz']
     try:
       evaluated = run_command(evaluate.main, f'--workdir={run}', on_a_run=True)
@@ -465,7 +466,7 @@ class TestRun:
   [
     (
       ['--config.weights={tmp}/ten.npz', '--config.model.name=nfnet_f0'],
-      "The weights are of 'nfnet_pico', not of 'nfnet_f0'; say "
+      "The weights are of 'nfnet_pico', not of 'nfnet_f0'. Use "
       '--config.model.name=nfnet_pico.',
     ),
     (
@@ -512,11 +513,11 @@ class TestEvaluateWeights:
     [
       (
         ['--weights={tmp}/seven.npz', '--config.model.name=nfnet_pico'],
-        "'{tmp}/seven.npz' tells 7 classes apart, 'digits' has 10; fine-tune",
+        "'{tmp}/seven.npz' has 7 classes, 'digits' has 10. Fine-tune",
       ),
       (
         ['--weights={tmp}/ten.npz'],
-        "The weights are of 'nfnet_pico', not of 'nfnet_nano'; say "
+        "The weights are of 'nfnet_pico', not of 'nfnet_nano'. Use "
         '--config.model.name=nfnet_pico.',
       ),
       (['--weights={tmp}/none'], "There are no weights '{tmp}/none'"),
@@ -544,7 +545,7 @@ class TestEvaluateWeights:
   def test_settings_are_the_config_s(self, folder, trained):
     config = digits_config.get_config()
     config.model.name = 'nfnet_pico'
-    adopted = validate.resolve_and_check(
-      validate.set_model_from_weights(config, trained)
+    adopted = experiment_lib.prepare_config(
+      resolve.set_model_from_weights(config, trained)
     )
     assert adopted.data.eval_margin == config.data.eval_margin

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from nfnet_jax.cli import command
+from nfnet_jax.cli import command, config_flag
 from nfnet_jax.config import experiment as experiment_lib
-from nfnet_jax.config import lookup, resolve, validate
+from nfnet_jax.config import resolve
 from nfnet_jax.data import known
 from nfnet_jax.experiments import plan
 from nfnet_jax.planning import compilation, plan_errors, topology
@@ -306,9 +306,9 @@ def test_unknown_datasets_by_their_numbers(run_command, compiler):
 
 def experiment(flags, run_command):
   seen = []
-  result = run_command(lambda: seen.append(lookup.get_config()), *flags)
+  result = run_command(lambda: seen.append(config_flag.get_config()), *flags)
   assert result[0] == 0, result
-  return experiment_lib.Experiment.open(validate.resolve_and_check(seen[0]))
+  return experiment_lib.Experiment.open(experiment_lib.prepare_config(seen[0]))
 
 
 def shapes(batch):

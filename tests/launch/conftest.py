@@ -1,4 +1,4 @@
-"""A cloud to run `launch/` against, and a repository to launch from."""
+"""A fake cloud and a repository for the tests of `launch/`."""
 
 import json
 import os
@@ -23,8 +23,8 @@ SETTINGS = {
   'RETRIES': '5',
   'CALL_TIMEOUT': '20',
 }
-# Flags that quoting may break.
-ODD = [
+# Flags that wrong quoting would break.
+FLAGS_WITH_QUOTES = [
   "--config.data.train_split='train[10000:]'",
   '--config.train_for=90 epochs',
   '--config.note=a "b" $HOME `c` \\ * ; & é',
@@ -44,7 +44,7 @@ WORKER_BIN = {
 
 
 class Cloud:
-  """Runs scripts of `launch/` against the fake `gcloud`; tells what it saw."""
+  """Runs scripts of `launch/` with the fake `gcloud` and records its calls."""
 
   def __init__(self, folder):
     self.fake, self.repo = folder / 'fake', folder / 'repo'
@@ -52,7 +52,7 @@ class Cloud:
     self.fake.mkdir()
     gcloud = f'exec {sys.executable} -IS {HERE}/fake_gcloud.py "$@"'
     write_scripts(self.bin, {'gcloud': gcloud})
-    for name in 'bash', 'dirname':  # All that settings may need.
+    for name in 'bash', 'dirname':  # All that settings.sh needs.
       (folder / 'bare_bin').mkdir(exist_ok=True)
       (folder / 'bare_bin' / name).symlink_to(shutil.which(name))
     write_scripts(self.fake / 'worker_bin', WORKER_BIN)
@@ -84,14 +84,14 @@ class Cloud:
     )
 
   def __call__(self, script, *words, code=0, **settings):
-    """Runs a script; returns what it said, after checking its exit code."""
+    """Run a script, check its exit code, and return its output."""
     run = self.start(script, *words, **settings)
     out, err = run.communicate(timeout=60)
     assert run.returncode == code, err
     return out, err
 
   def ready(self, **settings):
-    """Creates a TPU and sets it up."""
+    """Create a TPU and set it up."""
     self('create', **settings)
     self('setup', **settings)
     self.forget()
@@ -118,7 +118,7 @@ class Cloud:
 
   @property
   def verbs(self):
-    """What was called, without questions: create, scp, ssh, ..."""
+    """The verbs of all calls that change something: create, scp, ssh, ..."""
     verbs = [c[1] if c[0] == 'storage' else c[3] for c in self.calls]
     return [verb for verb in verbs if verb not in ('describe', 'ls')]
 
@@ -141,7 +141,7 @@ def write_scripts(folder, scripts):
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-  """A `Cloud` in which there is nothing yet."""
+  """A `Cloud` without a TPU."""
   cloud = Cloud(tmp_path)
   yield cloud
   monkeypatch.setattr(fake_gcloud, 'FAKE', cloud.fake)

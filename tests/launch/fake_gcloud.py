@@ -1,10 +1,13 @@
-"""A `gcloud` that acts out one TPU, with worker folders for its workers.
+"""A fake `gcloud` with one TPU, whose workers are folders.
 
-The folder in $FAKE holds all there is: `calls.jsonl`, a row a call;
-`cloud.json`, the states of the TPU and of its queued request; `plan.json`, what
-the next calls of a verb do instead of what they would: answer `out`, complain
-`err`, end with `code`, `hang`, or `preempt` the TPU first; `w-*`, the homes of
-its workers; and `checkpoints/`, those of the run's bucket.
+The folder $FAKE holds its state:
+
+- `calls.jsonl`: one row per call;
+- `cloud.json`: the states of the TPU and of its queued request;
+- `plan.json`: what the next calls of a verb do instead of succeeding: print
+  `out`, report `err`, exit with `code`, `hang`, or `preempt` the TPU first;
+- `w-*`: the home folders of its workers;
+- `checkpoints/`: those in the run's bucket.
 """
 
 import contextlib
@@ -30,7 +33,7 @@ def homes():
 
 
 def end_workers():
-  """Takes the workers' processes and disks away."""
+  """End the workers' processes and delete their folders."""
   for home in homes():
     pid = home / 'nfnet_jax' / 'run' / 'pid'
     if pid.exists():
@@ -52,7 +55,7 @@ def preempt(cloud):
 
 def create(kind, cloud, flags):
   if kind in cloud:
-    return complain('ALREADY_EXISTS: Resource already exists')
+    return report_error('ALREADY_EXISTS: Resource already exists')
   if kind == 'queued-resources':
     cloud[kind] = 'ACTIVE'
   cloud['tpu-vm'] = 'READY'
@@ -63,9 +66,9 @@ def create(kind, cloud, flags):
 
 def delete(kind, cloud, flags):
   if kind not in cloud:
-    return complain('NOT_FOUND: Resource was not found')
+    return report_error('NOT_FOUND: Resource was not found')
   if kind == 'queued-resources' and '--force' not in flags:
-    return complain('FAILED_PRECONDITION: the request has nodes')
+    return report_error('FAILED_PRECONDITION: the request has nodes')
   end_workers()
   cloud.clear()
   return 0
@@ -73,14 +76,14 @@ def delete(kind, cloud, flags):
 
 def describe(kind, cloud, flags):
   if kind not in cloud:
-    return complain(f'NOT_FOUND: Resource of {kind} was not found')
+    return report_error(f'NOT_FOUND: Resource of {kind} was not found')
   print('the/name' if flags['--format'] == 'value(name)' else cloud[kind])
   return 0
 
 
 def ssh(kind, cloud, flags):
   if cloud.get('tpu-vm') != 'READY':
-    return complain('the TPU is not ready', 255)
+    return report_error('the TPU is not ready', 255)
   assert flags['--worker'] == 'all'
   runs = [
     subprocess.Popen(
@@ -104,7 +107,7 @@ def scp(kind, cloud, flags):
   return 0
 
 
-def complain(message, code=1):
+def report_error(message, code=1):
   print(f'ERROR: (gcloud) {message}', file=sys.stderr)
   return code
 
@@ -115,7 +118,7 @@ def storage(verb, url):
     found = sorted(FAKE.glob(pattern))
     for path in found:
       print(f'gs://bucket/runs/f3/{path.relative_to(FAKE)}')
-    return 0 if found else complain('One or more URLs matched no objects.')
+    return 0 if found else report_error('One or more URLs matched no objects.')
   return 0
 
 
@@ -131,7 +134,7 @@ def main(words):
   if planned.get('hang'):
     time.sleep(60)
   if 'err' in planned:
-    return complain(planned['err'], planned.get('code', 1))
+    return report_error(planned['err'], planned.get('code', 1))
   if 'out' in planned:
     print(planned['out'])
     return 0

@@ -1,8 +1,8 @@
-"""Stands in for a worker's Python: notes its command and acts out a run.
+"""A fake Python of a worker, which records its command and simulates a run.
 
-`program.json` lists what the attempts do, in order: `reach` or `begin` a
-checkpoint, run for `seconds` or until SIGTERM, and end with `code`. One for all
-workers, or one a worker.
+`program.json` lists what each attempt does, in order: `reach` or `begin` a
+checkpoint, run for `seconds` or until SIGTERM, and exit with `code`. An entry
+is for all workers, or maps each worker to an entry.
 """
 
 import json
@@ -24,7 +24,7 @@ def main(words):
   done = len((FAKE / f'runs-{worker}.jsonl').read_text().splitlines())
   attempt = attempts[min(done, len(attempts)) - 1]
   attempt = attempt.get(worker, attempt)
-  # A checkpoint that was being saved has no such file.
+  # An incomplete checkpoint does not have commit_success.txt.
   for key, file in (('reach', 'commit_success.txt'), ('begin', 'half')):
     if key in attempt:
       checkpoint = FAKE / 'checkpoints' / str(attempt[key])

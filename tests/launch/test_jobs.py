@@ -14,11 +14,11 @@ COMMAND = ['-m', 'nfnet_jax.experiments.train']
 
 
 @pytest.mark.parametrize('code', [0, 1, 2, 75])
-def test_slurm_runs_the_door_and_queues_again_if_interrupted(tmp_path, code):
-  notes = tmp_path / 'notes'
+def test_slurm_runs_the_command_and_requeues_if_interrupted(tmp_path, code):
+  record = tmp_path / 'record'
   scripts = {
-    'srun': f'printf "%s\\n" "$@" >>{notes}; exit {code}',
-    'scontrol': f'echo "scontrol $*" >>{notes}',
+    'srun': f'printf "%s\\n" "$@" >>{record}; exit {code}',
+    'scontrol': f'echo "scontrol $*" >>{record}',
   }
   conftest.write_scripts(tmp_path / 'bin', scripts)
   run = subprocess.run(
@@ -29,24 +29,24 @@ def test_slurm_runs_the_door_and_queues_again_if_interrupted(tmp_path, code):
   command = ['.venv/bin/python', *COMMAND, '--require_platform=gpu']
   command += ['--config=f3', '--config.note=a "b" c']
   requeued = ['scontrol requeue 7'] if code == 75 else []
-  assert notes.read_text().splitlines() == command + requeued
+  assert record.read_text().splitlines() == command + requeued
 
 
-def test_slurm_gives_each_gpu_a_process_and_time_to_save():
+def test_slurm_starts_a_process_per_gpu_and_leaves_time_to_save():
   lines = (LAUNCH / 'slurm.sh').read_text().splitlines()
   # sbatch reads its flags up to the first command.
   lines = lines[: lines.index('set -euo pipefail')]
-  wanted = dict(
+  options = dict(
     line.removeprefix('#SBATCH --').partition('=')[::2]
     for line in lines
     if line.startswith('#SBATCH')
   )
-  assert wanted['ntasks-per-node'] == wanted['gpus-per-node']
-  assert wanted['signal'] == 'TERM@600'
-  assert {'requeue', 'nodes', 'time'} <= set(wanted)
+  assert options['ntasks-per-node'] == options['gpus-per-node']
+  assert options['signal'] == 'TERM@600'
+  assert {'requeue', 'nodes', 'time'} <= set(options)
 
 
-def test_kubernetes_fills_one_slice_and_resumes():
+def test_kubernetes_uses_one_slice_and_resumes():
   job_set = yaml.safe_load((LAUNCH / 'kubernetes.yaml').read_text())
   assert job_set['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
   assert job_set['kind'] == 'JobSet'
@@ -72,7 +72,7 @@ def test_kubernetes_fills_one_slice_and_resumes():
   assert '--workdir=gs://BUCKET/runs/f3' in container['args']
 
 
-def test_kubernetes_does_not_repeat_bad_input():
+def test_kubernetes_does_not_retry_bad_input():
   spec = yaml.safe_load((LAUNCH / 'kubernetes.yaml').read_text())['spec']
   job = spec['replicatedJobs'][0]['template']['spec']
   (pod_rule,) = job['podFailurePolicy']['rules']

@@ -1,10 +1,10 @@
-"""The scripts of `launch/`, against a `gcloud` that fails and hangs."""
+"""The scripts of `launch/` with a `gcloud` that can fail or hang."""
 
 import time
 
 import pytest
 
-from tests.launch.conftest import ODD
+from tests.launch.conftest import FLAGS_WITH_QUOTES
 
 QUEUED = {'PROVISIONING': 'queued_spot'}
 
@@ -59,7 +59,7 @@ def test_create(cloud, provisioning, kind, extra):
     ('v6e-64', 'v2-alpha-tpuv6e'),
   ],
 )
-def test_the_runtime_follows_the_generation(cloud, accelerator, runtime):
+def test_runtime_depends_on_the_generation(cloud, accelerator, runtime):
   cloud('create', ACCELERATOR_TYPE=accelerator)
   assert f'--version={runtime}' in cloud.calls[0]
   cloud('delete')
@@ -68,7 +68,7 @@ def test_the_runtime_follows_the_generation(cloud, accelerator, runtime):
   assert '--version=mine' in cloud.calls[0]
 
 
-def test_a_failing_create_passes_the_message_on(cloud):
+def test_failed_create_reports_gclouds_message(cloud):
   cloud.plan(tpu_vm__create=[{'err': 'no capacity in zone-a', 'code': 3}])
   _, err = cloud('create', code=3)
   assert 'ERROR: (gcloud) no capacity in zone-a' in err
@@ -76,7 +76,7 @@ def test_a_failing_create_passes_the_message_on(cloud):
   assert 'is ready' not in err
 
 
-def test_a_call_that_hangs_ends(cloud):
+def test_hanging_call_times_out(cloud):
   cloud.plan(tpu_vm__create=[{'hang': True}])
   begin = time.monotonic()
   _, err = cloud('create', code=124, CREATE_TIMEOUT='1')
@@ -103,35 +103,35 @@ def test_create_waits_in_the_queue(cloud):
 
 
 @pytest.mark.parametrize('state', ['FAILED', 'SUSPENDED', 'SUSPENDING'])
-def test_create_gives_up_a_request_that_failed(cloud, state):
+def test_create_fails_if_its_request_fails(cloud, state):
   cloud.plan(queued_resources__describe=[{'out': state}])
   _, err = cloud('create', code=1, **QUEUED)
   assert f'pod is {state}.' in err
 
 
-def test_waiting_has_an_end(cloud):
+def test_waiting_has_a_timeout(cloud):
   cloud.plan(tpu_vm__describe=[{'out': 'CREATING'}] * 1000)
   _, err = cloud('create', code=1, READY_TIMEOUT='1')
   assert 'pod is still CREATING after 1 s.' in err
   cloud.plan(tpu_vm__describe=[{'err': 'NOT_FOUND: no'}] * 1000)
   _, err = cloud('resume', code=1, CALL_TIMEOUT='1')
-  assert 'No pod.' in err
+  assert 'There is no pod.' in err
 
 
-def test_a_state_that_is_not_to_be_had_is_no_state(cloud):
+def test_create_fails_if_the_state_is_unknown(cloud):
   cloud.plan(tpu_vm__describe=[{'err': 'PERMISSION_DENIED: no'}])
   _, err = cloud('create', code=1)
   assert 'PERMISSION_DENIED' in err
   assert 'is ready' not in err
 
 
-def test_setup_brings_the_same_commit_and_packages_to_every_worker(cloud):
+def test_setup_installs_the_same_commit_and_packages_on_every_worker(cloud):
   (cloud.repo / 'committed.py').write_text('a')
   cloud.commit()
   (cloud.repo / 'uncommitted.py').write_text('b')
   cloud('create')
   _, err = cloud('setup', PYTHON_VERSION='3.11', UV_VERSION='1.2.3')
-  assert 'Uncommitted changes stay behind.' in err
+  assert 'Uncommitted changes are not copied.' in err
   for worker in 'w-0', 'w-1':
     source = cloud.fake / worker / 'nfnet_jax' / 'source'
     assert (source / 'committed.py').exists()
@@ -145,14 +145,14 @@ def test_setup_brings_the_same_commit_and_packages_to_every_worker(cloud):
     ]
 
 
-def test_edited_settings_are_not_worth_a_warning(cloud):
+def test_edited_settings_cause_no_warning(cloud):
   cloud('create')
   path = cloud.repo / 'launch' / 'settings.sh'
   path.write_text(path.read_text() + ': "${MINE:=1}"\n')
   assert 'Uncommitted' not in cloud('setup')[1]
 
 
-def test_setup_again_brings_another_commit(cloud):
+def test_second_setup_installs_another_commit(cloud):
   (cloud.repo / 'old.py').write_text('a')
   cloud.commit()
   cloud.ready()
@@ -166,7 +166,7 @@ def test_setup_again_brings_another_commit(cloud):
 
 
 @pytest.mark.parametrize('before', [['create'], ['create', 'setup']])
-def test_setup_fails_where_one_worker_fails(cloud, before):
+def test_setup_fails_if_one_worker_fails(cloud, before):
   for script in before:
     cloud(script)
   uv = cloud.fake / 'worker_bin' / 'uv'
@@ -174,19 +174,21 @@ def test_setup_fails_where_one_worker_fails(cloud, before):
   _, err = cloud('setup', code=1)
   assert 'Every worker is set up' not in err
   _, err = cloud('train', code=1)
-  assert 'pod is not set up: run launch/setup.sh.' in err
+  assert 'pod is not set up. Run launch/setup.sh.' in err
 
 
-def test_train_runs_the_door_on_every_worker_with_its_flags_intact(cloud):
+def test_train_runs_the_command_on_every_worker_with_the_same_flags(cloud):
   cloud.ready()
-  cloud('train', '--config=f3', *ODD, DATA_DIR='gs://bucket/datasets')
+  cloud(
+    'train', '--config=f3', *FLAGS_WITH_QUOTES, DATA_DIR='gs://bucket/datasets'
+  )
   wait_for(lambda: cloud.runs('w-0') and cloud.runs('w-1'))
   for worker in 'w-0', 'w-1':
     (run,) = cloud.runs(worker)
     assert run['words'] == [
       'nfnet_jax.experiments.train',
       '--config=f3',
-      *ODD,
+      *FLAGS_WITH_QUOTES,
       '--workdir=gs://bucket/runs/f3',
       '--require_platform=tpu',
       '--config.run.data_dir=gs://bucket/datasets',
@@ -194,7 +196,7 @@ def test_train_runs_the_door_on_every_worker_with_its_flags_intact(cloud):
     assert run['cwd'] == str(cloud.fake / worker / 'nfnet_jax' / 'source')
 
 
-def test_train_reads_what_is_mounted(cloud):
+def test_train_reads_from_the_mount_point(cloud):
   cloud.ready()
   cloud('train', DATA_DIR='gs://bucket/datasets', MOUNT_POINT='/mnt/data')
   assert '--config.run.data_dir=/mnt/data' in cloud.calls[-1][6]
@@ -208,31 +210,31 @@ def test_train_refuses_to_start_twice(cloud):
   _, err = cloud('train', code=1)
   assert 'w-0 running\n' in err
   assert 'w-1 running\n' in err
-  assert 'pod trains already' in err
+  assert 'pod is already training' in err
   assert len(cloud.calls) == 1
   _, err = cloud('setup', code=1)
-  assert 'w-0 trains: launch/stop.sh stops it.' in err
+  assert 'w-0 is training. launch/stop.sh stops it.' in err
   assert [len(cloud.runs(worker)) for worker in ('w-0', 'w-1')] == [1, 1]
 
 
-def test_a_worker_refuses_to_start_twice(cloud):
+def test_worker_refuses_to_start_twice(cloud):
   cloud.program({'seconds': 60})
   cloud.ready()
-  # The question goes unheard, as between two people who start at once.
+  # The workers report idle, as when two users start at the same time.
   answer = {'out': 'w-0 idle\nw-1 idle'}
   cloud('train')
   cloud.plan(tpu_vm__ssh=[answer])
   _, err = cloud('train', code=1)
-  assert 'w-1 trains already.' in err
+  assert 'w-1 is already training.' in err
   assert len(cloud.runs()) == 1
 
 
-def test_train_says_what_is_missing(cloud):
+def test_train_reports_a_missing_tpu_or_setup(cloud):
   _, err = cloud('train', code=255)
   assert 'the TPU is not ready' in err
   cloud('create')
   _, err = cloud('train', code=1)
-  assert 'pod is not set up: run launch/setup.sh.' in err
+  assert 'pod is not set up. Run launch/setup.sh.' in err
   cloud.plan(tpu_vm__ssh=[{'out': 'Welcome to your worker'}])
   _, err = cloud('train', code=1)
   assert 'No worker of pod answered.' in err
@@ -249,12 +251,12 @@ def test_watch_shows_every_worker_until_the_end(cloud):
     assert f'{worker} 1' in lines
 
 
-def test_watching_a_worker_that_never_trained_ends(cloud):
+def test_watch_ends_if_no_worker_has_trained(cloud):
   cloud.ready()
   assert sorted(cloud('watch')[0].splitlines()) == ['w-0 idle', 'w-1 idle']
 
 
-def test_stop_has_training_save_and_the_same_command_resumes(cloud):
+def test_stop_makes_training_save_and_train_resumes(cloud):
   cloud.program({'seconds': 60}, {'seconds': 60})
   cloud.ready()
   cloud('train', '--config=f3')
@@ -266,7 +268,7 @@ def test_stop_has_training_save_and_the_same_command_resumes(cloud):
   assert first == second
 
 
-def test_stop_ends_what_does_not_save(cloud):
+def test_stop_kills_a_run_that_does_not_save(cloud):
   (cloud.fake / 'worker_bin' / 'program').write_text(
     "#!/bin/bash\ntrap '' TERM\ntouch $FAKE/$FAKE_WORKER/up\n"
     'for i in {1..600}; do sleep 0.1; done\n'
@@ -278,16 +280,16 @@ def test_stop_ends_what_does_not_save(cloud):
   assert {'w-0 137', 'w-1 137'} <= set(cloud('watch')[0].splitlines())
 
 
-def test_resume_sets_a_fresh_tpu_up_and_trains(cloud):
+def test_resume_sets_up_a_new_tpu_and_trains(cloud):
   cloud('create')
   cloud.forget()
   data = {'DATA_DIR': 'gs://bucket/data/sets', 'MOUNT_POINT': '/mnt/data'}
-  cloud('resume', '--config=f3', *ODD, **data)
+  cloud('resume', '--config=f3', *FLAGS_WITH_QUOTES, **data)
   assert cloud.verbs == ['scp', 'ssh', 'ssh', 'ssh', 'ssh']
   wait_for(lambda: cloud.runs('w-1'))
-  assert cloud.runs('w-1')[0]['words'][1 : 2 + len(ODD)] == [
+  assert cloud.runs('w-1')[0]['words'][1 : 2 + len(FLAGS_WITH_QUOTES)] == [
     '--config=f3',
-    *ODD,
+    *FLAGS_WITH_QUOTES,
   ]
   mounted = (
     'gcsfuse --implicit-dirs --only-dir data/sets -o ro bucket /mnt/data'
@@ -295,17 +297,17 @@ def test_resume_sets_a_fresh_tpu_up_and_trains(cloud):
   assert cloud.commands()[-1] == mounted
 
 
-def test_prepare_runs_here_and_copies_to_the_bucket(cloud):
-  note = cloud.fake / 'note'
+def test_prepare_runs_locally_and_copies_to_the_bucket(cloud):
+  record = cloud.fake / 'record'
   python = cloud.bin / 'my_python'
-  python.write_text(f'#!/bin/bash\necho "$@" >{note}\nexit ${{CODE:-0}}\n')
+  python.write_text(f'#!/bin/bash\necho "$@" >{record}\nexit ${{CODE:-0}}\n')
   python.chmod(0o755)
   here = {'DATA_DIR': 'gs://b/data', 'PYTHON': str(python), 'DATASETS': 'sets'}
   words = ['prepare', 'imagenet2012:5.1.0', '--manual_dir=my tars']
   cloud('data', *words, code=2, CODE='2', **here)
   assert cloud.calls == []
   cloud('data', *words, **here)
-  assert note.read_text().split(maxsplit=1) == [
+  assert record.read_text().split(maxsplit=1) == [
     '-m',
     'nfnet_jax.experiments.prepare imagenet2012:5.1.0 --manual_dir=my tars '
     '--data_dir=sets\n',
@@ -324,7 +326,7 @@ def test_delete_names_what_it_deletes(cloud):
   assert not (cloud.fake / 'w-0').exists()
 
 
-def test_delete_takes_the_request_with_its_nodes(cloud):
+def test_delete_also_deletes_the_request(cloud):
   cloud('create', **QUEUED)
   _, err = cloud('delete', **QUEUED)
   assert 'Deleting queued-resources pod' in err
@@ -332,13 +334,13 @@ def test_delete_takes_the_request_with_its_nodes(cloud):
 
 
 @pytest.mark.parametrize('settings', [{}, QUEUED])
-def test_deleting_what_is_not_there_is_done(cloud, settings):
+def test_deleting_an_absent_tpu_succeeds(cloud, settings):
   _, err = cloud('delete', **settings)
   assert 'There is no pod in zone-a of project; nothing to delete.' in err
   assert cloud.verbs == []
 
 
-def test_a_delete_that_cannot_ask_deletes_nothing(cloud):
+def test_delete_needs_to_know_whether_there_is_a_tpu(cloud):
   cloud('create')
   cloud.plan(tpu_vm__describe=[{'err': 'PERMISSION_DENIED: no', 'code': 4}])
   cloud('delete', code=4)

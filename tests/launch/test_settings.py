@@ -1,4 +1,4 @@
-"""What every script of `launch/` does about help, dry runs and bad settings."""
+"""Help, dry runs and bad settings of every script of `launch/`."""
 
 import pathlib
 import shlex
@@ -39,7 +39,7 @@ def test_every_script_is_covered():
   assert found == {*SCRIPTS, 'lib', 'settings', 'worker', 'slurm'}
 
 
-# What a dry run prints, by the words that follow `gcloud compute tpus`.
+# The words after `gcloud compute tpus` that a dry run prints.
 DRY = {
   'create': ['tpu-vm create', 'tpu-vm describe'],
   'setup': ['tpu-vm scp', 'tpu-vm ssh'],
@@ -56,7 +56,7 @@ DRY['supervise'] = [
 
 
 @pytest.mark.parametrize('script', DRY)
-def test_a_dry_run_prints_every_command_and_calls_nothing(cloud, script):
+def test_dry_run_prints_every_command_and_calls_nothing(cloud, script):
   words = ['--config=f3'] if script in ('train', 'resume', 'supervise') else []
   out, _ = cloud(script, '--dry_run', *words)
   assert cloud.calls == []
@@ -67,16 +67,16 @@ def test_a_dry_run_prints_every_command_and_calls_nothing(cloud, script):
   assert all(w[0] == 'gcloud' or 'archive' in w for w in printed)
 
 
-def test_a_dry_run_prints_what_a_run_does(cloud):
+def test_dry_run_prints_the_calls_of_a_run(cloud):
   cloud.ready()
-  printed, _ = cloud('train', '--dry_run', *conftest.ODD)
-  cloud('train', *conftest.ODD)
+  printed, _ = cloud('train', '--dry_run', *conftest.FLAGS_WITH_QUOTES)
+  cloud('train', *conftest.FLAGS_WITH_QUOTES)
   printed = [shlex.split(line)[1:] for line in printed.splitlines()]
   assert printed == cloud.calls
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
-def test_help_tells_usage_and_calls_nothing(cloud, script):
+def test_help_prints_the_usage_and_calls_nothing(cloud, script):
   out, _ = cloud(script, '--help', PROJECT_ID='')
   assert f'  launch/{script}.sh [--dry_run]' in out
   assert 'source' not in out
@@ -91,7 +91,7 @@ def test_help_tells_usage_and_calls_nothing(cloud, script):
     ('delete', 'ZONE'),
   ],
 )
-def test_a_missing_setting_is_named_before_any_call(cloud, script, setting):
+def test_missing_setting_is_named_before_any_call(cloud, script, setting):
   _, err = cloud(script, code=2, **{setting: ''})
   assert err == (
     f'launch: Set {setting}, in launch/settings.sh or in the environment.\n'
@@ -114,8 +114,8 @@ def test_a_missing_setting_is_named_before_any_call(cloud, script, setting):
       {'DATA_DIR': 'gs://b', 'MOUNT_POINT': '/d'},
       "DATA_DIR='gs://b' names no folder",
     ),
-    (['data'], {'DATA_DIR': 'gs://b/d'}, "Say 'prepare DATASET' or 'mount'"),
-    (['data', 'prepare'], {'DATA_DIR': 'gs://b/d'}, 'Say which dataset'),
+    (['data'], {'DATA_DIR': 'gs://b/d'}, "Pass 'prepare DATASET' or 'mount'"),
+    (['data', 'prepare'], {'DATA_DIR': 'gs://b/d'}, 'Name the dataset'),
     (['create'], {'PROVISIONING': 'free'}, "PROVISIONING='free'"),
     (['create'], {'ACCELERATOR_TYPE': 'tpu7x-128'}, 'v2 to v6e'),
     (['delete', 'another'], {}, "Unexpected argument 'another'"),
@@ -123,7 +123,7 @@ def test_a_missing_setting_is_named_before_any_call(cloud, script, setting):
     (['supervise'], {'COMMIT': 'nowhere'}, "COMMIT='nowhere' is no commit"),
   ],
 )
-def test_a_bad_setting_is_named_before_any_call(
+def test_bad_setting_is_named_before_any_call(
   cloud, command, settings, culprit
 ):
   _, err = cloud(*command, code=2, **settings)
@@ -132,7 +132,7 @@ def test_a_bad_setting_is_named_before_any_call(
   assert cloud.calls == []
 
 
-def test_a_missing_gcloud_is_named(cloud):
+def test_missing_gcloud_is_named(cloud):
   path = str(cloud.bin.parent / 'bare_bin')
   _, err = cloud('watch', code=2, PATH=path)
   assert err.startswith('launch: gcloud is not on PATH')

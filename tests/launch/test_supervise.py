@@ -1,4 +1,4 @@
-"""`launch/supervise.sh`: what it does about each way in which training ends."""
+"""`launch/supervise.sh` for every way in which training can end."""
 
 import time
 
@@ -10,8 +10,8 @@ BRING_UP = ['create', 'scp', 'ssh', 'ssh', 'ssh']
 QUEUED = {'PROVISIONING': 'queued_spot'}
 
 
-def deeds(cloud):
-  """What was done to the TPU, without looking at its workers."""
+def changes(cloud):
+  """Return the calls that change the TPU, without those to its workers."""
   return [verb for verb in cloud.verbs if verb != 'ssh']
 
 
@@ -19,31 +19,31 @@ def supervise(cloud, code=0, **settings):
   return cloud('supervise', '--config=f3', code=code, **settings)[1]
 
 
-def test_it_brings_up_a_tpu_and_ends_when_training_is_done(cloud):
+def test_creates_a_tpu_and_ends_when_training_is_done(cloud):
   cloud.program({'seconds': 0.3})
   err = supervise(cloud)
-  assert 'pod is ABSENT: creating it anew.' in err
+  assert 'pod is ABSENT: creating it.' in err
   assert 'Training is done.' in err
   assert cloud.verbs[:5] == BRING_UP
-  assert deeds(cloud) == ['create', 'scp']
+  assert changes(cloud) == ['create', 'scp']
 
 
 @pytest.mark.parametrize('settings', [{'PROVISIONING': 'spot'}, QUEUED])
-def test_it_recreates_after_a_preemption_and_resumes(cloud, settings):
+def test_recreates_after_a_preemption_and_resumes(cloud, settings):
   cloud.program({'seconds': 60}, {'seconds': 0.3})
   cloud.ready(**settings)
   cloud('train', '--config=f3', **settings)
   kind = 'tpu-vm' if settings != QUEUED else 'queued-resources'
-  looks = [None, None, {'preempt': True}]
-  cloud.plan(**{f'{kind.replace("-", "_")}__describe': looks})
+  replies = [None, None, {'preempt': True}]
+  cloud.plan(**{f'{kind.replace("-", "_")}__describe': replies})
   err = supervise(cloud, **settings)
   assert 'pod is PREEMPTED' in err or 'pod is SUSPENDED' in err
-  assert deeds(cloud) == ['delete', 'create', 'scp']
+  assert changes(cloud) == ['delete', 'create', 'scp']
   first, second = cloud.runs()
   assert first == second
 
 
-def test_every_recreation_runs_the_commit_it_began_with(cloud):
+def test_recreated_tpus_run_the_first_commit(cloud):
   (cloud.repo / 'version').write_text('first')
   cloud.commit()
   cloud.program({'seconds': 60}, {'seconds': 1})
@@ -57,17 +57,17 @@ def test_every_recreation_runs_the_commit_it_began_with(cloud):
   assert run.wait(30) == 0
   version = cloud.fake / 'w-1' / 'nfnet_jax' / 'source' / 'version'
   assert version.read_text() == 'first'
-  assert deeds(cloud) == ['scp', 'delete', 'create', 'scp']
+  assert changes(cloud) == ['scp', 'delete', 'create', 'scp']
 
 
-def test_it_resumes_what_was_interrupted_and_saved(cloud):
+def test_resumes_a_run_that_was_interrupted_and_saved(cloud):
   cloud.program({'code': 75}, {'code': 75}, {'code': 75}, {})
   cloud.ready()
   assert 'Training is done.' in supervise(cloud)
   assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [4, 4]
 
 
-def test_it_leaves_bad_input_alone(cloud):
+def test_does_not_retry_bad_input(cloud):
   cloud.program({'w-0': {'code': 1}, 'w-1': {'code': 2}})
   cloud.ready()
   assert 'Bad input: launch/watch.sh shows it.' in supervise(cloud, code=2)
@@ -75,7 +75,7 @@ def test_it_leaves_bad_input_alone(cloud):
 
 
 @pytest.mark.parametrize(
-  ('here', 'said'),
+  ('settings', 'message'),
   [
     ({'MOUNT_POINT': '/mnt/data'}, 'Set DATA_DIR,'),
     (
@@ -84,22 +84,24 @@ def test_it_leaves_bad_input_alone(cloud):
     ),
   ],
 )
-def test_it_leaves_bad_settings_alone(cloud, here, said):
-  err = supervise(cloud, code=2, **here)
-  assert err.count(said) == 1
-  assert err.endswith('Bad settings: launch/resume.sh says above which.\n')
+def test_does_not_retry_bad_settings(cloud, settings, message):
+  err = supervise(cloud, code=2, **settings)
+  assert err.count(message) == 1
+  assert err.endswith(
+    'Bad settings: see the message of launch/resume.sh above.\n'
+  )
   assert 'attempt' not in err
 
 
-def test_a_workers_trouble_is_no_bad_setting(cloud):
-  """As of `tar` and `uv`, which end with 2 where the network fails."""
+def test_failure_of_a_worker_is_not_a_bad_setting(cloud):
+  """On a worker, `tar` and `uv` exit with 2 if the network fails."""
   cloud.plan(tpu_vm__ssh=[{'err': 'Failed to fetch', 'code': 2}])
   err = supervise(cloud)
   assert 'That failed (1 of 5)' in err
   assert 'Training is done.' in err
 
 
-def test_it_resumes_a_failure_only_if_a_checkpoint_was_reached_since(cloud):
+def test_resumes_a_failure_only_after_a_new_checkpoint(cloud):
   cloud.program(
     {'code': 1, 'reach': 1000},
     {'code': 75},
@@ -114,7 +116,7 @@ def test_it_resumes_a_failure_only_if_a_checkpoint_was_reached_since(cloud):
   assert len(cloud.runs()) == 4
 
 
-def test_a_failure_before_any_checkpoint_is_tried_twice(cloud):
+def test_failure_before_any_checkpoint_is_retried_once(cloud):
   cloud.program({'code': 1})
   cloud.ready()
   err = supervise(cloud, code=1)
@@ -122,7 +124,7 @@ def test_a_failure_before_any_checkpoint_is_tried_twice(cloud):
   assert len(cloud.runs()) == 2
 
 
-def test_one_worker_that_fails_is_a_failure(cloud):
+def test_failure_of_one_worker_is_a_failure(cloud):
   cloud.program({'w-0': {'code': 0}, 'w-1': {'code': 1}}, {})
   cloud.ready()
   err = supervise(cloud)
@@ -130,52 +132,52 @@ def test_one_worker_that_fails_is_a_failure(cloud):
   assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [2, 2]
 
 
-def test_a_run_that_ended_without_a_word_is_a_failure(cloud):
+def test_run_that_ended_without_an_exit_code_is_a_failure(cloud):
   cloud.program({'code': 75}, {'seconds': 60}, {})
   cloud.ready()
   cloud('train')
-  cloud('watch')  # To its end.
+  cloud('watch')  # Waits for the end.
   cloud('train')
   run = cloud.fake / 'w-0' / 'nfnet_jax' / 'run'
   fake_gcloud.end_group(int((run / 'pid').read_text()))
   err = supervise(cloud, STRAGGLER_TIMEOUT='0')
-  assert 'does not train: 75 lost' in err
+  assert 'is not training: 75 lost' in err
   assert 'Training failed at checkpoint none.' in err
 
 
-def test_it_stops_workers_that_wait_for_one_that_ended(cloud):
+def test_stops_workers_that_wait_for_one_that_ended(cloud):
   cloud.program({'w-0': {'code': 75}, 'w-1': {'seconds': 60}}, {'seconds': 0.2})
   cloud.ready()
   err = supervise(cloud, STRAGGLER_TIMEOUT='1')
-  assert 'A worker has ended and others have not: stopping them.' in err
+  assert 'A worker has ended and others still run: stopping them.' in err
   assert 'Training failed' not in err
   assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [2, 2]
 
 
-def test_it_tries_again_where_there_is_no_capacity(cloud):
+def test_retries_if_there_is_no_capacity(cloud):
   none = {'err': 'no capacity'}
   cloud.plan(tpu_vm__create=[none, none])
   err = supervise(cloud)
   assert err.count('ERROR: (gcloud) no capacity') == 2
   assert 'That failed (2 of 5)' in err
-  assert deeds(cloud) == ['create', 'create', 'create', 'scp']
+  assert changes(cloud) == ['create', 'create', 'create', 'scp']
 
 
-def test_it_starts_over_if_preempted_while_setting_up(cloud):
+def test_starts_over_if_preempted_during_setup(cloud):
   cloud.plan(tpu_vm__scp=[{'preempt': True}])
   supervise(cloud)
-  assert deeds(cloud) == ['create', 'scp', 'delete', 'create', 'scp']
+  assert changes(cloud) == ['create', 'scp', 'delete', 'create', 'scp']
 
 
-def test_it_waits_for_a_repair(cloud):
+def test_waits_for_a_repair(cloud):
   cloud.ready()
   cloud.plan(tpu_vm__describe=[{'out': 'REPAIRING'}, {'out': 'REPAIRING'}])
   err = supervise(cloud)
   assert err.count('pod is REPAIRING.') == 2
-  assert deeds(cloud) == ['scp']
+  assert changes(cloud) == ['scp']
 
 
-def test_it_gives_up_after_so_many_failures_in_a_row(cloud):
+def test_gives_up_after_too_many_failures_in_a_row(cloud):
   cloud.ready()
   denied = {'err': 'PERMISSION_DENIED: no'}
   cloud.plan(tpu_vm__describe=[denied] * 9)
@@ -185,36 +187,36 @@ def test_it_gives_up_after_so_many_failures_in_a_row(cloud):
   assert cloud.verbs == []
 
 
-def test_failures_apart_from_each_other_do_not_add_up(cloud):
+def test_success_resets_the_count_of_failures(cloud):
   cloud.program({'code': 75}, {'code': 75}, {'code': 75}, {})
   cloud.ready()
-  # A step that resumes looks twice.
+  # A step that resumes asks for the state twice.
   cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}, None, None] * 3)
   err = supervise(cloud, RETRIES='2')
   assert err.count('That failed (1 of 2)') == 3
   assert 'Training is done.' in err
 
 
-def test_it_tries_again_ever_more_slowly(cloud):
-  notes = cloud.fake / 'slept'
-  conftest.write_scripts(cloud.bin, {'sleep': f'echo "$1" >>{notes}'})
+def test_delay_between_retries_increases(cloud):
+  record = cloud.fake / 'slept'
+  conftest.write_scripts(cloud.bin, {'sleep': f'echo "$1" >>{record}'})
   cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}] * 9)
   slow = {'RETRY_SECONDS': '10', 'MAX_RETRY_SECONDS': '30'}
   supervise(cloud, code=1, **slow)
-  assert notes.read_text().split() == ['10', '20', '30', '30']
+  assert record.read_text().split() == ['10', '20', '30', '30']
 
 
-def test_unreachable_workers_are_no_reason_to_delete(cloud):
+def test_tpu_with_unreachable_workers_is_not_deleted(cloud):
   cloud.ready()
   cloud('train')
   cloud.forget()
   cloud.plan(tpu_vm__ssh=[{'err': 'timed out', 'code': 255}] * 9)
   err = supervise(cloud, code=1, RETRIES='3')
   assert '3 steps failed in a row.' in err
-  assert deeds(cloud) == []
+  assert changes(cloud) == []
 
 
-def test_a_look_that_hangs_is_taken_again(cloud):
+def test_hanging_call_is_retried(cloud):
   cloud.ready()
   cloud('train')
   cloud.plan(tpu_vm__ssh=[{'hang': True}])

@@ -6,14 +6,16 @@ cores; `experiments/digits/` has the measurements.
   python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
 """
 
+from __future__ import annotations
+
 import ml_collections
 
-from nfnet_jax.config import base as config_lib
+from nfnet_jax.config import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the configuration."""
-  config = config_lib.base()
+  """Return the configuration."""
+  config = base.get_config()
   config.batch_size = 64
   config.train_for = '30 epochs'
   config.ema_decay = 0.99

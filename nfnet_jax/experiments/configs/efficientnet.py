@@ -1,25 +1,28 @@
 """EfficientNets on ImageNet, with RandAugment of two layers.
 
-Takes the variant as argument, 'b0' by default, 'b0' to 'b7':
+The argument is the variant, 'b0' to 'b7'; 'b0' by default:
 
   python -m nfnet_jax.experiments.train --config=efficientnet:b3 --workdir=DIR
 
 Tan and Le (arXiv 1905.11946, section 5.2): RMSProp, learning rate 0.256 at
 batch 4096 falling by 0.97 every 2.4 epochs, weight decay 1e-5. Retrained with
-NFNets' augmentations they gain by RandAugment, but by no more than two layers
-of it, nor by MixUp or CutMix, and lose by SGD with a cosine (arXiv 2102.06171,
-section 6.1); of the magnitude nothing is said, here it is 10. Reported there:
-B0 77.1, B3 81.6, B4 82.9, B5 83.7, B6 84.0 and B7 84.7 % top-1 (table 3).
+the augmentations of NFNets, they gain from RandAugment with two layers; more
+layers, MixUp and CutMix do not help, and SGD with a cosine is worse (arXiv
+2102.06171, section 6.1). The paper does not give the magnitude; here it is 10.
+Reported there: B0 77.1, B3 81.6, B4 82.9, B5 83.7, B6 84.0 and B7 84.7 % top-1
+(table 3).
 """
+
+from __future__ import annotations
 
 import ml_collections
 
-from nfnet_jax.experiments.configs import f0
+from nfnet_jax.config import base
 
 
 def get_config(variant: str = 'b0') -> ml_collections.ConfigDict:
-  """Returns the configuration."""
-  config = f0.get_config()
+  """Return the configuration."""
+  config = base.get_config()
   config.model.name = f'efficientnet_{variant}'
   config.model.stochdepth_rate = 0.2
   config.train_for = '350 epochs'

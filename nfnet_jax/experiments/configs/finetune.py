@@ -1,38 +1,41 @@
-"""Fine-tunes a trained network on another dataset, 15,000 steps of 2048.
+r"""Fine-tunes a trained network on another dataset, 15,000 steps of 2048.
 
-  python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \\
+  python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \
     --config.weights=F0_haiku.npz --config.dataset=cifar10
 
-The model is that of the weights; the classifier begins anew where the number of
-classes differs, and only there. Sizes are the network's own; the paper also
-fine-tunes at others, as by `--config.data.image_size=384
+The model is the one of the weights. The classifier is initialised again if, and
+only if, the number of classes differs. Image sizes are those of the model; the
+paper also fine-tunes at others, for example with `--config.data.image_size=384
 --config.data.eval_size=384`.
 
 This is the recipe of table 4 of arXiv 2102.06171 (appendix A.5): learning rate
-0.1 whatever the batch, 5,000 steps of warm-up, no weight decay, dropout or
-stochastic depth, an average of decay 0.9999. `--config=finetune:sam` is that of
-NFNet-F4 and F4+ in table 5: SAM of radius 0.05, weight decay 1e-5, dropout 0.25
-and stochastic depth 0.1; the paper finds it no better there than none of them.
-The paper leaves open: augmentation (here crops and flips), clipping (here 0.01;
-networks that were trained without it want `--config.optimizer.clipping=0`),
-label smoothing (here 0.1), and for F4 the size and the average's decay.
+0.1 for every batch size, 5,000 steps of warm-up, no weight decay, dropout or
+stochastic depth, EMA with decay 0.9999. `--config=finetune:sam` is the recipe
+of NFNet-F4 and F4+ in table 5: SAM with radius 0.05, weight decay 1e-5, dropout
+0.25 and stochastic depth 0.1; the paper reports similar results without them.
+The paper does not specify: augmentation (here crops and flips), clipping (here
+0.01; for networks that were trained without clipping, use
+`--config.optimizer.clipping=0`), label smoothing (here 0.1), and, for F4, the
+image size and the decay of the EMA.
 """
+
+from __future__ import annotations
 
 import ml_collections
 from ml_collections import config_dict
 
-from nfnet_jax.config import base as config_lib
+from nfnet_jax.config import base
 
 _RECIPES = ('plain', 'sam')
 
 
 def get_config(recipe: str = 'plain') -> ml_collections.ConfigDict:
-  """Returns the configuration."""
+  """Return the configuration."""
   if recipe not in _RECIPES:
     raise ValueError(
-      f"'{recipe}' is no recipe; give one of: {', '.join(_RECIPES)}"
+      f"'{recipe}' is not a recipe; use one of: {', '.join(_RECIPES)}"
     )
-  config = config_lib.base()
+  config = base.get_config()
   config.dataset = config_dict.placeholder(str)
   config.model.name = config_dict.placeholder(str)
   config.batch_size = 2048

@@ -1,13 +1,13 @@
-"""The way from SE-ResNeXt-D to NFNet, rung by rung.
+"""The ablation from SE-ResNeXt-D to NFNet, one change at a time.
 
-Takes depth and rung as argument, 'f0_baseline' by default:
+The argument is depth and step, 'f0_baseline' by default:
 
   python -m nfnet_jax.experiments.train --config=ladder:f1_mixup --workdir=DIR
 
-The authors report, in % top-1 (arXiv 2102.06171, tables 2 and 6; each rung of
-the first six has what the one above it has):
+The authors report, in % top-1 (arXiv 2102.06171, tables 2 and 6; each of the
+first six steps includes those above it):
 
-  rung             F0    F1    F2    F3
+  step             F0    F1    F2    F3
   baseline         80.4  81.7  82.0  82.3
   modified_width   80.9  81.8  82.0  82.3
   second_conv      81.3  82.2  82.4  82.7
@@ -18,12 +18,14 @@ the first six has what the one above it has):
   bn               83.4  84.4  85.1  85.5
 """
 
+from __future__ import annotations
+
 import ml_collections
 
-from nfnet_jax.experiments.configs import f0
+from nfnet_jax.config import base
 
-# Rung -> how the model's name ends, and which augmentations are on.
-_RUNGS = {
+# Step -> how the model's name ends, and which augmentations are on.
+_STEPS = {
   'baseline': ('_baseline', ()),
   'modified_width': ('_modified_width', ()),
   'second_conv': ('', ()),
@@ -35,16 +37,16 @@ _RUNGS = {
 }
 
 
-def get_config(rung: str = 'f0_baseline') -> ml_collections.ConfigDict:
-  """Returns the configuration."""
-  depth, _, name = rung.partition('_')
-  if depth not in ('f0', 'f1', 'f2', 'f3') or name not in _RUNGS:
+def get_config(step: str = 'f0_baseline') -> ml_collections.ConfigDict:
+  """Return the configuration."""
+  depth, _, name = step.partition('_')
+  if depth not in ('f0', 'f1', 'f2', 'f3') or name not in _STEPS:
     raise ValueError(
-      f"'{rung}' is no rung; join f0 to f3 with one of: "
-      + ', '.join(f'_{name}' for name in _RUNGS)
+      f"'{step}' is not a step; join f0 to f3 with one of: "
+      + ', '.join(f'_{name}' for name in _STEPS)
     )
-  ending, augmentations = _RUNGS[name]
-  config = f0.get_config()
+  ending, augmentations = _STEPS[name]
+  config = base.get_config()
   config.model.name = f'nfnet_{depth}{ending}'
   config.data.mixup = 'mixup' in augmentations
   config.data.cutmix = 'cutmix' in augmentations

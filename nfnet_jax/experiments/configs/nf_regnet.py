@@ -1,18 +1,20 @@
 """NF-RegNets on ImageNet by the recipe of their release, 360 epochs.
 
-Takes the variant as argument, 'b0' by default, 'b0' to 'b5':
+The argument is the variant, 'b0' to 'b5'; 'b0' by default:
 
   python -m nfnet_jax.experiments.train --config=nf_regnet:b3 --workdir=DIR
 
-The learning rate is 0.4 at batch 1024 and does not follow the batch. No
-accuracy of theirs is known here from a source to cite.
+The learning rate is 0.4 at batch 1024 and does not scale with the batch. We
+know no source that reports their accuracy.
 """
+
+from __future__ import annotations
 
 import ml_collections
 
-from nfnet_jax.experiments.configs import f0
+from nfnet_jax.config import base
 
-# The released configuration's; it grows with the variant.
+# Of the released configuration; it grows with the variant.
 _WEIGHT_DECAY = {
   'b0': 5e-5,
   'b1': 6e-5,
@@ -24,12 +26,12 @@ _WEIGHT_DECAY = {
 
 
 def get_config(variant: str = 'b0') -> ml_collections.ConfigDict:
-  """Returns the configuration."""
+  """Return the configuration."""
   if variant not in _WEIGHT_DECAY:
     raise ValueError(
-      f"'{variant}' is no variant; give one of: {', '.join(_WEIGHT_DECAY)}"
+      f"'{variant}' is not a variant; use one of: {', '.join(_WEIGHT_DECAY)}"
     )
-  config = f0.get_config()
+  config = base.get_config()
   config.model.name = f'nf_regnet_{variant}'
   config.model.stochdepth_rate = 0.1
   config.batch_size = 1024

@@ -1,25 +1,27 @@
-"""ResNets on ImageNet for 90 epochs: batch-normalised, or free of it.
+"""ResNets on ImageNet for 90 epochs, with or without batch normalisation.
 
-Takes the model as argument, 'nf_resnet50' by default:
+The argument is the model, 'nf_resnet50' by default:
 
   python -m nfnet_jax.experiments.train --config=resnet:senet50 --workdir=DIR
 
 Section 4 of arXiv 2102.06171 compares BN, NF and NF with AGC at batch 256 to
-4096 (`--config.batch_size`), the learning rate following the batch; AGC is
-`--config.optimizer.clipping=0.01`, off by default. With batch 4 and the like it
-is the comparison of small batches of arXiv 2101.08692. The authors report their
-accuracies in figures only; 90 epochs, weight decay and the rest are those of
-the released configuration.
+4096 (`--config.batch_size`); the learning rate scales with the batch. AGC is
+off by default; `--config.optimizer.clipping=0.01` turns it on. With small
+batches, such as 4, this is the comparison of arXiv 2101.08692. The authors
+report the accuracies in figures only. 90 epochs, weight decay and the other
+values are those of the released configuration.
 """
+
+from __future__ import annotations
 
 import ml_collections
 
-from nfnet_jax.experiments.configs import f0
+from nfnet_jax.config import base
 
 
 def get_config(model: str = 'nf_resnet50') -> ml_collections.ConfigDict:
-  """Returns the configuration."""
-  config = f0.get_config()
+  """Return the configuration."""
+  config = base.get_config()
   config.model.name = model
   config.model.stochdepth_rate = 0.1
   config.batch_size = 1024

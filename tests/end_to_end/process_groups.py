@@ -1,4 +1,4 @@
-"""Starts real processes, alone or together, and reads what becomes of them."""
+"""Real processes on this machine, one or a group, and their output."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import threading
 import time
 
 TRAIN = 'nfnet_jax.experiments.train'
-LIMIT = 200  # Seconds that anything may take on a busy machine.
+LIMIT = 200  # Seconds; enough for every wait on a busy machine.
 
 
 def free_port():
@@ -21,26 +21,35 @@ def free_port():
 
 
 class Process:
-  """A process whose words are kept.
+  """A process that runs a module, and its output.
 
-  `devices` is how many stand-ins for TPU cores it has, `largest_file` how many
-  bytes the file system lets it put into a file, `late` by how many seconds it
-  starts too late, `environment` what differs in its own.
+  Attributes:
+    output: what it has printed so far, standard error included.
   """
 
   def __init__(
     self,
-    run_command,
+    module,
     *arguments,
     devices=8,
     largest_file=None,
     late=0,
     environment=None,
   ):
-    # The last of two settings holds; the others are those of the tests.
+    """Start the process.
+
+    Args:
+      module: the module to run.
+      *arguments: its command line.
+      devices: the number of its CPU devices.
+      largest_file: the largest number of bytes that it can write to a file.
+      late: seconds before it starts.
+      environment: variables that it has in addition to those of the tests.
+    """
+    # XLA uses the last of two values of a flag.
     flags = os.environ['XLA_FLAGS']
     flags += f' --xla_force_host_platform_device_count={devices}'
-    command = [sys.executable, '-m', run_command, *map(str, arguments)]
+    command = [sys.executable, '-m', module, *map(str, arguments)]
     if late:
       command = ['sh', '-c', f'sleep {late}; exec "$@"', 'sh', *command]
     if largest_file:
@@ -55,45 +64,45 @@ class Process:
       env=os.environ | {'XLA_FLAGS': flags} | (environment or {}),
       text=True,
     )
-    self._said = []
-    # Read at once: a process waits where nobody does.
+    self._printed = []
+    # Read at once, or the process blocks on a full pipe.
     self._reader = threading.Thread(target=self._read, daemon=True)
     self._reader.start()
 
   def _read(self):
-    self._said.extend(iter(self._popen.stdout.readline, ''))
+    self._printed.extend(iter(self._popen.stdout.readline, ''))
 
   @property
-  def said(self):
-    return ''.join(self._said)
+  def output(self):
+    return ''.join(self._printed)
 
   @property
   def lines(self):
-    """What it said, without what JAX's collectives say on a CPU."""
-    # They talk at once: lines may be in pieces.
+    """The lines of the output, without those of JAX's CPU collectives."""
+    # Several threads write at the same time, so lines may be broken.
     noise = re.compile(r'.*(\[Gloo\] Rank|peer ranks).*|[\d\s]*')
-    return [x for x in self.said.splitlines() if not noise.fullmatch(x)]
+    return [x for x in self.output.splitlines() if not noise.fullmatch(x)]
 
   @property
-  def last_word(self):
-    """The last line that is ours: JAX may say at once that it lost another."""
+  def last_message(self):
+    """nfnet_jax's last line; JAX may log a lost process after it."""
     ours = [x for x in self.lines if x.startswith('nfnet_jax: ')]
-    assert ours, self.said
+    assert ours, self.output
     return ours[-1]
 
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT
-    while text not in self.said:
+    while text not in self.output:
       ended = self._popen.poll() is not None
-      hopeless = ended or time.monotonic() > deadline
-      assert not hopeless or text in self.said, f"No '{text}':\n{self.said}"
+      is_over = ended or time.monotonic() > deadline
+      assert not is_over or text in self.output, f"No '{text}':\n{self.output}"
       time.sleep(0.05)
 
   def send(self, number):
     self._popen.send_signal(number)
 
   def finish(self, seconds=LIMIT):
-    """Returns its exit code."""
+    """Wait for the exit; return the exit code."""
     try:
       return self._popen.wait(seconds)
     finally:
@@ -101,42 +110,42 @@ class Process:
       self._reader.join(LIMIT)
 
 
-class Pod(list):
+class ProcessGroup(list):
   """The processes of one run on this machine."""
 
   def __init__(
-    self, run_command, *arguments, count, devices=1, absent=(), **own
+    self, module, *arguments, count, devices=1, absent=(), **options_of
   ):
-    """Starts them.
+    """Start the processes.
 
     Args:
-      door: module to run.
-      *arguments: of all of them.
-      count: how many there are.
-      devices: of each.
-      absent: which of them do not come.
-      **own: further options of single processes, such as `of_0={...}`; what is
-        `arguments` there is added to those of all.
+      module: the module to run.
+      *arguments: the command line of all processes.
+      count: the number of processes.
+      devices: the number of devices per process.
+      absent: the processes that are not started.
+      **options_of: options of single processes, such as `of_0={...}`; those of
+        `Process`, and `arguments`, which are added to those of all processes.
     """
     port = free_port()
     for index in sorted(set(range(count)) - set(absent)):
-      options = dict(own.get(f'of_{index}', {}))
-      place = [
+      options = dict(options_of.get(f'of_{index}', {}))
+      address = [
         f'--coordinator=127.0.0.1:{port}',
         f'--num_processes={count}',
         f'--process_id={index}',
         *options.pop('arguments', ()),
       ]
       self.append(
-        Process(run_command, *arguments, *place, devices=devices, **options)
+        Process(module, *arguments, *address, devices=devices, **options)
       )
 
   @property
-  def said(self):
-    return '\n'.join(process.said for process in self)
+  def output(self):
+    return '\n'.join(process.output for process in self)
 
   def finish(self, seconds=LIMIT):
-    """Returns the exit codes."""
+    """Wait for all exits; return the exit codes."""
     deadline = time.monotonic() + seconds
     codes = []
     for process in self:
@@ -144,7 +153,7 @@ class Pod(list):
         codes.append(process.finish(max(0, deadline - time.monotonic())))
       except subprocess.TimeoutExpired:
         codes.append(None)
-    assert None not in codes, f'{codes} after {seconds} s:\n{self.said}'
+    assert None not in codes, f'{codes} after {seconds} s:\n{self.output}'
     return codes
 
 

@@ -1,0 +1,56 @@
+"""Durations in steps, epochs or examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+_DURATION = re.compile(
+  r'\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example)s?\s*'
+)
+
+
+def parse(duration: str) -> tuple[float, str]:
+  """Return the amount and the unit of a duration.
+
+  Raises:
+    ValueError: if it is not a duration.
+
+  Example:
+    >>> parse('5 epochs')
+    (5.0, 'epoch')
+  """
+  match = _DURATION.fullmatch(str(duration))
+  if not match:
+    raise ValueError(
+      f"'{duration}' is not a duration; write '100 steps', '5 epochs' or "
+      "'1e6 examples'."
+    )
+  return float(match[1]), match[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+  """Converts durations to steps.
+
+  Attributes:
+    batch_size: examples per step.
+    examples: per epoch.
+
+  Example:
+    >>> Units(batch_size=4096, examples=1_281_167).steps('5 epochs')
+    1563.924560546875
+  """
+
+  batch_size: int
+  examples: float
+
+  def steps(self, duration: str) -> float:
+    """Return a duration as a number of steps, which may be fractional.
+
+    Raises:
+      ValueError: if it is not a duration.
+    """
+    amount, unit = parse(duration)
+    examples = {'step': self.batch_size, 'epoch': self.examples, 'example': 1}
+    return amount * examples[unit] / self.batch_size
