@@ -1,10 +1,13 @@
-"""What is done to images before a network sees them, as plain values.
+"""Preprocessing of images for evaluation and training, as plain values.
 
 Training, evaluation, prediction, feature extraction and export share these two
-classes. `data` applies them; `config` and `weights` store them. Adding an
-option here and applying it in `data` is all that it takes: settings of the same
-name, their checks and their documentation follow from the fields.
+classes. `data` applies them; `config` and `weights` store them. An option is
+added here, as a field, and applied in `data/preprocess.py` (evaluation) or
+`data/examples.py` (training); the setting of the same name, its checks and its
+documentation follow from the field.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
@@ -20,13 +23,16 @@ def option(
   interval: str | None = None,
   choices: Sequence[str] | None = None,
 ) -> Any:
-  """Declare a field that is also a setting.
+  """Declare a dataclass field that is also a setting.
 
   Args:
-    default: its value if nobody sets it.
-    description: one line for people.
-    interval: the numbers that it may be, such as '[0, 1)'.
-    choices: the strings that it may be.
+    default: value of the field if none is given.
+    description: one line of documentation.
+    interval: valid numbers, such as '[0, 1)'.
+    choices: valid strings.
+
+  Returns:
+    The field, with the description, interval and choices as its metadata.
   """
   return dataclasses.field(
     default=default,
@@ -40,17 +46,17 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class EvalPreprocessing:
-  """What evaluation does to an image.
+  """Preprocessing of an image for evaluation.
 
   Attributes:
-    size: side of the square that the network sees, in pixels.
+    size: height and width of the network's input, in pixels.
     crop: 'squash' resizes both sides to `size + margin` without regard to the
-      aspect ratio and keeps the centre; 'centre' cuts the central square, of
+      aspect ratio and crops the centre; 'centre' crops the central square, of
       side `size / (size + margin)` of the shorter one, and resizes it.
-    margin: pixels that are cut off; 32 as published, 0 for small images.
+    margin: pixels that are cropped; 32 as published, 0 for small images.
 
   Raises:
-    ValueError: if a value is not possible.
+    ValueError: if a value is invalid.
 
   Example:
     >>> EvalPreprocessing(256).crop
@@ -66,31 +72,41 @@ class EvalPreprocessing:
     32, 'Pixels that evaluation cuts off.', interval='[0, inf)'
   )
 
-  def __post_init__(self):
-    for name, least in (('size', 1), ('margin', 0)):
+  def __post_init__(self) -> None:
+    for name, minimum in (('size', 1), ('margin', 0)):
       value = getattr(self, name)
-      if type(value) is not int or value < least:
-        raise ValueError(f'{name} is {value!r}, not an integer from {least} on')
-    if self.crop not in CROPS:
-      raise ValueError(f'crop is {self.crop!r}, none of {", ".join(CROPS)}')
+      if type(value) is not int or value < minimum:
+        raise ValueError(
+          f'{name} is {value!r}, not an integer of at least {minimum}'
+        )
+    for field in dataclasses.fields(self):
+      value, choices = getattr(self, field.name), field.metadata['choices']
+      if choices and value not in choices:
+        raise ValueError(
+          f'{field.name} is {value!r}, none of {", ".join(choices)}'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What happens to training images, in this order.
+  """Augmentation of training images, applied in the order of the fields.
 
   Attributes:
     crop: 'distorted' for a random window, 'whole' for the whole image.
     flip: whether images are mirrored at random.
-    shift: pixels of random translation, at the final size.
+    shift: largest random translation at the final size, in pixels.
     mixup: whether images are mixed by MixUp.
     cutmix: whether images are mixed by CutMix. With both, the first half of
       each data shard's examples is mixed by MixUp, the second by CutMix.
-    partners: 'fresh' mixes each image with one that is read for this purpose,
-      so that two are decoded per example, as published; 'in_batch' mixes
-      neighbours with each other and decodes one per example.
+    partners: 'fresh' mixes each image with another one that is read only for
+      this purpose, so that two are decoded per example, as published;
+      'in_batch' mixes neighbours with each other and decodes one per example.
     randaugment_layers: operations of RandAugment; 0 for none.
     randaugment_magnitude: strength of RandAugment.
+
+  Example:
+    >>> Augmentation(flip=True, mixup=True).describe()
+    'whole crop, flip, MixUp (fresh)'
 
   Source: arXiv 2102.06171, appendix A.3.
   """
@@ -118,11 +134,28 @@ class Augmentation:
     return self.mixup or self.cutmix
 
   @property
-  def records_in(self) -> int:
-    """Records that are made into examples together."""
+  def records_per_group(self) -> int:
+    """Number of records from which a group of examples is made."""
     return 2 if self.mixes else 1
 
   @property
-  def examples_out(self) -> int:
-    """Examples that are made of them."""
+  def examples_per_group(self) -> int:
+    """Number of examples made from a group of records."""
     return 2 if self.mixes and self.partners == 'in_batch' else 1
+
+  def describe(self) -> str:
+    """Return the augmentation in words, for the summary of a run."""
+    layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
+    mixing = ' and '.join(
+      name
+      for name, is_used in (('MixUp', self.mixup), ('CutMix', self.cutmix))
+      if is_used
+    )
+    parts = [
+      f'{self.crop} crop',
+      'flip' if self.flip else '',
+      f'shift {self.shift} px' if self.shift else '',
+      f'{mixing} ({self.partners})' if mixing else '',
+      f'RandAugment {layers} x {magnitude}' if layers else '',
+    ]
+    return ', '.join(filter(None, parts))

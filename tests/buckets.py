@@ -1,8 +1,8 @@
-"""A stand-in for Google Cloud Storage on this machine, kept in memory.
+"""A fake Google Cloud Storage server on this machine, in memory.
 
-It speaks what TensorFlow, TensorStore and google-cloud-storage say to the real
-one. TensorFlow knows no other address than the real one's, so to it this is the
-proxy that leads there, with a certificate of its own.
+It implements the requests of TensorFlow, TensorStore and google-cloud-storage.
+TensorFlow knows only the real server's address, so for TensorFlow the fake is a
+proxy to that address, with a self-signed certificate.
 """
 
 import collections
@@ -28,8 +28,8 @@ _API = re.compile(
 )
 _DOWNLOAD = re.compile(r'/(?P<bucket>[^/]+)/(?P<name>.+)')
 
-# TensorFlow leaves a refused upload only once it is idle, and tries again. It
-# reads these when it is imported.
+# TensorFlow ends a rejected upload only when it is idle, and retries it. It
+# reads these variables when it is imported.
 IMPATIENT = {
   'GCS_REQUEST_IDLE_TIMEOUT_SECS': '1',
   'GCS_RETRY_CONFIG_INIT_DELAY_TIME_US': '1000',
@@ -42,14 +42,14 @@ Fault = Callable[[str, str], int | None]
 
 
 class Buckets(contextlib.AbstractContextManager):
-  """A running server and what it holds.
+  """A running server and its contents.
 
   Attributes:
-    objects: bucket -> name -> contents; a bucket exists once it is here.
+    objects: bucket -> name -> contents; a bucket exists if it is a key.
     requests: (method, object) of all requests to objects, in order.
-    fault: fails requests at will.
-    withheld: permissions that the caller lacks, as they are said.
-    environment: of processes that are to take it for the real one.
+    fault: chooses which requests fail.
+    withheld: names of the permissions that the caller lacks.
+    environment: environment variables of processes that use this server.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -68,7 +68,7 @@ class Buckets(contextlib.AbstractContextManager):
       ('127.0.0.1', 0), type('Handler', (_Handler,), {'buckets': self})
     )
     self._server.daemon_threads = True
-    self._server.handle_error = self._note_error
+    self._server.handle_error = self._report_error
     address = f'http://127.0.0.1:{self._server.server_port}'
     self.environment = {
       'CLOUDSDK_CONFIG': str(folder),  # Without credentials.
@@ -89,22 +89,22 @@ class Buckets(contextlib.AbstractContextManager):
     self._server.server_close()
 
   def forgive(self) -> None:
-    """Ends all faults."""
+    """End all faults."""
     self.fault: Fault = lambda method, name: None
     self.withheld: set[str] = set()
 
-  def _note_error(self, request, address) -> None:
-    if not isinstance(sys.exc_info()[1], OSError):  # A client that left.
+  def _report_error(self, request, address) -> None:
+    if not isinstance(sys.exc_info()[1], OSError):  # The client disconnected.
       traceback.print_exc()
 
   def put(self, bucket: str, name: str, contents: bytes) -> None:
-    """Stores an object whole, as the real one does."""
+    """Store an object atomically, as the real server does."""
     with self.lock:
       self.objects[bucket][name] = contents
       self.generations.pop((bucket, name), None)
 
   def describe(self, bucket: str, name: str) -> dict[str, str]:
-    """Returns an object's metadata."""
+    """Return an object's metadata."""
     now = datetime.datetime.now(datetime.UTC)
     return {
       'kind': 'storage#object',
@@ -116,7 +116,7 @@ class Buckets(contextlib.AbstractContextManager):
     }
 
   def list(self, bucket: str, prefix: str, delimiter: str) -> dict[str, list]:
-    """Lists objects under a prefix; deeper ones by their folder alone."""
+    """List objects under a prefix, and folders instead of deeper ones."""
     items, folders = [], {}
     for name in sorted(self.objects[bucket]):
       if not name.startswith(prefix):
@@ -132,13 +132,13 @@ class Buckets(contextlib.AbstractContextManager):
 class _Handler(http.server.BaseHTTPRequestHandler):
   buckets: Buckets
   protocol_version = 'HTTP/1.1'
-  # Small answers in two packets would wait for one another.
+  # Small responses in two packets would wait for each other.
   disable_nagle_algorithm = True
   wbufsize = -1
 
   def do_CONNECT(self):
     if self.path.partition(':')[0] not in _HOSTS:
-      return self.send_error(403, f'Who is {self.path}?')
+      return self.send_error(403, f'Unknown host {self.path}')
     self.send_response(200)
     self.end_headers()
     self.wfile.flush()
@@ -275,7 +275,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _certify(certificate: pathlib.Path, key: pathlib.Path) -> None:
-  """Writes a certificate for Google's names, signed by itself."""
+  """Write a self-signed certificate for Google's host names."""
   from cryptography import x509
   from cryptography.hazmat.primitives import hashes, serialization
   from cryptography.hazmat.primitives.asymmetric import ec

@@ -20,7 +20,10 @@ os.environ['XLA_FLAGS'] = (
   # in .ci/run, compile as users do.
   '--xla_backend_optimization_level=0'
 )
-os.environ.update(buckets_lib.IMPATIENT)  # Before anything imports TensorFlow.
+# Before anything imports TensorFlow. Commands set the same two variables.
+os.environ.update(buckets_lib.IMPATIENT)
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'

@@ -1,4 +1,4 @@
-"""A small ImageNet: tars as its makers pack them, built by TFDS's builder."""
+"""A small ImageNet: tars in the published format, built by TFDS."""
 
 import io
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
-# Of these synsets TFDS mends images that are CMYK or PNG in the real tar.
+# Images that are CMYK or PNG in the published tar; TFDS repairs them.
 CMYK = 'n01739381_1309.JPEG'
 PNG = 'n02105855_2933.JPEG'
 SYNSETS = ('n01440764', 'n01739381', 'n02105855', 'n15075141')
@@ -17,7 +17,7 @@ VALIDATION = 37
 
 
 def photo(seed: int, size=(75, 60), mode: str = 'RGB') -> Image.Image:
-  """Makes a smooth random image (width, height) with some grain."""
+  """Return a smooth random image (width, height) with some grain."""
   rng = np.random.default_rng(seed)
   coarse = rng.integers(0, 256, (5, 6, 3), np.uint8)
   image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -27,14 +27,14 @@ def photo(seed: int, size=(75, 60), mode: str = 'RGB') -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = 'JPEG') -> bytes:
-  """Encodes an image."""
+  """Encode an image."""
   buffer = io.BytesIO()
   image.save(buffer, kind)
   return buffer.getvalue()
 
 
 def write_tars(folder: pathlib.Path) -> None:
-  """Writes the two tars: train is a tar of a tar a class."""
+  """Write the two tars; train is a tar of one tar per class."""
   folder.mkdir(parents=True, exist_ok=True)
   with tarfile.open(folder / 'ILSVRC2012_img_train.tar', 'w') as train:
     for number, synset in enumerate(SYNSETS):
@@ -48,7 +48,7 @@ def write_tars(folder: pathlib.Path) -> None:
 
 
 def build(data_dir: str, tars: pathlib.Path) -> None:
-  """Runs TFDS's own builder over the tars."""
+  """Build the dataset from the tars with TFDS."""
   builder = tfds.builder('imagenet2012', data_dir=data_dir)
   config = tfds.download.DownloadConfig(manual_dir=str(tars), num_shards=3)
   builder.download_and_prepare(download_config=config)

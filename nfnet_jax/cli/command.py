@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import os
 import pathlib
 import sys
 import threading
@@ -76,6 +77,7 @@ def run(
     takes: name of the argument that `main` gets: in brackets if it is optional,
       with dots if there may be several; '' for none.
   """
+  _set_environment()
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
 
@@ -116,6 +118,16 @@ def _check_arguments(given: Sequence[str], takes: str) -> Sequence[str]:
   if unexpected := given[maximum:]:
     raise errors.InputError(f"Unexpected argument '{unexpected[0]}'.")
   return given
+
+
+def _set_environment() -> None:
+  """Silence TensorFlow's start-up messages, unless the user set the variables.
+
+  TensorFlow reads them when it is imported.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  # The default, 1, logs that it is in use.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 
 def _check_flags(module: str) -> None:

@@ -1,4 +1,4 @@
-"""RandAugment on uint8 images: 16 operations, drawn one a layer.
+"""RandAugment on uint8 images: 16 operations, one drawn per layer.
 
 Source: Cubuk et al., arXiv 1909.13719, with the magnitudes of arXiv 2102.06171,
 appendix A.3, and the behaviour of the released pipeline, quirks included:
@@ -6,17 +6,19 @@ appendix A.3, and the behaviour of the released pipeline, quirks included:
 - An operation is always applied; only its sign (and Cutout's place) is random.
 - At magnitude 5 the factor of Color, Contrast, Brightness and Sharpness is 1:
   they do nothing.
-- Posterize is harshest at small magnitudes: 2 bits stay at 5, 6 at 15.
+- Posterize is strongest at small magnitudes: it keeps 2 bits at 5, 6 at 15.
 - Solarize's threshold wraps in uint8: 256 at magnitude 10 is 0 and inverts the
   whole image, 384 at 15 is 128.
 - Contrast blends with a constant that depends on the image's size, not on its
   mean.
 
-Which operation a layer applies is chosen before anything is computed, and
-images stay uint8. What is cheap in tf.data is not what one would think: a look
-up in a table and `tf.where` with two images cost several times a few vectorised
-arithmetic operations, and `tf.gather` twice `tf.gather_nd`.
+A layer's operation is chosen before anything is computed, and images stay
+uint8. Measured in tf.data, a table lookup and `tf.where` of two images cost
+several times as much as a few vectorised arithmetic operations, and `tf.gather`
+twice as much as `tf.gather_nd`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 import functools
@@ -28,7 +30,7 @@ import tensorflow as tf
 _FILL = 128
 _CHANNELS = 3
 
-# The order fixes which draw means which operation.
+# Draws index this tuple, so its order matters.
 OPERATIONS = (
   'AutoContrast',
   'Equalize',
@@ -50,12 +52,12 @@ OPERATIONS = (
 
 
 class RandAugment:
-  """Applies `layers` random operations to a uint8 image `[size, size, 3]`.
+  """Random operations, one per layer, on a uint8 image `[size, size, 3]`.
 
   Args:
-    size: pixels a side.
-    layers: how many operations.
-    magnitude: strength of all of them, 0 to 30; published are 5, 10 and 15.
+    size: height and width in pixels.
+    layers: number of operations.
+    magnitude: strength of all operations, 0 to 30; published are 5, 10 and 15.
 
   Example:
     >>> augment = RandAugment(size=32, layers=4, magnitude=5)
@@ -70,7 +72,7 @@ class RandAugment:
     self._magnitude = magnitude
     self._factor = magnitude / 10 * 1.8 + 0.1
     self._sources = _source_pixels(size, magnitude)
-    # Not inlined: nodes of a branch cost time even where it is not taken.
+    # Not inlined: the nodes of a branch cost time even if it is not taken.
     self._branches = [
       tf.function(
         functools.partial(self.apply, name),
@@ -81,7 +83,7 @@ class RandAugment:
     ]
 
   def __call__(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Augments an image; the result is a function of `seed` (two integers)."""
+    """Augment an image; the result is a function of `seed` (two integers)."""
     draws = tf.random.stateless_uniform([self._layers, 4], seed)
     for draw in tf.unstack(draws):
       image = tf.switch_case(
@@ -95,7 +97,7 @@ class RandAugment:
     return image
 
   def apply(self, name: str, image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
-    """Applies one operation.
+    """Apply one operation.
 
     Args:
       name: one of `OPERATIONS`.
@@ -122,13 +124,13 @@ class RandAugment:
       'Cutout': lambda: _cutout(image, 4 * magnitude, draw[1:]),
       'SolarizeAdd': lambda: _solarize_add(image, int(11 * magnitude)),
     }
-    # A blend with factor 1 is the image itself, to the bit.
+    # A blend with factor 1 is exactly the image itself.
     if factor == 1 and name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
       return tf.identity(image)
     return operations[name]()
 
   def _move(self, name: str, image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
-    """Gathers every pixel from its source; the last source is the fill."""
+    """Gather every pixel from its source; the last source is the fill value."""
     pixels = tf.reshape(image, [-1, _CHANNELS])
     fill = tf.fill([1, _CHANNELS], tf.constant(_FILL, tf.uint8))
     sign = tf.cast(draw[0] >= 0.5, tf.int32)
@@ -138,10 +140,11 @@ class RandAugment:
 
 
 def _source_pixels(size: int, magnitude: int) -> dict[str, np.ndarray]:
-  """Says where each pixel comes from, for both signs: int32 `[2, size^2]`.
+  """Return each pixel's source by operation, for both signs: `[2, size^2]`.
 
-  A map depends on nothing but size and magnitude, so TensorFlow's projective
-  transform (nearest neighbour) is applied once, to an image of indices.
+  The int32 indices depend only on size and magnitude, so TensorFlow's
+  projective transform (nearest neighbour) is applied once, to an image of
+  indices.
   """
   angle, shear = math.radians(3 * magnitude), 0.03 * magnitude
   transforms = {
@@ -167,7 +170,7 @@ def _source_pixels(size: int, magnitude: int) -> dict[str, np.ndarray]:
 
 
 def _rotation(size: int, angle: float) -> list[float]:
-  """Returns the projective transform that rotates about the centre."""
+  """Return the projective transform that rotates about the centre."""
   cos, sin, last = math.cos(angle), math.sin(angle), size - 1
   x_offset = (last - (cos - sin) * last) / 2
   y_offset = (last - (sin + cos) * last) / 2
@@ -175,7 +178,7 @@ def _rotation(size: int, angle: float) -> list[float]:
 
 
 def _auto_contrast(image: tf.Tensor) -> tf.Tensor:
-  """Stretches each channel to 0..255; a flat one is left alone."""
+  """Stretch each channel to 0..255; a constant one stays unchanged."""
   pixels = tf.reshape(image, [-1, _CHANNELS])
   low = _to_float(tf.reduce_min(pixels, axis=0))
   high = _to_float(tf.reduce_max(pixels, axis=0))
@@ -187,7 +190,7 @@ def _auto_contrast(image: tf.Tensor) -> tf.Tensor:
 
 
 def _equalize(image: tf.Tensor) -> tf.Tensor:
-  """Flattens each channel's histogram."""
+  """Equalize each channel's histogram."""
   first_bin = _by_column(image, tf.constant([0, 256, 512]))
   bins = _rows(tf.cast(image, tf.int32)) + first_bin
   counts = tf.math.bincount(bins, minlength=768, maxlength=768)
@@ -204,19 +207,19 @@ def _equalize(image: tf.Tensor) -> tf.Tensor:
 
 
 def _posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
-  """Keeps the highest bits of each value."""
+  """Keep the highest bits of each value."""
   mask = 256 - 2 ** (8 - min(bits, 8))
   return tf.bitwise.bitwise_and(image, tf.constant(mask, tf.uint8))
 
 
 def _solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
-  """Inverts the values from the threshold on."""
+  """Invert the values at or above the threshold."""
   inverted = tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8) * 255
   return tf.bitwise.bitwise_xor(image, inverted)
 
 
 def _solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
-  """Adds to the values below 128, up to 255."""
+  """Add to the values below 128, up to 255."""
   dark = tf.cast(image < tf.constant(128, tf.uint8), tf.uint8)
   if addition < 128:
     return image + dark * tf.constant(addition, tf.uint8)
@@ -225,21 +228,21 @@ def _solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
 
 
 def _color(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Blends with the grey image, by the luma weights of ITU-R 601."""
+  """Blend with the grey image, by the luma weights of ITU-R 601."""
   grey = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(image))
   return _blend(_to_float(grey), _to_float(image), factor)
 
 
 def _contrast(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Blends with a constant: the number of pixels over 256, at most 255."""
+  """Blend with a constant: the number of pixels over 256, at most 255."""
   constant = min(image.shape[0] * image.shape[1] // 256, 255)
   return _blend(float(constant), _to_float(image), factor)
 
 
 def _sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Blends with a smoothed image; the border of one pixel stays as it was.
+  """Blend with a smoothed image; the border of one pixel stays unchanged.
 
-  The kernel is of ones with 5 in the middle, over 13.
+  The 3x3 kernel is 1/13 everywhere except 5/13 at its centre.
   """
   pixels = _rows(_to_float(image))
   columns = pixels[:-2] + pixels[1:-1] + pixels[2:]
@@ -247,7 +250,7 @@ def _sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
   sums = columns[:, : -2 * step] + columns[:, step:-step]
   sums += columns[:, 2 * step :]
   inner = pixels[1:-1, step:-step]
-  # Sums are whole numbers, so nothing is lost before the division.
+  # Sums are integers, so they are exact before the division.
   smoothed = tf.floor((sums + 4 * inner) / 13)
   blended = _rows(_blend(smoothed, inner, factor))
   rows = _rows(image)
@@ -258,7 +261,7 @@ def _sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
 
 
 def _translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
-  """Moves the image along an axis, by at most its size."""
+  """Translate the image along an axis, by at most its size."""
   rows = _rows(image)
   steps = pixels * (_CHANNELS if axis == 1 else 1)
   after = tf.clip_by_value(steps, 0, rows.shape[axis])
@@ -274,7 +277,7 @@ def _translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
 
 
 def _cutout(image: tf.Tensor, half: int, centre: tf.Tensor) -> tf.Tensor:
-  """Fills the square of side 2 x half about a centre, cut at the border."""
+  """Fill the square of side `2 * half` at a centre, cut at the border."""
   size = image.shape[0]
   centre = tf.cast(centre * size, tf.int32)
   top, left = tf.unstack(tf.maximum(centre - half, 0))
@@ -288,7 +291,7 @@ def _cutout(image: tf.Tensor, half: int, centre: tf.Tensor) -> tf.Tensor:
 def paste(
   patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor
 ) -> tf.Tensor:
-  """Puts `patch [h, w, 3]` over a part of `image [H, W, 3]`."""
+  """Paste `patch [h, w, 3]` into `image [H, W, 3]`."""
   bottom, right = top + tf.shape(patch)[0], left + tf.shape(patch)[1]
   middle = image[top:bottom]
   middle = tf.concat([middle[:, :left], patch, middle[:, right:]], axis=1)
@@ -299,13 +302,13 @@ def paste(
 def _blend(
   other: tf.Tensor | float, image: tf.Tensor, factor: float
 ) -> tf.Tensor:
-  """Interpolates (or beyond 1 extrapolates) from `other` to `image`."""
+  """Interpolate (extrapolate beyond 1) from `other` to `image`."""
   mixed = other + factor * (image - other)
   return _to_uint8(mixed, image)
 
 
 def _rows(image: tf.Tensor) -> tf.Tensor:
-  """Views `[H, W, 3]` as `[H, 3 W]`: broadcasting over 3 values is slow."""
+  """Reshape `[H, W, 3]` to `[H, 3 W]`: broadcasting over 3 values is slow."""
   return tf.reshape(image, [image.shape[0], -1])
 
 
@@ -317,8 +320,9 @@ def _to_float(image: tf.Tensor) -> tf.Tensor:
   return tf.cast(image, tf.float32)
 
 
-def _to_uint8(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+def _to_uint8(values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+  """Clip and truncate values, and reshape them to the shape of `image`."""
   clipped = tf.raw_ops.ClipByValue(
     t=values, clip_value_min=0.0, clip_value_max=255.0
   )
-  return tf.reshape(tf.cast(clipped, tf.uint8), like.shape)
+  return tf.reshape(tf.cast(clipped, tf.uint8), image.shape)

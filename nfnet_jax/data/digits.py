@@ -1,5 +1,7 @@
 """The UCI handwritten digits as a TFDS dataset that needs no download."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ _TEST_EVERY = 5
 class Digits(tfds.core.GeneratorBasedBuilder):
   """1,797 images of handwritten digits, 8x8 grey, from scikit-learn.
 
-  The split is fixed and stratified: of each class every fifth image, in the
+  The split is fixed and stratified: every fifth image of each class, in the
   order of the source, is held out for `test`.
   """
 
@@ -45,10 +47,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(
     self, test: bool
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    from sklearn import datasets  # Slow to import, needed once.
+    from sklearn import datasets  # Slow to import; needed only to build.
 
     digits = datasets.load_digits()
-    # Source pixels count ink from 0 to 16.
+    # Pixels of the source are 0 to 16.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     seen = np.zeros(10, int)
     for index, (image, label) in enumerate(zip(images, digits.target)):

@@ -1,28 +1,48 @@
 """From raw records to training examples: decode, crop, mix, augment."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from nfnet_jax import preprocessing
 from nfnet_jax.data import augment, faults, mix, preprocess, sources
 
-# What an example's draws are for, and how far apart those of two raw images
-# are that are mixed.
+# Random draws of an example, by purpose.
 _SHIFT, _FLIP, _CROP, _MIX, _AUGMENT = range(5)
+# Distance between the draws of two raw images that are mixed.
 _NEXT_IMAGE = 16
 
 
-class ExampleMaker:
-  """Makes numbered groups of records into examples, as a map of a dataset.
+class Decoded(NamedTuple):
+  """A decoded and cropped record.
+
+  Attributes:
+    image: float32 `[S, S, 3]`.
+    label: an int32 scalar.
+    is_usable: a bool scalar; False if the record could not be decoded or its
+      label is not a class of the dataset.
+  """
+
+  image: tf.Tensor
+  label: tf.Tensor
+  is_usable: tf.Tensor
+
+
+class TrainTransform:
+  """Maps numbered groups of records to training examples.
 
   Args:
-    source: what the records are of.
+    source: dataset of the records.
     augmentation: see `preprocessing.Augmentation`.
-    image_size: pixels a side.
+    image_size: height and width in pixels.
     seed: root of all draws.
-    per_shard: examples of one shard in a batch.
-    groups: groups of records in a batch of this process.
-    first_position: place of this process's part in the global batch.
-    block: pixels a side of the blocks that images are cut into.
+    per_shard: examples per shard and batch.
+    groups: groups of records per batch of this process.
+    first_position: offset of this process's part in the global batch.
+    block: height and width in pixels of the blocks of space-to-depth.
   """
 
   def __init__(
@@ -46,53 +66,57 @@ class ExampleMaker:
     self._first_position = first_position
     self._block = block
     self._rand_augment = (
-      augmentation.randaugment_layers
-      and augment.RandAugment(
+      augment.RandAugment(
         image_size,
         augmentation.randaugment_layers,
         augmentation.randaugment_magnitude,
       )
+      if augmentation.randaugment_layers
+      else None
     )
 
-  def __call__(self, group, numbered_records, view=None):
-    """Makes a group's examples.
+  def __call__(
+    self,
+    group: tf.Tensor,
+    numbered_records: tuple[tf.Tensor, tf.Tensor],
+    skip_errors: bool = False,
+  ) -> dict[str, tf.Tensor]:
+    """Return the examples of a group.
 
     Args:
-      group: its number since the start of the run.
-      numbered_records: ids and raw records, both `[records_in]`.
-      view: what decodes and crops a record.
+      group: number of the group since the start of the run.
+      numbered_records: ids and raw records, both `[records_per_group]`.
+      skip_errors: marks a record that fails as unusable and goes on.
 
     Returns:
       `image`, `label`, `weight` and `position` with a leading axis
-      `[examples_out]`; `id` and `usable`, both `[records_in]`.
+      `[examples_per_group]`; `id` and `usable`, both `[records_per_group]`.
     """
     ids, raw = numbered_records
-    view = view or self._view
-    made = self._augmentation.examples_out
-    position = self._first_position + group % self._groups * made
+    decode: Callable = self._decode
+    if skip_errors:
+      decode = faults.with_fallback(decode, unusable(self._size))
+    count = self._augmentation.examples_per_group
+    position = self._first_position + group % self._groups * count
     step = group // self._groups
-    views = [
-      view(raw[i], self._seed(step, position, i * _NEXT_IMAGE))
-      for i in range(self._augmentation.records_in)
+    decoded = [
+      decode(raw[i], self._seed(step, position, i * _NEXT_IMAGE))
+      for i in range(self._augmentation.records_per_group)
     ]
+    # The second example of a group mixes the same images in the other order.
     examples = [
-      self._example(views[i:] + views[:i], step, position + i)
-      for i in range(made)
+      self._example(decoded[i:] + decoded[:i], step, position + i)
+      for i in range(count)
     ]
     stacked = tf.nest.map_structure(lambda *x: tf.stack(x), *examples)
-    usable = tf.stack([usable for _, _, usable in views])
+    usable = tf.stack([record.is_usable for record in decoded])
     return {**stacked, 'id': ids, 'usable': usable}
-
-  def careful(self, group, numbered_records):
-    """Does the same, but a record that fails is marked and left out."""
-    view = faults.carefully(self._view, no_view(self._size))
-    return self(group, numbered_records, view)
 
   def _seed(self, step: tf.Tensor, position: tf.Tensor, draw: int) -> tf.Tensor:
     return tf.stack([self._root * 2**32 + step, position * 2**8 + draw])
 
-  def _view(self, record: tf.Tensor, seed: tf.Tensor):
-    """Makes a raw record into (image, label, whether it is usable)."""
+  def _decode(self, record: tf.Tensor, seed: tf.Tensor) -> Decoded:
+    """Decode, crop, flip, resize and shift a raw record."""
     augmentation, size = self._augmentation, self._size
     encoded, label = self._source.parse(record)
     if augmentation.crop == 'distorted':
@@ -111,16 +135,19 @@ class ExampleMaker:
       image = preprocess.random_shift(
         image, augmentation.shift, _salt(seed, _SHIFT)
       )
-    return image, label, in_range(label, self._source)
+    return Decoded(image, label, is_in_range(label, self._source))
 
-  def _example(self, views: list, step: tf.Tensor, position: tf.Tensor):
-    """Mixes and augments; CutMix keeps a box of the first view."""
+  def _example(
+    self, decoded: list[Decoded], step: tf.Tensor, position: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    """Mix and augment; CutMix keeps a box of the first image."""
     if self._augmentation.mixes:
+      first, second = decoded
       seed = self._seed(step, position, _MIX)
-      image, labels, weights = self._mix(*views, position, seed)
+      image, labels, weights = self._mix(first, second, position, seed)
     else:
-      ((image, label, usable),) = views
-      labels, weights = label[None], tf.cast(usable, tf.float32)[None]
+      ((image, label, is_usable),) = decoded
+      labels, weights = label[None], tf.cast(is_usable, tf.float32)[None]
     if self._rand_augment:
       seed = self._seed(step, position, _AUGMENT)
       image = self._rand_augment(mix.to_uint8(image), seed)
@@ -133,37 +160,45 @@ class ExampleMaker:
       'position': tf.cast(position, tf.int32),
     }
 
-  def _mix(self, first, second, position: tf.Tensor, seed: tf.Tensor):
-    any_usable = first[2] | second[2]
+  def _mix(
+    self,
+    first: Decoded,
+    second: Decoded,
+    position: tf.Tensor,
+    seed: tf.Tensor,
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    any_usable = first.is_usable | second.is_usable
     first, second = _replace_unusable(first, second)
-    mixup = lambda: mix.mixup(first[0], second[0], seed)
-    cutmix = lambda: mix.cutmix(first[0], second[0], seed)
+    mixup = lambda: mix.mixup(first.image, second.image, seed)
+    cutmix = lambda: mix.cutmix(first.image, second.image, seed)
     if self._augmentation.mixup and self._augmentation.cutmix:
       in_first_half = position % self._per_shard * 2 < self._per_shard
       image, share = tf.cond(in_first_half, mixup, cutmix)
     else:
       image, share = mixup() if self._augmentation.mixup else cutmix()
     weights = tf.stack([share, 1 - share]) * tf.cast(any_usable, tf.float32)
-    return image, tf.stack([first[1], second[1]]), weights
+    return image, tf.stack([first.label, second.label]), weights
 
 
-def no_view(size: int):
-  """Returns what stands for a record that cannot be used."""
-  return tf.zeros([size, size, 3]), tf.constant(0), tf.constant(False)
+def unusable(size: int) -> Decoded:
+  """Return the placeholder of a record that cannot be used."""
+  return Decoded(tf.zeros([size, size, 3]), tf.constant(0), tf.constant(False))
 
 
-def in_range(label: tf.Tensor, source: sources.Source) -> tf.Tensor:
-  """Says whether a label is one of the dataset's classes."""
+def is_in_range(label: tf.Tensor, source: sources.Source) -> tf.Tensor:
+  """Return whether a label is a class of the dataset."""
   return (label >= 0) & (label < source.num_classes)
 
 
-def _replace_unusable(first, second):
-  """Puts the other view in the place of one that is not usable."""
+def _replace_unusable(
+  first: Decoded, second: Decoded
+) -> tuple[Decoded, Decoded]:
+  """Replace an unusable record by the other one."""
   return tf.cond(
-    first[2] & second[2],
-    lambda: (first[:2], second[:2]),
+    first.is_usable & second.is_usable,
+    lambda: (first, second),
     lambda: tf.cond(
-      first[2], lambda: (first[:2],) * 2, lambda: (second[:2],) * 2
+      first.is_usable, lambda: (first, first), lambda: (second, second)
     ),
   )
 

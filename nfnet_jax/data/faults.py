@@ -1,7 +1,10 @@
-"""Records that cannot be used: found, named, counted."""
+"""Fault-tolerant streams: bad records are found, named, counted and skipped."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -9,12 +12,13 @@ import tensorflow as tf
 from nfnet_jax.data import records, sources
 
 Batch = dict[str, np.ndarray]
+LogFn = Callable[[str], None]
 
-# Batches without a fault after which a stream is fast again. To make it anew
-# takes as long as to fill its shuffle buffers.
-_CAREFUL_BATCHES = 1000
-# What is wrong with a file itself, or with who reads it.
-_LASTING = (
+# Good batches after which a stream stops skipping errors. Restarting it takes
+# as long as filling its shuffle buffers.
+_SKIPPING_BATCHES = 1000
+# Errors of the file or of its permissions, which reading again does not cure.
+_PERMANENT = (
   tf.errors.DataLossError,
   tf.errors.FailedPreconditionError,
   tf.errors.InvalidArgumentError,
@@ -29,63 +33,68 @@ class BadDataError(ValueError):
   """A record or file cannot be used; the message names it.
 
   Attributes:
-    what: is wrong with which, without the way out.
+    what: the message without the advice.
   """
 
-  def __init__(self, what: str, way_out: str = ''):
+  def __init__(self, what: str, advice: str = ''):
     self.what = what
-    super().__init__(what + way_out)
+    super().__init__(what + advice)
 
 
 class ReadError(OSError):
-  """Files could not be read, but perhaps can be at another time."""
+  """Files could not be read; trying again later may succeed."""
 
 
 @dataclasses.dataclass
 class BadRecords:
-  """Names bad records, and bounds how many different ones are passed over.
+  """The bad records of a stream: names each once and limits their number.
 
   Attributes:
-    source: the dataset.
-    split: what is read of it.
-    slices: the slices that records' ids count.
-    allowed: how many bad records are passed over.
-    note: shows a line to the person.
-    seen: ids of those passed over.
+    source: dataset of the records.
+    split: TFDS split that is read.
+    slices: file slices that record ids refer to.
+    max_count: number of bad records that are skipped.
+    log_fn: logs a line for each.
+    seen: ids of the bad records so far.
   """
 
   source: sources.Source
   split: str
   slices: Sequence[sources.FileSlice]
-  allowed: int
-  log_fn: Callable[[str], None]
+  max_count: int
+  log_fn: LogFn
   seen: set[int] = dataclasses.field(default_factory=set)
 
   def check(self, ids: np.ndarray, usable: np.ndarray) -> None:
-    """Looks for bad records in a batch.
+    """Check the records of a batch, and log new bad ones.
 
     Args:
-      ids: of its records.
-      usable: whether each is.
+      ids: ids of the records.
+      usable: whether each can be used.
 
     Raises:
-      BadDataError: naming the first that is one too many.
+      BadDataError: naming the first bad record beyond `max_count`.
     """
     for record_id in ids[~usable].tolist():
       if record_id in self.seen:
         continue
       self.seen.add(record_id)
       line = self._describe(record_id)
-      if len(self.seen) > self.allowed:
+      if len(self.seen) > self.max_count:
         raise BadDataError(
           f'{line}.',
-          ' Repair the dataset, or let some such records be passed over: '
+          ' Repair the dataset, or skip such records with '
           f'--config.run.max_bad_records={len(self.seen)} or more.',
         )
-      self.log_fn(f'Passing over {line} ({len(self.seen)} of {self.allowed}).')
+      count = f'{len(self.seen)} of {self.max_count}'
+      self.log_fn(f'Skipping a bad record: {line} ({count}).')
 
   def find_bad_file(self, error: Exception) -> BadDataError | ReadError:
-    """Reads all files again to say which of them failed, or that none does."""
+    """Read all files again and return an error that names the one that fails.
+
+    Args:
+      error: the error of the stream; reported if no file fails now.
+    """
     where = f"dataset '{self.source.name}', split '{self.split}'"
     for file in self.slices:
       read = 0
@@ -93,7 +102,7 @@ class BadRecords:
         for _ in self.source.read(file):
           read += 1
       except tf.errors.OpError as reason:
-        kind = BadDataError if isinstance(reason, _LASTING) else ReadError
+        kind = BadDataError if isinstance(reason, _PERMANENT) else ReadError
         return kind(
           f'{where}: after record {file.skip + read} of {file.path}: '
           f'{_first_line(reason)}'
@@ -104,7 +113,7 @@ class BadRecords:
           f'there should be {file.skip + file.take}. Copy it again.'
         )
     return ReadError(
-      f'{where}: {_first_line(error)}; read again, all files are well'
+      f'{where}: {_first_line(error)}; read again, all files are intact'
     )
 
   def _describe(self, record_id: int) -> str:
@@ -128,62 +137,68 @@ class BadRecords:
     return 'the image cannot be decoded'
 
 
-def guarded(
-  make: Callable[..., tf.data.Dataset], start: int, bad: BadRecords
+def fault_tolerant_batches(
+  make_dataset: Callable[[int, bool], tf.data.Dataset],
+  start: int,
+  bad_records: BadRecords,
 ) -> Iterator[Batch]:
-  """Iterates over batches and deals with bad data.
+  """Iterate over batches and skip bad records, up to a number.
 
-  A failure inside tf.data does not say whose it was. So that good data pays
-  nothing, the stream is made anew in its careful form when one happens, from
-  the same batch on; good records come out the same. It becomes fast again if
-  long no record is found to be bad: then a file was, for a moment.
+  An error in tf.data does not name its record. So that good data costs nothing
+  extra, the stream skips no errors until one occurs; then it is restarted at
+  the same batch in a form that marks records that fail. Good records come out
+  the same. If that form finds no bad record for long, the error was a temporary
+  one of a file, and the stream is restarted in its fast form.
 
   Args:
-    make: `(start, careful) -> batches from the start-th on`, each with `id`
-      and `usable` of its records, which are taken out here. A careful stream
-      marks records that fail and goes on.
+    make_dataset: maps (start, skip_errors) to the batches from the start-th on.
+      Each has `id` and `usable` of its records, which are removed here.
     start: the first batch.
-    bad: the judge.
+    bad_records: checks the records of each batch.
+
+  Yields:
+    The batches.
 
   Raises:
     BadDataError: naming the record or file.
-    ReadError: if a careful stream fails, yet no file is bad.
+    ReadError: if the stream fails in spite of skipping errors and no file is
+      bad.
   """
-  careful = 0  # Batches to come in the careful form.
-  batches = make(start, False).as_numpy_iterator()
+  skipping = 0  # Batches until the fast form.
+  batches = make_dataset(start, False).as_numpy_iterator()
   while True:
     try:
       batch = next(batches)
     except StopIteration:
       return
     except tf.errors.OpError as error:
-      if careful:
-        raise bad.find_bad_file(error) from error
-      careful = _CAREFUL_BATCHES
-      batches = make(start, True).as_numpy_iterator()
+      if skipping:
+        raise bad_records.find_bad_file(error) from error
+      skipping = _SKIPPING_BATCHES
+      batches = make_dataset(start, True).as_numpy_iterator()
       continue
-    bad.check(batch.pop('id'), batch.pop('usable'))
+    bad_records.check(batch.pop('id'), batch.pop('usable'))
     yield batch
     start += 1
-    if careful and not bad.seen:
-      careful -= 1
-      if not careful:
-        batches = make(start, False).as_numpy_iterator()
+    if skipping and not bad_records.seen:
+      skipping -= 1
+      if not skipping:
+        batches = make_dataset(start, False).as_numpy_iterator()
 
 
-def carefully(function: Callable, failed):
-  """Wraps a map of tensors so that a failure in it becomes the value `failed`.
+def with_fallback(function: Callable, fallback: Any) -> Callable:
+  """Wrap a map of tensors to return `fallback` where it fails.
 
   Costs a sixth of decoding an image.
   """
 
-  def careful(*tensors):
-    attempt = tf.data.Dataset.from_tensors(tensors).map(function)
-    attempt = attempt.ignore_errors(log_warning=False)
-    otherwise = tf.data.Dataset.from_tensors(failed)
-    return attempt.concatenate(otherwise).take(1).get_single_element()
+  def map_or_fall_back(*tensors):
+    result = tf.data.Dataset.from_tensors(tensors).map(function)
+    result = result.ignore_errors(log_warning=False)
+    otherwise = tf.data.Dataset.from_tensors(fallback)
+    return result.concatenate(otherwise).take(1).get_single_element()
 
-  return careful
+  return map_or_fall_back
 
 
 def _first_line(error: Exception) -> str:

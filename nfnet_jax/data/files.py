@@ -1,4 +1,6 @@
-"""Images in files of any format, prepared as evaluation prepares them."""
+"""Images in files of any format, preprocessed as in evaluation."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -11,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nfnet_jax import preprocessing as preprocessing_lib
-from nfnet_jax.data import preprocess
+from nfnet_jax.data import devices, preprocess
 
-# Files that are read ahead of the one that is asked for.
+# Files that are read ahead.
 _AHEAD = 64
-# Endings that Pillow lists, of files that it does not read as images.
+# Endings that Pillow lists but does not read as images.
 _NO_IMAGES = {'.pdf', '.palm', '.mpg', '.mpeg'}
 
 
@@ -24,12 +26,12 @@ class MissingError(ValueError):
 
 
 class Prepared(NamedTuple):
-  """A file as the network sees it.
+  """A preprocessed file.
 
   Attributes:
-    path: of the file.
+    path: path of the file.
     image: float32 `[S, S, 3]` in pixel units; None if it cannot be read.
-    fault: why not, in one line; '' if it can.
+    fault: reason why it cannot be read, in one line; '' if it can.
   """
 
   path: str
@@ -38,18 +40,19 @@ class Prepared(NamedTuple):
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
-  """Lists files, and all images in folders and theirs, in order of names.
+  """List files, and the images in folders and subfolders sorted by name.
 
-  Links to folders inside of folders are not followed: they may go in circles.
+  Links to folders inside of folders are not followed, because they may form
+  cycles.
 
   Args:
-    arguments: files, of whatever ending, and folders; local or in a bucket.
+    arguments: files, with any ending, and folders; local or in a bucket.
 
   Raises:
-    MissingError: naming what is not there, a folder that cannot be read, or one
+    MissingError: naming a missing file, a folder that cannot be read, or one
       without images.
   """
-  found = []
+  found: list[str] = []
   for argument in arguments:
     path = epath.Path(argument)
     if path.is_dir():
@@ -77,18 +80,18 @@ def _images_under(folder: epath.Path) -> Iterator[str]:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-  """Reads the first frame of a file that Pillow knows, upright.
+  """Read the first frame of a file in any format of Pillow, upright.
 
-  Colours become RGB, whatever they were; transparency is dropped.
+  Colours are converted to RGB; transparency is dropped.
 
   Returns:
     uint8 `[H, W, 3]`.
 
   Raises:
-    Exception: whatever Pillow raises.
+    Exception: any error of Pillow's.
   """
-  with epath.Path(path).open('rb') as file, Image.open(file) as image:
-    image = ImageOps.exif_transpose(image)
+  with epath.Path(path).open('rb') as file, Image.open(file) as opened:
+    image: Image.Image = ImageOps.exif_transpose(opened)
     if image.mode.startswith('I;16'):
       # Pillow would clip these to 255.
       image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -98,37 +101,38 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 def prepare(
   paths: Sequence[str], preprocessing: preprocessing_lib.EvalPreprocessing
 ) -> Iterator[Prepared]:
-  """Reads, crops and resizes images in the background, in their order.
+  """Read, crop and resize images in the background, in their order.
+
+  Also hides accelerators from TensorFlow.
 
   Args:
-    paths: as from `find_images`.
-    preprocessing: what is done to each image.
+    paths: files, as from `find_images`.
+    preprocessing: preprocessing of each image.
 
   Yields:
-    A `Prepared` a path; those that cannot be read say why.
+    A `Prepared` per path, with the reason where a file cannot be read.
   """
+  devices.hide_accelerators()
 
-  def one(path: str) -> Prepared:
+  def read_and_crop(path: str) -> Prepared:
     try:
       pixels = read_image(path)
     except UnidentifiedImageError:
       return Prepared(path, None, 'no format that Pillow knows')
-    except Exception as error:  # Pillow's plugins raise anything.
+    except Exception as error:  # Pillow's plugins raise errors of any kind.
       return Prepared(path, None, _one_line(error))
-    crop = preprocess.CROPS[preprocessing.crop]
-    image = crop(pixels, preprocessing.size, preprocessing.margin)
-    return Prepared(path, image.numpy())
+    return Prepared(path, preprocess.crop(pixels, preprocessing).numpy())
 
   with futures.ThreadPoolExecutor() as pool:
     remaining = iter(paths)
-    waiting = [
-      pool.submit(one, path) for path in itertools.islice(remaining, _AHEAD)
+    submit = lambda count: [
+      pool.submit(read_and_crop, path)
+      for path in itertools.islice(remaining, count)
     ]
+    waiting = submit(_AHEAD)
     while waiting:
       yield waiting.pop(0).result()
-      waiting += [
-        pool.submit(one, path) for path in itertools.islice(remaining, 1)
-      ]
+      waiting += submit(1)
 
 
 def _one_line(error: Exception) -> str:

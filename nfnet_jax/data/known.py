@@ -1,4 +1,6 @@
-"""Facts about datasets that hold before they are prepared."""
+"""Sizes of datasets that are known without preparing them."""
+
+from __future__ import annotations
 
 import dataclasses
 import re
@@ -8,18 +10,18 @@ _PART = re.compile(r'(\w+)(?:\[(-?\d*):(-?\d*)\])?')
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """A dataset by its numbers.
+  """Sizes of a dataset.
 
   Attributes:
-    num_classes: of its labels.
-    splits: examples of each split.
+    num_classes: number of classes.
+    splits: number of examples by split.
   """
 
   num_classes: int
   splits: dict[str, int]
 
   def num_examples(self, split: str) -> int | None:
-    """Counts a split such as 'train' or 'train[10000:]'; None if unknown.
+    """Return the size of a split such as 'train[10000:]', None if unknown.
 
     Example:
       >>> DATASETS['imagenet2012'].num_examples('train[10000:]')

@@ -1,4 +1,6 @@
-"""MixUp and CutMix: two images and the share of the first in the label."""
+"""MixUp and CutMix: the mixed image and the first image's label weight."""
+
+from __future__ import annotations
 
 import tensorflow as tf
 
@@ -8,7 +10,7 @@ from nfnet_jax.data import augment
 def mixup(
   first: tf.Tensor, second: tf.Tensor, seed: tf.Tensor, alpha: float = 0.2
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Averages two images with weights (share, 1 - share).
+  """Average two images with weights (share, 1 - share).
 
   Args:
     first: float32 `[H, W, 3]`.
@@ -29,9 +31,9 @@ def mixup(
 def cutmix(
   first: tf.Tensor, second: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Keeps a box of the first image and takes the second around it.
+  """Combine a box of the first image with the second image around it.
 
-  The box has sides sqrt(1 - u) of the image's, u uniform, about a uniform
+  The box has sides of sqrt(1 - u) of the image's, u uniform, at a uniform
   centre, and is cut at the border.
 
   Args:
@@ -40,7 +42,7 @@ def cutmix(
     seed: two integers.
 
   Returns:
-    The image, and the share of the first one: the area that it really has.
+    The image, and the share of the first one: the area of the cut box.
 
   Source: Yun et al., arXiv 1905.04899, whose box takes the second image.
   """
@@ -58,11 +60,11 @@ def cutmix(
 def _interval(
   centre: tf.Tensor, length: tf.Tensor, size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns the part within [0, size) of an interval about centre x size."""
+  """Return the part within [0, size) of an interval at centre x size."""
   begin = tf.cast(centre * size, tf.int32) - length // 2
   return tf.maximum(begin, 0), tf.minimum(begin + length, size)
 
 
 def to_uint8(image: tf.Tensor) -> tf.Tensor:
-  """Clips to 0..255 and truncates."""
+  """Clip to 0..255 and truncate."""
   return tf.saturate_cast(image, tf.uint8)

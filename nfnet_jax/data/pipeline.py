@@ -3,12 +3,15 @@
 A run has a fixed number of data shards. Shard s reads its own slice of the
 data, in an order that is a function of (seed, epoch, s), and fills its own part
 of every global batch; augmentation is a function of (seed, step, position), and
-mixing stays within a shard's part. So batches depend neither on processes and
-devices nor on where a run was resumed.
+mixing stays within a shard's part. So batches depend neither on the number of
+processes and devices nor on the step at which a run is resumed.
 """
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator
 import dataclasses
+import functools
 import os
 
 import numpy as np
@@ -17,32 +20,30 @@ import tensorflow as tf
 from nfnet_jax import preprocessing as preprocessing_lib
 from nfnet_jax.data import examples, faults, preprocess, records, sources
 
-Batch = dict[str, np.ndarray]
-LogFn = Callable[[str], None]
-
-# Images, or groups of mixed ones, that a host makes at once.
+# Groups of records that a host decodes and augments in parallel.
 CALLS = os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-  """A training stream.
+  """A stream of training batches.
 
   Attributes:
-    source: where records come from.
+    source: dataset of the records.
     split: TFDS split.
-    batch_size: examples of the global batch, a multiple of `shards`; with
-      partners in the batch, of twice as many.
-    image_size: pixels a side.
+    batch_size: size of the global batch: a multiple of `shards`, or of
+      `2 * shards` if images are mixed with neighbours in the batch.
+    image_size: height and width of the images in pixels.
     shards: data shards of the run, a multiple of the number of processes.
-    seed: root of order and augmentation.
+    seed: root of the order and of the augmentation.
     augmentation: see `preprocessing.Augmentation`.
-    block: pixels a side of the blocks that images are cut into, which divide
-      them; a block's pixels lie side by side on the last axis. 1 for whole
-      images.
-    shuffle_buffer: records of all shards together that are held to be shuffled;
-      fewer than there are shuffle approximately.
-    max_bad_records: how many unusable records a process passes over.
+    block: height and width in pixels of the blocks of space-to-depth, which
+      divide the image; a block becomes one pixel of `3 * block^2` channels. 1
+      for plain images.
+    shuffle_buffer: size of the shuffle buffers of all shards together, in
+      records; a shard with more records than its buffer is shuffled
+      approximately.
+    max_bad_records: number of unusable records that a process skips.
   """
 
   source: sources.Source
@@ -58,7 +59,7 @@ class TrainSpec:
 
   @property
   def per_shard(self) -> int:
-    """Examples of a shard in every batch."""
+    """Examples per shard and batch."""
     return self.batch_size // self.shards
 
 
@@ -67,34 +68,35 @@ def train_batches(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-  log_fn: LogFn = lambda line: None,
-) -> Iterator[Batch]:
-  """Streams this process's part of the global batches, without end.
+  log_fn: faults.LogFn = lambda line: None,
+) -> Iterator[faults.Batch]:
+  """Stream this process's part of the global batches, without end.
 
   Args:
     spec: the stream.
-    start_step: the first batch to deliver. At most an epoch's raw records are
-      skipped to get there, undecoded.
-    process_index: which part.
-    process_count: of how many; divides `spec.shards`.
-    note: shows a line to the person.
+    start_step: the first step to deliver. At most one epoch of raw records is
+      skipped for it, without decoding them.
+    process_index: index of this process.
+    process_count: number of processes; divides `spec.shards`.
+    log_fn: logs a line for each bad record that is skipped.
 
   Yields:
     `image [n, S, S, 3]` in pixel units, uint8 after RandAugment and float32
     without it, or in blocks `[n, S / block, S / block, 3 block^2]`; `label [n,
     K]` int32 and `weight [n, K]` float32, whose rows sum to 1 (to 0 where no
-    record was usable), K being 2 for mixed images and 1 otherwise; `position
-    [n]` int32 in the global batch; the scalar `step`.
+    record was usable), with K = 2 for mixed images and K = 1 otherwise;
+    `position [n]` int32 in the global batch; the scalar `step`.
 
   Raises:
-    faults.BadDataError: naming what cannot be used.
+    faults.BadDataError: naming the record or file that cannot be used.
+    faults.ReadError: if files could not be read but are not bad.
   """
-  mine = spec.shards // process_count
-  shards = range(process_index * mine, (process_index + 1) * mine)
-  parts = spec.source.shards(spec.split, spec.shards)
-  parts = [parts[shard] for shard in shards]
-  groups = mine * spec.per_shard // spec.augmentation.examples_out
-  maker = examples.ExampleMaker(
+  per_process = spec.shards // process_count
+  shards = range(process_index * per_process, (process_index + 1) * per_process)
+  slices_of_all = spec.source.shards(spec.split, spec.shards)
+  shard_slices = [slices_of_all[shard] for shard in shards]
+  groups = per_process * spec.per_shard // spec.augmentation.examples_per_group
+  transform = examples.TrainTransform(
     spec.source,
     spec.augmentation,
     image_size=spec.image_size,
@@ -105,37 +107,39 @@ def train_batches(
     block=spec.block,
   )
 
-  def make(step: int, careful: bool) -> tf.data.Dataset:
+  def make_dataset(step: int, skip_errors: bool) -> tf.data.Dataset:
     return (
-      _raw_records(spec, shards, parts, step)
-      .batch(spec.augmentation.records_in, drop_remainder=True)
+      _raw_records(spec, shards, shard_slices, step)
+      .batch(spec.augmentation.records_per_group, drop_remainder=True)
       .enumerate(step * groups)
-      .map(maker.careful if careful else maker, CALLS)
+      .map(functools.partial(transform, skip_errors=skip_errors), CALLS)
       .batch(groups, drop_remainder=True)
       .map(_merge_groups)
       .prefetch(2)
       .with_options(_options())
     )
 
-  slices = [file for part in parts for file in part]
-  bad = faults.BadRecords(
+  slices = [file for part in shard_slices for file in part]
+  bad_records = faults.BadRecords(
     spec.source, spec.split, slices, spec.max_bad_records, log_fn
   )
-  for step, batch in enumerate(faults.guarded(make, start_step, bad)):
-    yield {**batch, 'step': np.int32(start_step + step)}
+  batches = faults.fault_tolerant_batches(make_dataset, start_step, bad_records)
+  for step, batch in enumerate(batches, start=start_step):
+    yield {**batch, 'step': np.asarray(step, np.int32)}
 
 
 def _raw_records(
   spec: TrainSpec,
   shards: range,
-  parts: list[list[sources.FileSlice]],
+  shard_slices: list[list[sources.FileSlice]],
   step: int,
 ) -> tf.data.Dataset:
-  """Streams (id, record), each shard's share of a batch in one piece."""
+  """Stream (id, record); a shard's records of a batch follow one another."""
   augmentation = spec.augmentation
-  share = spec.per_shard * augmentation.records_in // augmentation.examples_out
+  groups = spec.per_shard // augmentation.examples_per_group
+  count = groups * augmentation.records_per_group
   streams, first_slice = [], 0
-  for shard, slices in zip(shards, parts):
+  for shard, slices in zip(shards, shard_slices):
     streams.append(
       records.shard_stream(
         spec.source,
@@ -145,18 +149,18 @@ def _raw_records(
         shard=shard,
         shards=spec.shards,
         buffer=max(1, spec.shuffle_buffer // spec.shards),
-        start=step * share,
+        start=step * count,
       )
     )
     first_slice += len(slices)
-  turns = tf.data.Dataset.range(len(shards) * share)
+  turns = tf.data.Dataset.range(len(shards) * count)
   return tf.data.Dataset.choose_from_datasets(
-    streams, turns.map(lambda i: i // share).repeat(), False
+    streams, turns.map(lambda i: i // count).repeat(), False
   )
 
 
-def _merge_groups(batch):
-  """Maps `[groups, examples, ...]` to `[groups x examples, ...]`."""
+def _merge_groups(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Map `[groups, examples, ...]` to `[groups x examples, ...]`."""
   return {
     name: tf.reshape(value, [-1, *value.shape[2:]])
     for name, value in batch.items()
@@ -172,19 +176,19 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   max_bad_records: int = 0,
-  log_fn: LogFn = lambda line: None,
-) -> Iterator[Batch]:
-  """Streams every example of a split exactly once over all processes.
+  log_fn: faults.LogFn = lambda line: None,
+) -> Iterator[faults.Batch]:
+  """Stream every example of a split exactly once over all processes.
 
   Args:
-    source: where records come from.
+    source: dataset of the records.
     split: TFDS split.
-    batch_size: examples of the global batch, a multiple of `process_count`.
-    preprocessing: what is done to each image.
-    process_index: which part.
-    process_count: of how many.
-    max_bad_records: how many unusable records a process leaves out.
-    note: shows a line to the person.
+    batch_size: size of the global batch, a multiple of `process_count`.
+    preprocessing: preprocessing of each image.
+    process_index: index of this process.
+    process_count: number of processes.
+    max_bad_records: number of unusable records that a process skips.
+    log_fn: logs a line for each bad record that is skipped.
 
   Yields:
     `image [n, S, S, 3]` float32 in pixel units, `label [n]` int32 and
@@ -192,56 +196,55 @@ def eval_batches(
     unusable. All processes get the same number of batches, as collectives need.
 
   Raises:
-    faults.BadDataError: naming what cannot be used.
+    faults.BadDataError: naming the record or file that cannot be used.
+    faults.ReadError: if files could not be read but are not bad.
   """
   parts = source.shards(split, process_count)
-  local = batch_size // process_count
-  batches = -(-max(map(sources.total_examples, parts)) // local)
+  slices = parts[process_index]
+  local_size = batch_size // process_count
+  num_batches = -(-max(map(sources.total_examples, parts)) // local_size)
 
-  def view(record: tf.Tensor):
+  def decode(record: tf.Tensor) -> examples.Decoded:
     encoded, label = source.parse(record)
     image = preprocess.decode_and_crop(encoded, preprocessing)
-    return image, label, examples.in_range(label, source)
+    return examples.Decoded(image, label, examples.is_in_range(label, source))
 
-  def example(record_id, view):
-    image, label, usable = view
-    mask = tf.cast(usable, tf.float32)
+  def example(record_id: tf.Tensor, decoded: examples.Decoded):
     return {
-      'image': image,
-      'label': label,
-      'mask': mask,
+      'image': decoded.image,
+      'label': decoded.label,
+      'mask': tf.cast(decoded.is_usable, tf.float32),
       'id': record_id,
-      'usable': usable,
+      'usable': decoded.is_usable,
     }
 
-  nothing = examples.no_view(preprocessing.size)
-  padding = {**example(tf.constant(-1, tf.int64), nothing), 'usable': True}
+  unusable = examples.unusable(preprocessing.size)
+  padding = {**example(tf.constant(-1, tf.int64), unusable), 'usable': True}
 
-  def make(start: int, careful: bool) -> tf.data.Dataset:
-    look = faults.carefully(view, nothing) if careful else view
+  def make_dataset(start: int, skip_errors: bool) -> tf.data.Dataset:
+    decode_fn = (
+      faults.with_fallback(decode, unusable) if skip_errors else decode
+    )
     return (
-      records.in_order(source, parts[process_index])
-      .skip(start * local)
-      .map(lambda i, record: example(i, look(record)), CALLS)
+      records.in_order(source, slices)
+      .skip(start * local_size)
+      .map(lambda i, record: example(i, decode_fn(record)), CALLS)
       .concatenate(tf.data.Dataset.from_tensors(padding).repeat())
-      .batch(local)
-      .take(batches - start)
+      .batch(local_size)
+      .take(num_batches - start)
       .prefetch(2)
       .with_options(_options())
     )
 
-  yield from faults.guarded(
-    make,
-    0,
-    faults.BadRecords(
-      source, split, parts[process_index], max_bad_records, log_fn
-    ),
+  bad_records = faults.BadRecords(
+    source, split, slices, max_bad_records, log_fn
   )
+  yield from faults.fault_tolerant_batches(make_dataset, 0, bad_records)
 
 
 def _options() -> tf.data.Options:
   options = tf.data.Options()
   options.deterministic = True
-  # Its thread may sleep for a minute before it lets a pipeline end.
+  # The autotuner's thread may sleep for a minute before a pipeline can end.
   options.autotune.enabled = False
   return options

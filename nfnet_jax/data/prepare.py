@@ -1,4 +1,6 @@
-"""Preparing datasets with TFDS; ImageNet from the two tars of its makers."""
+"""Prepare datasets with TFDS; ImageNet from its two published tars."""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -14,12 +16,12 @@ from nfnet_jax.data import known, sources
 IMAGENET = 'imagenet2012'
 _TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 _VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
-# As TFDS records them.
+# Sizes that TFDS records.
 _TAR_BYTES = {_TRAIN_TAR: 147_897_477_120, _VALIDATION_TAR: 6_744_924_160}
 
 
 class PrepareError(ValueError):
-  """What should be prepared is not there or not whole."""
+  """A file or the prepared dataset is missing or incomplete."""
 
 
 def prepare(
@@ -28,20 +30,20 @@ def prepare(
   data_dir: str | None = None,
   manual_dir: str | None = None,
   partial: bool = False,
-) -> sources.Source:
-  """Builds a dataset where TFDS keeps them, unless it is there already.
+) -> sources.TFDSSource:
+  """Build a TFDS dataset, unless it is built already, and check it.
 
   Args:
-    name: as TFDS knows it.
-    data_dir: where TFDS keeps datasets; None for TFDS's own default.
-    manual_dir: folder of files that a person must fetch, such as ImageNet's.
-    partial: whether a part of ImageNet will do.
+    name: TFDS name.
+    data_dir: folder of TFDS datasets; None for TFDS's default.
+    manual_dir: folder of manually downloaded files, such as ImageNet's.
+    partial: accepts a part of ImageNet.
 
   Returns:
-    The dataset, checked.
+    The dataset.
 
   Raises:
-    PrepareError: naming the file that is missing or not whole, or the split
+    PrepareError: naming the file that is missing or incomplete, or the split
       whose size is wrong.
     sources.MissingDatasetError: if TFDS does not know the dataset.
   """
@@ -53,10 +55,11 @@ def prepare(
     config = tfds.download.DownloadConfig(
       manual_dir=manual_dir and os.path.abspath(manual_dir)
     )
-    # TFDS prints; standard output belongs to the caller's result.
+    # TFDS prints, but standard output is for the caller's results.
     with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare(download_config=config)
   source = sources.load(name, data_dir)
+  assert isinstance(source, sources.TFDSSource)  # A folder has no builder.
   for split in source.splits:
     source.check_files(split)
   if is_imagenet and not partial:
@@ -64,27 +67,30 @@ def prepare(
   return source
 
 
-def _check_tars(manual_dir: str | None, data_dir, partial: bool) -> None:
+def _check_tars(
+  manual_dir: str | None, data_dir: str | os.PathLike, partial: bool
+) -> None:
   if not manual_dir:
     raise PrepareError(
-      f'Say where {_TRAIN_TAR} and {_VALIDATION_TAR} are: --manual_dir=DIR. '
-      'They are to be had at https://image-net.org/download-images.'
+      f'The folder of {_TRAIN_TAR} and {_VALIDATION_TAR} is not given. '
+      'Download them at https://image-net.org/download-images and pass '
+      '--manual_dir=DIR.'
     )
   found = 0
-  for tar, whole in _TAR_BYTES.items():
+  for tar, expected in _TAR_BYTES.items():
     path = os.path.join(manual_dir, tar)
     if not tf.io.gfile.exists(path):
       if partial:
         continue
       raise PrepareError(
-        f"There is no {tar} in '{manual_dir}'; get it at "
+        f"There is no {tar} in '{manual_dir}'. Download it at "
         'https://image-net.org/download-images.'
       )
     found += (size := tf.io.gfile.stat(path).length)
-    if size != whole and not partial:
+    if size != expected and not partial:
       raise PrepareError(
-        f"'{path}' has {size:,} bytes and should have {whole:,}: get it again, "
-        'or say --partial if a part is what you want.'
+        f"'{path}' has {size:,} bytes and should have {expected:,}. Download "
+        'it again, or pass --partial to prepare a part of ImageNet.'
       )
   if not found:
     raise PrepareError(f"There is neither of the tars in '{manual_dir}'.")
@@ -94,10 +100,9 @@ def _check_tars(manual_dir: str | None, data_dir, partial: bool) -> None:
 
 
 def _check_first_images(path: str) -> None:
-  """Checks the names in a partial validation tar.
+  """Check that a partial validation tar holds the first images.
 
-  TFDS gives the n-th of its images by name the n-th label of all, whichever
-  images there are.
+  TFDS sorts its images by name and gives the n-th one the n-th label.
   """
   if not tf.io.gfile.exists(path):
     return
@@ -110,7 +115,8 @@ def _check_first_images(path: str) -> None:
     if name != f'ILSVRC2012_val_{number:08d}.JPEG':
       raise PrepareError(
         f"'{path}' holds '{name}' where ILSVRC2012_val_{number:08d}.JPEG "
-        'should be: TFDS knows the labels of the first images only.'
+        'should be. A part must hold the first images: TFDS assigns labels by '
+        'order.'
       )
 
 
@@ -129,17 +135,17 @@ def _check_space(data_dir: str, needed: int) -> None:
 
 
 def _check_counts(source: sources.Source) -> None:
-  whole = known.DATASETS[IMAGENET]
-  if source.num_classes != whole.num_classes:
+  complete = known.DATASETS[IMAGENET]
+  if source.num_classes != complete.num_classes:
     raise PrepareError(
       f'{source.name} has {source.num_classes} classes, not '
-      f'{whole.num_classes}.'
+      f'{complete.num_classes}.'
     )
-  for split, expected in whole.splits.items():
-    there = split in source.splits and source.num_examples(split)
-    if there != expected:
+  for split, expected in complete.splits.items():
+    count = source.num_examples(split) if split in source.splits else 0
+    if count != expected:
       raise PrepareError(
-        f"The split '{split}' of {source.name} has {there or 0:,} examples and "
-        f'should have {expected:,}: prepare it again from whole tars, or say '
-        '--partial if a part is what you want.'
+        f"The split '{split}' of {source.name} has {count:,} examples and "
+        f'should have {expected:,}. Prepare it again from complete tars, or '
+        'pass --partial to accept a part of ImageNet.'
       )

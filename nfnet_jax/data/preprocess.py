@@ -1,8 +1,10 @@
-"""From an encoded image to the pixels that the network sees.
+"""Decoding, cropping and resizing of images.
 
 Every function is deterministic: random ones take a `tf.random` stateless seed.
 Windows are int32 `[y, x, height, width]`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -10,30 +12,30 @@ import tensorflow as tf
 
 from nfnet_jax import preprocessing as preprocessing_lib
 
-# Area and aspect ratio of a random crop, how much of the image it must hold
-# (which makes the least area a tenth), and how often it is tried.
+# Area and aspect ratio of a random crop, the share of the image that it must
+# cover (which makes the minimum area 10 %), and the number of attempts.
 _AREA = (0.08, 1.0)
-_HELD = 0.1
+_MIN_COVERED = 0.1
 _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-  """Decodes JPEG, PNG, GIF or BMP bytes to uint8 `[H, W, 3]`."""
+  """Decode JPEG, PNG, GIF or BMP bytes to uint8 `[H, W, 3]`."""
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def decode_window(
   encoded: tf.Tensor, choose: Callable[[tf.Tensor], tf.Tensor]
 ) -> tf.Tensor:
-  """Decodes a window of an image to uint8 `[height, width, 3]`.
+  """Decode a window of an image to uint8 `[height, width, 3]`.
 
-  Of a JPEG no more is decoded than the window needs; where its colours have a
-  lower resolution, they differ a little at the window's left and right edge
-  from those of the whole image decoded.
+  Only the window of a JPEG is decoded. Where its chroma is subsampled, colours
+  at the window's left and right edge differ a little from those of the whole
+  image.
 
   Args:
-    encoded: bytes as `decode` takes them.
+    encoded: bytes as for `decode`.
     choose: maps the image's int32 shape `[H, W, 3]` to a window of it.
   """
 
@@ -43,8 +45,7 @@ def decode_window(
 
   def other():
     image = decode(encoded)
-    y, x, height, width = tf.unstack(choose(tf.shape(image)))
-    return image[y : y + height, x : x + width]
+    return _cut(image, choose(tf.shape(image)))
 
   image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
   image.set_shape([None, None, 3])
@@ -52,11 +53,11 @@ def decode_window(
 
 
 def distorted_window(shape: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
-  """Samples a window of 10 to 100 % of the area, of aspect 3:4 to 4:3.
+  """Sample a window of 10 to 100 % of the area, of aspect 3:4 to 4:3.
 
-  The published least area is 8 %, but also that a tenth of the image be held.
-  Where ten attempts find none that lies in the image, and where the window is
-  the whole image, it is `centre_window`'s, as published.
+  The published minimum area is 8 %, but the window must also cover 10 % of the
+  image. The window is that of `centre_window` if ten attempts find none inside
+  the image, or if it is the whole image, as published.
 
   Source: arXiv 2102.06171, appendix A.3, after Szegedy et al. (1409.4842).
   """
@@ -64,7 +65,7 @@ def distorted_window(shape: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     shape,
     tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
     seed=seed,
-    min_object_covered=_HELD,
+    min_object_covered=_MIN_COVERED,
     aspect_ratio_range=_ASPECT,
     area_range=_AREA,
     max_attempts=_ATTEMPTS,
@@ -75,7 +76,7 @@ def distorted_window(shape: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def centre_window(shape: tf.Tensor, size: int, margin: int = 32) -> tf.Tensor:
-  """Returns the square in the centre that keeps the margin's share outside.
+  """Return the central square, without the margin's share of the image.
 
   Its side is size / (size + margin) of the image's shorter one: resized to
   `size`, it equals the centre of the image resized to `size + margin`.
@@ -88,7 +89,7 @@ def centre_window(shape: tf.Tensor, size: int, margin: int = 32) -> tf.Tensor:
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
-  """Resizes to float32 `[size, size, 3]`, bicubic without antialiasing.
+  """Resize to float32 `[size, size, 3]`, bicubic without antialiasing.
 
   The aspect ratio is not kept and values may leave 0..255, as published.
   """
@@ -97,63 +98,68 @@ def resize(image: tf.Tensor, size: int) -> tf.Tensor:
   return image
 
 
-def squash(image: tf.Tensor, size: int, margin: int) -> tf.Tensor:
-  """Resizes both sides to `size + margin` and cuts the margin off.
+def decode_and_crop(
+  encoded: tf.Tensor, preprocessing: preprocessing_lib.EvalPreprocessing
+) -> tf.Tensor:
+  """Decode and `crop` an image; of a JPEG, only the part that is needed.
+
+  Args:
+    encoded: bytes as for `decode`.
+    preprocessing: size, crop and margin.
+  """
+  if preprocessing.crop == 'centre':
+    size, margin = preprocessing.size, preprocessing.margin
+    image = decode_window(
+      encoded, lambda shape: centre_window(shape, size, margin)
+    )
+  else:
+    image = decode(encoded)
+  return _resize_for_evaluation(image, preprocessing)
+
+
+def crop(
+  image: tf.Tensor, preprocessing: preprocessing_lib.EvalPreprocessing
+) -> tf.Tensor:
+  """Crop and resize an image for evaluation, to float32 `[size, size, 3]`.
 
   Args:
     image: `[H, W, 3]`.
-    size: pixels a side of the result, float32 `[size, size, 3]`.
-    margin: pixels cut in all; 32 as published, 0 for small images.
+    preprocessing: size, crop and margin.
 
-  Source: arXiv 2102.06171, appendix A.1; that both sides are resized without
-  regard to the aspect ratio is the released code's reading of it.
+  Source: arXiv 2102.06171, appendix A.1; 'squash' follows the released code,
+  which resizes both sides without regard to the aspect ratio.
   """
+  if preprocessing.crop == 'centre':
+    size, margin = preprocessing.size, preprocessing.margin
+    image = _cut(image, centre_window(tf.shape(image), size, margin))
+  return _resize_for_evaluation(image, preprocessing)
+
+
+def _resize_for_evaluation(
+  image: tf.Tensor, preprocessing: preprocessing_lib.EvalPreprocessing
+) -> tf.Tensor:
+  """Resize a central square, or a whole image of which the margin is cut."""
+  size, margin = preprocessing.size, preprocessing.margin
+  if preprocessing.crop == 'centre':
+    return resize(image, size)
   start = margin // 2
   resized = resize(image, size + margin)
   return resized[start : start + size, start : start + size]
 
 
-def centre_crop(image: tf.Tensor, size: int, margin: int) -> tf.Tensor:
-  """Resizes the square in the centre, which keeps the aspect ratio.
-
-  Args:
-    image: `[H, W, 3]`.
-    size: pixels a side of the result, float32 `[size, size, 3]`.
-    margin: see `centre_window`.
-  """
-  y, x, height, width = tf.unstack(centre_window(tf.shape(image), size, margin))
-  return resize(image[y : y + height, x : x + width], size)
-
-
-# By the names of `preprocessing.CROPS`.
-CROPS = {'squash': squash, 'centre': centre_crop}
-
-
-def decode_and_crop(
-  encoded: tf.Tensor, preprocessing: preprocessing_lib.EvalPreprocessing
-) -> tf.Tensor:
-  """Decodes an image and crops it for evaluation, float32 `[size, size, 3]`.
-
-  Args:
-    encoded: bytes as `decode` takes them.
-    preprocessing: size, crop and margin.
-  """
-  crop, size = preprocessing.crop, preprocessing.size
-  margin = preprocessing.margin
-  if crop == 'centre':
-    choose = lambda shape: centre_window(shape, size, margin)
-    return resize(decode_window(encoded, choose), size)
-  return CROPS[crop](decode(encoded), size, margin)
+def _cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+  y, x, height, width = tf.unstack(window)
+  return image[y : y + height, x : x + width]
 
 
 def random_shift(image: tf.Tensor, pixels: int, seed: tf.Tensor) -> tf.Tensor:
-  """Moves `[H, W, 3]` by up to `pixels` each way; the border is mirrored."""
+  """Shift `[H, W, 3]` by up to `pixels` in y and x; the border is mirrored."""
   height, width, channels = image.shape
-  mode = [[pixels, pixels], [pixels, pixels], [0, 0]]
-  padded = tf.pad(image, mode, 'SYMMETRIC')
+  paddings = [[pixels, pixels], [pixels, pixels], [0, 0]]
+  padded = tf.pad(image, paddings, 'SYMMETRIC')
   return tf.image.stateless_random_crop(padded, (height, width, channels), seed)
 
 
 def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-  """Mirrors left and right with probability 1/2."""
+  """Mirror left and right with probability 1/2."""
   return tf.image.stateless_random_flip_left_right(image, seed)

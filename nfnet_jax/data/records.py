@@ -1,5 +1,7 @@
 """Raw records in an order that is a function of (seed, epoch, shard)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,11 +9,12 @@ import tensorflow as tf
 
 from nfnet_jax.data import sources
 
-# Files that are read in turns, over all shards of a run; and records a turn.
+# Files that are interleaved, over all shards of a run.
 _OPEN_FILES = 128
+# Consecutive records of one file.
 _BLOCK = 16
 
-# A record's id is the number of its slice and its place in the slice's file.
+# A record's id holds the number of its slice and its place in the slice's file.
 _ID_BITS = 32
 
 
@@ -26,29 +29,30 @@ def shard_stream(
   buffer: int,
   start: int,
 ) -> tf.data.Dataset:
-  """Streams a shard's records epoch by epoch, without end.
+  """Stream a shard's records epoch by epoch, without end.
 
   Args:
-    source: what the slices are of.
+    source: dataset of the slices.
     slices: the shard's part of the data.
     first_slice: number of its first slice, for the records' ids.
     seed: root of the order.
-    shard: which shard this is.
-    shards: of how many.
-    buffer: records that are shuffled together; fewer than the shard has
-      shuffle approximately.
-    start: records to skip. At most an epoch's are read, none is decoded.
+    shard: index of the shard.
+    shards: number of shards.
+    buffer: size of the shuffle buffer in records; a larger shard is shuffled
+      approximately.
+    start: records to skip. At most one epoch of them is read, none is decoded.
 
   Returns:
     A dataset of (id, record).
   """
   size = sources.total_examples(slices)
   first_epoch, offset = divmod(start, size)
-  # A function of the run alone: turns decide the order.
+  # Depends only on the run's settings, because it decides the order.
   open_files = max(1, min(16, _OPEN_FILES // shards))
 
   def epoch(index: tf.Tensor) -> tf.data.Dataset:
-    # In this graph; `shuffle` would mix a program's global seed with ours.
+    # `shuffle` would mix the program's global seed with these; this unsets it
+    # in this graph only.
     tf.compat.v1.set_random_seed(None)
     seeds = tf.random.stateless_uniform(
       [2],
@@ -74,7 +78,7 @@ def shard_stream(
 def in_order(
   source: sources.Source, slices: Sequence[sources.FileSlice]
 ) -> tf.data.Dataset:
-  """Streams (id, record) of some slices once, in a fixed order."""
+  """Stream (id, record) of some slices once, in a fixed order."""
   records = _read(source, _files(slices, 0), open_files=16)
   size = sources.total_examples(slices)
   return records.apply(tf.data.experimental.assert_cardinality(size))
@@ -83,7 +87,7 @@ def in_order(
 def locate(
   slices: Sequence[sources.FileSlice], record_id: int
 ) -> sources.FileSlice:
-  """Returns the slice of one record that an id stands for."""
+  """Return the slice that holds only the record of an id."""
   number, place = divmod(int(record_id), 1 << _ID_BITS)
   return sources.FileSlice(slices[number].path, place, 1)
 

@@ -1,25 +1,26 @@
 """Image classification datasets by name: their splits, files and records."""
 
+from __future__ import annotations
+
 import abc
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-# JAX owns the accelerators; TensorFlow would take all their memory.
-for _kind in ('GPU', 'TPU'):
-  tf.config.set_visible_devices([], _kind)
+from nfnet_jax.data import devices
 
 # Datasets of this project, built on first use without a download.
 EMBEDDED = ('digits',)
 
 
 class MissingDatasetError(ValueError):
-  """A dataset, split or file is not there; the message says what to do."""
+  """A dataset, split or file is missing; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Source(abc.ABC):
 
   Attributes:
     name: as the caller gave it.
-    class_names: what the labels 0, 1, ... stand for.
+    class_names: names of the labels 0, 1, ...
   """
 
   def __init__(
@@ -48,14 +49,16 @@ class Source(abc.ABC):
 
   @property
   def num_classes(self) -> int:
+    """Number of classes."""
     return len(self.class_names)
 
   @property
   def splits(self) -> list[str]:
+    """Names of the splits."""
     return list(self._splits)
 
   def num_examples(self, split: str) -> int:
-    """Returns the size of a split such as 'train' or 'train[10000:]'.
+    """Return the size of a split such as 'train' or 'train[10000:]'.
 
     Raises:
       MissingDatasetError: if there is no such split.
@@ -63,7 +66,7 @@ class Source(abc.ABC):
     return self._split_info(split).num_examples
 
   def shards(self, split: str, count: int) -> list[list[FileSlice]]:
-    """Cuts a split into `count` fixed parts whose sizes differ by at most 1."""
+    """Cut a split into `count` fixed parts whose sizes differ by at most 1."""
     self._split_info(split)
     return [
       self._file_slices(part) for part in tfds.even_splits(split, n=count)
@@ -71,25 +74,27 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def check_files(self, split: str) -> None:
-    """Checks that every file of a split is there.
+    """Check that no file of a split is missing.
 
     Raises:
-      MissingDatasetError: naming one that is not.
+      MissingDatasetError: naming a missing file.
     """
 
   @abc.abstractmethod
   def read(self, file: FileSlice) -> tf.data.Dataset:
-    """Streams the raw records of a slice whose fields are tensors."""
+    """Stream the raw records of a slice, whose fields may be tensors."""
 
   @abc.abstractmethod
   def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads a raw record as (encoded image, int32 label)."""
+    """Parse a raw record to (encoded image, int32 label)."""
 
   @abc.abstractmethod
   def key(self, record: bytes) -> str:
-    """Returns what a person finds a record by, or ''."""
+    """Return the file name or path of a record's image, '' if unknown."""
 
-  def _split_info(self, split: str):
+  def _split_info(
+    self, split: str | tfds.core.ReadInstruction
+  ) -> tfds.core.SplitInfo:
     try:
       return self._splits[split]
     except (KeyError, ValueError, AssertionError) as error:
@@ -98,7 +103,9 @@ class Source(abc.ABC):
         f"Dataset '{self.name}' has no split '{split}'; it has: {known}."
       ) from error
 
-  def _file_slices(self, split) -> list[FileSlice]:
+  def _file_slices(
+    self, split: str | tfds.core.ReadInstruction
+  ) -> list[FileSlice]:
     slices = []
     for file in self._split_info(split).file_instructions:
       # TFDS writes -1 for "the rest"; examples_in_shard counts the whole file.
@@ -109,10 +116,10 @@ class Source(abc.ABC):
 
 
 class TFDSSource(Source):
-  """A prepared TFDS dataset in TFRecord files, on a disk or in a bucket.
+  """A prepared TFDS dataset in TFRecord files, local or in a bucket.
 
   Attributes:
-    data_dir_root: where TFDS keeps this and other datasets.
+    data_dir_root: folder of this and other TFDS datasets.
   """
 
   def __init__(self, name: str, builder: tfds.core.DatasetBuilder):
@@ -122,56 +129,58 @@ class TFDSSource(Source):
     self.data_dir_root = str(builder.data_dir_root)
 
   def check_files(self, split: str) -> None:
+    """Check that no file of a split is missing."""
     for file in self._file_slices(split):
       folder, base = os.path.split(file.path)
       if base not in _listing(folder):
         raise MissingDatasetError(
           f"Dataset '{self.name}' lacks the file {base} of its split "
-          f"'{split}' in {folder}; copy it there or prepare the dataset again."
+          f"'{split}' in {folder}. Copy it there or prepare the dataset again."
         )
 
   def read(self, file: FileSlice) -> tf.data.Dataset:
+    """Stream serialized `tf.train.Example`s."""
     return tf.data.TFRecordDataset(file.path).skip(file.skip).take(file.take)
 
   def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Parse a serialized example to (encoded image, int32 label)."""
     example = self._features.deserialize_example(
       record, decoders={'image': tfds.decode.SkipDecoding()}
     )
     return example['image'], tf.cast(example['label'], tf.int32)
 
   def key(self, record: bytes) -> str:
+    """Return the feature `file_name`, '' if there is none."""
     fields = tf.train.Example.FromString(record).features.feature
     names = fields['file_name'].bytes_list.value
     return names[0].decode() if names else ''
 
 
-_listings: dict[str, frozenset[str]] = {}
-
-
+@functools.cache
 def _listing(folder: str) -> frozenset[str]:
-  """Lists a folder once: a thousand files in a bucket are one request."""
-  if folder not in _listings:
-    _listings[folder] = frozenset(tf.io.gfile.listdir(folder))
-  return _listings[folder]
+  """List a folder once: a thousand files in a bucket are one request."""
+  return frozenset(tf.io.gfile.listdir(folder))
 
 
 def load(name: str, data_dir: str | None = None) -> Source:
-  """Opens a dataset.
+  """Open a dataset, and hide accelerators from TensorFlow.
 
   Args:
     name: a TFDS name such as 'imagenet2012', 'mnist:3.0.1' or 'digits'; or the
       path of a folder of images by class, see `data.folders`.
-    data_dir: where TFDS keeps datasets; None for TFDS's own default.
+    data_dir: folder of TFDS datasets; None for TFDS's default.
 
   Raises:
     MissingDatasetError: if it is unknown or not prepared; the message says what
       to run.
-    ValueError: if it is not one of images with labels, or is not stored as
-      TFRecord.
+    ValueError: if it does not consist of images with labels, or is not stored
+      as TFRecord.
+    RuntimeError: if TensorFlow uses an accelerator already.
   """
-  _listings.clear()
+  devices.hide_accelerators()
+  _listing.cache_clear()
   if '/' in name and tf.io.gfile.isdir(name):
-    from nfnet_jax.data import folders
+    from nfnet_jax.data import folders  # Imports this module.
 
     return folders.FolderSource(name)
   if name in EMBEDDED:
@@ -186,7 +195,7 @@ def load(name: str, data_dir: str | None = None) -> Source:
         '--config.run.data_dir.'
       )
     tfds.disable_progress_bar()
-    # TFDS prints; standard output belongs to the caller's result.
+    # TFDS prints, but standard output is for the caller's results.
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
   _check_kind(name, builder)
@@ -196,7 +205,7 @@ def load(name: str, data_dir: str | None = None) -> Source:
 def get_builder(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Finds the builder of a TFDS dataset, prepared or not.
+  """Return the builder of a TFDS dataset, prepared or not.
 
   Raises:
     MissingDatasetError: if TFDS does not know it.
@@ -210,7 +219,8 @@ def get_builder(
   ) as error:
     raise MissingDatasetError(
       f"TFDS knows no dataset '{name}', or not in that version, and there is "
-      f'no such folder; the embedded ones are: {", ".join(EMBEDDED)}.'
+      'no such folder. Give the name of a TFDS dataset, the path of a folder '
+      f'of images, or one of: {", ".join(EMBEDDED)}.'
     ) from error
 
 
@@ -222,16 +232,16 @@ def _check_kind(name: str, builder: tfds.core.DatasetBuilder) -> None:
   ):
     if key not in features or not isinstance(features[key], kind):
       raise ValueError(
-        f"Dataset '{name}' is not one of image classification: it has no "
+        f"Dataset '{name}' is not for image classification: it has no "
         f"{kind.__name__} feature '{key}', only: {', '.join(features)}."
       )
   file_format = builder.info.file_format.value
   if file_format != 'tfrecord':
     raise ValueError(
-      f"Dataset '{name}' is stored as {file_format}; prepare it as tfrecord."
+      f"Dataset '{name}' is stored as {file_format}. Prepare it as tfrecord."
     )
 
 
 def total_examples(slices: Sequence[FileSlice]) -> int:
-  """Counts the records of some file slices."""
+  """Return the number of records in file slices."""
   return sum(part.take for part in slices)

@@ -1,11 +1,12 @@
-"""Prepares a dataset for training, once, by TFDS's own builder.
+"""Prepare a dataset for training with its TFDS builder.
 
   python -m nfnet_jax.experiments.prepare imagenet2012 --manual_dir=DIR
 
-DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as they are to be
-had at https://image-net.org/download-images. Other datasets of TFDS are
-downloaded by it.
+DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from
+https://image-net.org/download-images. TFDS downloads most other datasets.
 """
+
+from __future__ import annotations
 
 from absl import flags
 
@@ -14,14 +15,15 @@ from nfnet_jax.cli import command, common_flags
 
 flags.declare_key_flag('data_dir')
 _MANUAL_DIR = flags.DEFINE_string(
-  'manual_dir', None, 'Folder of the files that a person must fetch.'
+  'manual_dir', None, 'Folder of manually downloaded files.'
 )
 _PARTIAL = flags.DEFINE_bool(
-  'partial', False, 'Takes tars of any size: for a part of ImageNet.'
+  'partial', False, 'Accept a part of ImageNet: tars of any size.'
 )
 
 
 def main(name: str) -> None:
+  """Prepare the dataset and print its sizes."""
   from nfnet_jax.data import prepare
 
   with errors.as_input_error():

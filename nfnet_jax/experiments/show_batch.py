@@ -1,16 +1,19 @@
-"""Draws what the network gets to see: contact sheets of a config's images.
+"""Draw the network's inputs: contact sheets of a config's images.
 
   python -m nfnet_jax.experiments.show_batch --config=f0 --out=DIR
 
-writes DIR/train.png, the first training images with their labels and shares,
-and DIR/eval.png, the first images of the evaluation.
+writes DIR/train.png, the first training images with the weights of their
+labels, and DIR/eval.png, the first images of the evaluation.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 import math
 import pathlib
 
 from absl import flags
+import numpy as np
 
 from nfnet_jax.cli import command, common_flags, config_flag
 from nfnet_jax.config import experiment as experiment_lib
@@ -21,17 +24,18 @@ _IMAGES = flags.DEFINE_integer(
   'images', 32, 'Images on a sheet.', lower_bound=4
 )
 
-# Records that are shuffled together before the first is shown.
-_SHUFFLED = 1024
+# A small shuffle buffer, which fills quickly.
+_SHUFFLE_BUFFER = 1024
 
 
 def main() -> None:
+  """Draw a training and an evaluation batch."""
   config = config_flag.get_config()
-  # One batch of what is shown, in one data shard with both kinds of mixing.
+  # One batch and one shard, so that both kinds of mixing are shown.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
   config.data.shards = 1
-  config.run.fast_paths = 'none'  # Whole images, not blocks of pixels.
-  config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLED)
+  config.run.fast_paths = 'none'  # Images, not blocks of pixels.
+  config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLE_BUFFER)
   out = common_flags.get_out()
   experiment = experiment_lib.open_experiment(config, devices=1)
   names = experiment.source.class_names
@@ -51,10 +55,10 @@ def main() -> None:
     print(path)
 
 
-def _titles(batch, names: Sequence[str]) -> list[str]:
-  """Writes 'tench 0.63 + goldfish 0.37', or 'tench' alone."""
+def _titles(batch: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
+  """Return titles such as 'tench 0.63 + goldfish 0.37', or 'tench'."""
 
-  def title(labels, weights):
+  def title(labels: np.ndarray, weights: np.ndarray) -> str:
     if max(weights) > 0.995:
       return names[labels[weights.argmax()]]
     return ' + '.join(
@@ -64,7 +68,9 @@ def _titles(batch, names: Sequence[str]) -> list[str]:
   return [title(*row) for row in zip(batch['label'], batch['weight'])]
 
 
-def _draw(path: pathlib.Path, images, titles: Sequence[str]) -> None:
+def _draw(
+  path: pathlib.Path, images: np.ndarray, titles: Sequence[str]
+) -> None:
   from nfnet_jax import plotting
 
   columns = min(8, len(images))

@@ -1,4 +1,4 @@
-"""RandAugment against plain NumPy and Pillow written from its description."""
+"""RandAugment against NumPy and Pillow versions of its description."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ OPERATIONS = (
   *('SolarizeAdd', 'Color', 'Contrast', 'Brightness', 'Sharpness', 'Cutout'),
   *('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY'),
 )
-ENHANCE = ('Color', 'Contrast', 'Brightness', 'Sharpness')
+BLENDS = ('Color', 'Contrast', 'Brightness', 'Sharpness')
 GEOMETRIC = OPERATIONS[-5:]
 SIZES = (8, 32, 45)
 MAGNITUDES = (3, 5, 10, 15, 30)
@@ -31,7 +31,7 @@ def noise(size, low=0, high=256):
 
 
 def photo(size):
-  """Smooth shapes, sensor noise and another range in each channel."""
+  """Smooth shapes with sensor noise and a different range in each channel."""
   y, x = np.mgrid[:size, :size] / size
   waves = [np.sin(5 * x + 3 * y + c) + np.cos(9 * y - 4 * x) for c in range(3)]
   grain = np.random.default_rng(0).normal(0, 4, (size, size, 3))
@@ -40,7 +40,7 @@ def photo(size):
 
 
 def images(size):
-  """Returns [kind, size, size, 3]."""
+  """Return [kind, size, size, 3]."""
   flat = [np.full((size, size, 3), value, np.uint8) for value in (0, 77, 255)]
   two_valued = [
     np.where(noise(size, 0, 2) > 0, *pair).astype(np.uint8)
@@ -56,7 +56,7 @@ def images(size):
 
 @functools.cache
 def results(size, magnitude):
-  """Runs all operations as a graph: [kind, draw, operation, size, size, 3]."""
+  """Run all operations as a graph: [kind, draw, operation, size, size, 3]."""
   apply = augment.RandAugment(size, 1, magnitude).apply
   every = tf.function(
     lambda image, draw: tf.stack(
@@ -70,7 +70,7 @@ def results(size, magnitude):
 
 
 def result(name, size, magnitude):
-  """Returns [kind, draw, size, size, 3] of one operation."""
+  """Return [kind, draw, size, size, 3] of one operation."""
   return results(size, magnitude)[:, :, OPERATIONS.index(name)]
 
 
@@ -84,7 +84,7 @@ def by_pillow(function, *args):
 
 
 def blend(a, b, magnitude):
-  """Interpolates from a to b, in float32 and truncated."""
+  """Interpolate from a to b in float32, and truncate."""
   factor = np.float32(magnitude * 0.18 + 0.1)
   a, b = np.float32(a), np.float32(b)
   return np.clip(a + factor * (b - a), 0, 255).astype(np.uint8)
@@ -170,7 +170,7 @@ def test_operation_equals_its_definition(name, magnitude):
         np.testing.assert_array_equal(each, expected)
 
 
-def test_auto_contrast_is_that_of_pillow():
+def test_auto_contrast_is_close_to_that_of_pillow():
   """Pillow computes in double precision; some values truncate differently."""
   for size in SIZES:
     ours = result('AutoContrast', size, 10)
@@ -183,7 +183,7 @@ def test_auto_contrast_is_that_of_pillow():
 
 @pytest.mark.parametrize('magnitude', MAGNITUDES)
 def test_color_blends_with_the_luma(magnitude):
-  """Sums in another order may truncate differently, seldom."""
+  """Sums in another order rarely truncate differently."""
   for size in SIZES:
     expected = np.stack([color(image, magnitude) for image in images(size)])
     ours = result('Color', size, magnitude).astype(int)
@@ -193,7 +193,7 @@ def test_color_blends_with_the_luma(magnitude):
 
 
 def transform(name, size, magnitude, sign):
-  """Returns where the pixels of the output come from: x and y."""
+  """Return the source (x, y) of each pixel of the output."""
   y, x = np.mgrid[:size, :size].astype(float)
   shear, shift = sign * 0.03 * magnitude, sign * 10 * magnitude
   angle = sign * math.radians(3 * magnitude)
@@ -220,7 +220,7 @@ def nearest(image, x, y):
 
 
 def is_moved(ours, image, name, magnitude, sign):
-  """Compares; half-way between pixels either neighbour may be taken."""
+  """Compare; half-way between pixels either neighbour is valid."""
   x, y = transform(name, len(image), magnitude, sign)
   nudges = [(a, b) for a in (-1e-3, 1e-3) for b in (-1e-3, 1e-3)]
   choices = np.stack([nearest(image, x + a, y + b) for a, b in nudges])
@@ -231,7 +231,7 @@ def is_moved(ours, image, name, magnitude, sign):
 
 @pytest.mark.parametrize('magnitude', MAGNITUDES)
 @pytest.mark.parametrize('name', GEOMETRIC)
-def test_pixels_move_both_ways(name, magnitude):
+def test_pixels_move_in_both_directions(name, magnitude):
   for size in SIZES:
     ours = result(name, size, magnitude)
     for image, by_draw in zip(images(size), ours):
@@ -284,8 +284,8 @@ def test_area_of_cutout():
   assert filled(0, 0.5) == 20 * 40 * 3
 
 
-@pytest.mark.parametrize('name', ENHANCE)
-def test_enhancing_does_nothing_at_magnitude_5(name):
+@pytest.mark.parametrize('name', BLENDS)
+def test_blends_do_nothing_at_magnitude_5(name):
   for size in SIZES:
     ours = result(name, size, 5)
     for draw in range(len(DRAWS)):
@@ -294,7 +294,7 @@ def test_enhancing_does_nothing_at_magnitude_5(name):
 
 
 @pytest.mark.parametrize(('magnitude', 'bits'), [(5, 2), (10, 4), (15, 6)])
-def test_posterize_is_harshest_at_small_magnitudes(magnitude, bits):
+def test_posterize_is_strongest_at_small_magnitudes(magnitude, bits):
   ours = result('Posterize', 45, magnitude)[0, 0]
   assert len(np.unique(ours)) == 2**bits
   expected = by_pillow(ImageOps.posterize, bits)(noise(45), None)
@@ -332,7 +332,7 @@ def test_sharpness_keeps_the_border():
 
 
 class Recorder(augment.RandAugment):
-  """Puts what would be applied, and the draws in 1/256, on top of the image."""
+  """Writes the operation and its draws, in 1/256, into the top rows."""
 
   def __init__(self, size, *args):
     self.size = size
@@ -345,7 +345,7 @@ class Recorder(augment.RandAugment):
 
 
 def record(layers, seeds, size=4):
-  """Returns operations `[seeds, layers]` and draws `[seeds, layers, 3]`."""
+  """Return operations `[seeds, layers]` and draws `[seeds, layers, 3]`."""
   recorder = Recorder(size, layers, 10)
   blank = tf.zeros((size, size, 3), tf.uint8)
   dataset = tf.data.Dataset.from_tensor_slices(tf.constant(seeds))
@@ -366,7 +366,7 @@ def assert_uniform(values, bins):
   assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_each_layer_draws_each_operation_alike(recorded):
+def test_each_layer_draws_operations_uniformly(recorded):
   operations, _ = recorded
   for layer in operations.T:
     assert_uniform(layer, 16)
@@ -414,11 +414,11 @@ def test_layers_are_applied_in_order(layers, augmented):
     np.testing.assert_array_equal(ours, image)
 
 
-def test_every_seed_augments_in_its_own_way(augmented):
+def test_every_seed_augments_differently(augmented):
   assert len({image.tobytes() for image in augmented}) == len(SEEDS)
 
 
-def test_parallel_map_gives_what_eager_calls_give(layers, augmented):
+def test_parallel_map_equals_eager_calls(layers, augmented):
   dataset = tf.data.Dataset.from_tensor_slices(SEEDS)
   image = tf.constant(photo(64))
   dataset = dataset.map(lambda seed: layers(image, seed), num_parallel_calls=4)
@@ -427,7 +427,7 @@ def test_parallel_map_gives_what_eager_calls_give(layers, augmented):
   np.testing.assert_array_equal(ours, augmented)
 
 
-def test_two_with_the_same_seed_agree(augmented):
+def test_the_same_seed_gives_the_same_images(augmented):
   other = augment.RandAugment(64, 4, 3)
   ours = [other(tf.constant(photo(64)), seed) for seed in SEEDS[:8]]
   np.testing.assert_array_equal(ours, augmented[:8])

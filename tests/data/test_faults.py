@@ -1,7 +1,6 @@
-"""Bad records are named, counted, and change nothing else."""
+"""Bad records are named, counted and skipped; good ones stay the same."""
 
 import io
-import itertools
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import tensorflow_datasets as tfds
 from nfnet_jax import preprocessing
 from nfnet_jax.data import faults, pipeline, sources
 from tests import imagenet
+from tests.data.streams import assert_same, take
 
 GOOD = 40
 RECIPE = preprocessing.Augmentation(
@@ -19,7 +19,7 @@ RECIPE = preprocessing.Augmentation(
 
 
 def store(folder, bad_images=(), bad_labels=()):
-  """Stores a dataset some of whose records are spoilt after TFDS wrote them."""
+  """Store a dataset, and corrupt some records after TFDS wrote them."""
   features = tfds.features.FeaturesDict(
     {
       'image': tfds.features.Image(encoding_format='jpeg'),
@@ -39,14 +39,14 @@ def store(folder, bad_images=(), bad_labels=()):
     for index in range(GOOD)
   ]
   tfds.dataset_builders.store_as_tfds_dataset(
-    name='spoilt',
+    name='corrupt',
     version='1.0.0',
     features=features,
     split_datasets={'train': rows},
     data_dir=str(folder),
   )
-  (path,) = folder.glob('spoilt/1.0.0/*.tfrecord*')
-  spoilt = []
+  (path,) = folder.glob('corrupt/1.0.0/*.tfrecord*')
+  records = []
   for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
     example = tf.train.Example.FromString(record)
     fields = example.features.feature
@@ -56,14 +56,14 @@ def store(folder, bad_images=(), bad_labels=()):
       image[0] = image[0][: len(image[0]) // 8]
     if index in bad_labels:
       fields['label'].int64_list.value[0] = bad_labels[index]
-    spoilt.append(example.SerializeToString())
+    records.append(example.SerializeToString())
   with tf.io.TFRecordWriter(str(path)) as writer:
-    for record in spoilt:
+    for record in records:
       writer.write(record)
-  return sources.load('spoilt', str(folder)), path
+  return sources.load('corrupt', str(folder)), path
 
 
-def spec(source, allowed=0, augmentation=RECIPE):
+def spec(source, max_bad_records=0, augmentation=RECIPE):
   return pipeline.TrainSpec(
     source=source,
     split='train',
@@ -72,29 +72,23 @@ def spec(source, allowed=0, augmentation=RECIPE):
     shards=2,
     seed=1,
     augmentation=augmentation,
-    max_bad_records=allowed,
+    max_bad_records=max_bad_records,
   )
 
 
-def take(spec, count=12, start=0, notes=None):
-  log_fn = (lambda line: None) if notes is None else notes.append
-  batches = pipeline.train_batches(spec, start, log_fn=log_fn)
-  return list(itertools.islice(batches, count))
-
-
 @pytest.mark.parametrize(
-  ('spoil', 'said'),
+  ('corruption', 'message'),
   [
     ({'bad_images': [7]}, 'image_7.JPEG, record .* cannot be decoded'),
     ({'bad_labels': {9: 3}}, r'image_9.JPEG, .* label 3 is not in \[0, 3\)'),
     ({'bad_labels': {9: -1}}, r'image_9.JPEG, .* label -1 is not in'),
   ],
 )
-def test_bad_record_is_named(tmp_path, spoil, said):
-  source, _ = store(tmp_path, **spoil)
-  where = f"dataset 'spoilt', split 'train', example {said}"
+def test_bad_record_is_named(tmp_path, corruption, message):
+  source, _ = store(tmp_path, **corruption)
+  where = f"dataset 'corrupt', split 'train', example {message}"
   with pytest.raises(faults.BadDataError, match=where):
-    take(spec(source))
+    take(spec(source), 12)
   evaluation = pipeline.eval_batches(
     source,
     'train',
@@ -105,37 +99,34 @@ def test_bad_record_is_named(tmp_path, spoil, said):
     list(evaluation)
 
 
-def test_allowed_bad_records_are_counted_once_and_left_out(tmp_path):
+def test_allowed_bad_records_are_logged_once_and_skipped(tmp_path):
   good, _ = store(tmp_path / 'good')
   bad, _ = store(tmp_path / 'bad', bad_images=[7], bad_labels={30: 99})
-  notes = []
-  batches = take(spec(bad, allowed=2), notes=notes)  # Several epochs.
-  assert len(notes) == 2
-  assert any('image_7.JPEG' in line and 'decoded' in line for line in notes)
-  assert any('image_30.JPEG' in line and '99' in line for line in notes)
+  lines = []
+  batches = take(spec(bad, 2), 12, log_fn=lines.append)  # Several epochs.
+  assert len(lines) == 2
+  assert any('image_7.JPEG' in line and 'decoded' in line for line in lines)
+  assert any('image_30.JPEG' in line and '99' in line for line in lines)
   differing = 0
-  for ours, whole in zip(batches, take(spec(good)), strict=True):
+  for ours, whole in zip(batches, take(spec(good), 12), strict=True):
     assert ours['weight'].min() >= 0
     np.testing.assert_allclose(ours['weight'].sum(1), 1, rtol=1e-6)
     assert ours['label'].max() < 3
     same = (ours['image'] == whole['image']).all((1, 2, 3))
     differing += np.sum(~same)
-    # Draws stay where they were.
+    # Random draws stay the same.
     np.testing.assert_array_equal(ours['weight'], whole['weight'])
   # Twelve batches read 192 records, of which 2 in 40 are bad.
   assert 6 <= differing <= 12
   with pytest.raises(faults.BadDataError, match='max_bad_records=2'):
-    take(spec(bad, allowed=1))
+    take(spec(bad, 1), 12)
 
 
 def test_stream_with_bad_records_resumes_bit_for_bit(tmp_path):
   source, _ = store(tmp_path, bad_images=[3, 21])
-  whole = take(spec(source, allowed=2), 9)
+  whole = take(spec(source, 2), 9)
   for start in (1, 6):
-    resumed = take(spec(source, allowed=2), 9 - start, start)
-    for ours, theirs in zip(resumed, whole[start:], strict=True):
-      for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert_same(take(spec(source, 2), 9 - start, start), whole[start:])
 
 
 def test_records_before_the_resumed_one_are_not_decoded(tmp_path):
@@ -156,7 +147,7 @@ def test_records_before_the_resumed_one_are_not_decoded(tmp_path):
     assert take(spec(source, 0, plain), 1, start)[0]['step'] == start
 
 
-def test_alone_a_bad_record_weighs_nothing(tmp_path):
+def test_unmixed_bad_record_has_weight_0(tmp_path):
   source, _ = store(tmp_path, bad_images=[7])
   plain = preprocessing.Augmentation(crop='distorted')
   batches = take(spec(source, 1, plain), 5)  # An epoch.
@@ -164,19 +155,19 @@ def test_alone_a_bad_record_weighs_nothing(tmp_path):
   assert sorted(weights[:, 0]) == [0] + [1] * (GOOD - 1)
 
 
-def test_evaluation_leaves_allowed_bad_records_out(tmp_path):
+def test_evaluation_skips_allowed_bad_records(tmp_path):
   source, _ = store(tmp_path, bad_images=[7], bad_labels={8: 3})
-  notes = []
+  lines = []
   batches = pipeline.eval_batches(
     source,
     'train',
     batch_size=16,
     preprocessing=preprocessing.EvalPreprocessing(16, margin=0),
     max_bad_records=2,
-    log_fn=notes.append,
+    log_fn=lines.append,
   )
   assert sum(batch['mask'].sum() for batch in batches) == GOOD - 2
-  assert len(notes) == 2
+  assert len(lines) == 2
 
 
 def test_damaged_file_is_named(tmp_path):
@@ -185,7 +176,7 @@ def test_damaged_file_is_named(tmp_path):
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
   with pytest.raises(faults.BadDataError, match=f'after record .*{path.name}'):
-    take(spec(source, allowed=5))
+    take(spec(source, 5), 12)
 
 
 def test_short_file_is_named(tmp_path):
@@ -194,16 +185,16 @@ def test_short_file_is_named(tmp_path):
   with tf.io.TFRecordWriter(str(path)) as writer:
     for record in kept:
       writer.write(record.numpy())
-  said = f'{path.name} ends after {GOOD - 3} records; there should be {GOOD}'
-  with pytest.raises(faults.BadDataError, match=said):
-    take(spec(source))
+  message = f'{path.name} ends after {GOOD - 3} records; there should be {GOOD}'
+  with pytest.raises(faults.BadDataError, match=message):
+    take(spec(source), 12)
   evaluation = pipeline.eval_batches(
     source,
     'train',
     batch_size=8,
     preprocessing=preprocessing.EvalPreprocessing(16, margin=0),
   )
-  with pytest.raises(faults.BadDataError, match=said):
+  with pytest.raises(faults.BadDataError, match=message):
     list(evaluation)
 
 
@@ -211,24 +202,24 @@ def test_file_that_vanishes_is_named(tmp_path):
   source, path = store(tmp_path)
   path.unlink()
   with pytest.raises(faults.BadDataError, match=path.name):
-    take(spec(source))
+    take(spec(source), 12)
 
 
 class Busy:
-  """A stream of nine batches from a bucket that is busy now and then."""
+  """A stream of nine batches from a bucket that is busy at times."""
 
-  def __init__(self, *moments):
-    self.moments = list(moments)  # Batches before which a read fails once.
-    self.made = []
+  def __init__(self, *failures):
+    self.failures = list(failures)  # Batches before which a read fails once.
+    self.calls = []
 
-  def __call__(self, start, careful):
-    self.made.append((start, careful))
+  def __call__(self, start, skip_errors):
+    self.calls.append((start, skip_errors))
     return self
 
   def as_numpy_iterator(self):
-    for number in range(self.made[-1][0], 9):
-      if number in self.moments:
-        self.moments.remove(number)
+    for number in range(self.calls[-1][0], 9):
+      if number in self.failures:
+        self.failures.remove(number)
         raise tf.errors.UnavailableError(None, None, 'the bucket is busy')
       yield {
         'id': np.array([number]),
@@ -237,20 +228,21 @@ class Busy:
       }
 
 
-def judge(source):
+def iterate(stream, source):
   (slices,) = source.shards('train', 1)
-  return faults.BadRecords(source, 'train', slices, 0, print)
+  bad_records = faults.BadRecords(source, 'train', slices, 0, print)
+  return list(faults.fault_tolerant_batches(stream, 0, bad_records))
 
 
-def test_a_stream_is_fast_again_after_enough_good_batches(
+def test_stream_stops_skipping_errors_after_enough_good_batches(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(faults, '_CAREFUL_BATCHES', 2)
+  monkeypatch.setattr(faults, '_SKIPPING_BATCHES', 2)
   source, _ = store(tmp_path)
   busy = Busy(3, 6)
-  numbers = [row['number'] for row in faults.guarded(busy, 0, judge(source))]
+  numbers = [batch['number'] for batch in iterate(busy, source)]
   assert numbers == list(range(9))
-  assert busy.made == [
+  assert busy.calls == [
     (0, False),
     (3, True),
     (5, False),
@@ -259,14 +251,14 @@ def test_a_stream_is_fast_again_after_enough_good_batches(
   ]
 
 
-def test_files_that_read_well_again_are_not_blamed(tmp_path):
+def test_files_that_can_be_read_again_are_not_called_bad(tmp_path):
   source, _ = store(tmp_path)
-  said = 'the bucket is busy; read again, all files are well'
-  with pytest.raises(faults.ReadError, match=said):
-    list(faults.guarded(Busy(3, 3), 0, judge(source)))
+  message = 'the bucket is busy; read again, all files are intact'
+  with pytest.raises(faults.ReadError, match=message):
+    iterate(Busy(3, 3), source)
 
 
-def test_files_that_cannot_be_read_now_are_not_called_bad(
+def test_files_that_cannot_be_read_for_now_are_not_called_bad(
   tmp_path, monkeypatch
 ):
   source, path = store(tmp_path)
@@ -275,6 +267,6 @@ def test_files_that_cannot_be_read_now_are_not_called_bad(
     'read',
     lambda self, file: Busy(0)(0, True).as_numpy_iterator(),
   )
-  said = f'after record 0 of .*{path.name}: the bucket is busy'
-  with pytest.raises(faults.ReadError, match=said):
-    list(faults.guarded(Busy(3, 3), 0, judge(source)))
+  message = f'after record 0 of .*{path.name}: the bucket is busy'
+  with pytest.raises(faults.ReadError, match=message):
+    iterate(Busy(3, 3), source)

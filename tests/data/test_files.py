@@ -1,4 +1,4 @@
-"""Images in files of any format, found and prepared."""
+"""Images in files of any format are found and preprocessed."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from nfnet_jax.data import files, pipeline, preprocess, sources
 
 
 def smooth(height=40, width=60):
-  """A picture whose colours survive lossy formats."""
+  """A picture that lossy formats change little."""
   y, x = np.mgrid[:height, :width]
   waves = [np.sin(x / 9 + k) + np.cos(y / (7 + k)) for k in range(3)]
   return np.uint8(127.5 + 55 * np.stack(waves, -1))
@@ -39,7 +39,7 @@ def in_three(channel):
 
 
 def big_endian_tiff(pixels):
-  """A file that Pillow does not write: grey, 16 bits, one strip."""
+  """A file that Pillow cannot write: grey, 16 bits, one strip."""
   height, width = pixels.shape
   data = pixels.astype('>u2').tobytes()
   short = lambda value: value << 16
@@ -67,7 +67,7 @@ def prepared(path, size=24, crop='squash', margin=8):
 
 
 class TestFormats:
-  """What is read, whatever the format, is RGB."""
+  """Any format is read as RGB."""
 
   @pytest.mark.parametrize('name', ['a.png', 'a.bmp', 'a.tiff', 'a.ppm'])
   def test_lossless(self, tmp_path, name):
@@ -174,13 +174,13 @@ class TestFormats:
       files.read_image(tmp_path / 'a.png'), turn(NOISE)
     )
 
-  def test_format_shows_in_the_contents(self, tmp_path):
+  def test_format_is_known_by_the_contents(self, tmp_path):
     path = save(tmp_path / 'a.jpg', format='PNG')
     np.testing.assert_array_equal(files.read_image(path), PICTURE)
 
 
 class TestFaults:
-  """What cannot be read says why, in one line."""
+  """Files that cannot be read have a reason of one line."""
 
   @pytest.mark.parametrize(
     ('content', 'fault'),
@@ -193,7 +193,7 @@ class TestFaults:
       (b'BM' + bytes(52), ''),
     ],
   )
-  def test_no_image(self, tmp_path, content, fault):
+  def test_not_an_image(self, tmp_path, content, fault):
     (tmp_path / 'a.jpg').write_bytes(content)
     result = prepared(tmp_path / 'a.jpg')
     assert result.image is None
@@ -211,7 +211,7 @@ class TestFaults:
     assert '\n' not in result.fault
 
   def test_decompression_bomb(self, tmp_path):
-    # Of a picture that claims 60,000 pixels a side.
+    # The header claims 60,000 pixels in height and width.
     data = bytearray(save(tmp_path / 'a.png').read_bytes())
     at = data.index(b'IHDR') + 4
     data[at : at + 8] = struct.pack('>II', 60_000, 60_000)
@@ -220,26 +220,26 @@ class TestFaults:
     (tmp_path / 'a.png').write_bytes(data)
     assert 'decompression bomb' in prepared(tmp_path / 'a.png').fault
 
-  def test_gone_since_it_was_found(self, tmp_path):
+  def test_deleted_after_it_was_found(self, tmp_path):
     assert 'No such file' in prepared(tmp_path / 'gone.png').fault
 
   def test_no_permission(self, tmp_path, monkeypatch):
-    def refuse(path):
+    def fail(path):
       raise PermissionError(13, 'Permission\ndenied')
 
-    monkeypatch.setattr(files, 'read_image', refuse)
+    monkeypatch.setattr(files, 'read_image', fail)
     assert prepared('a.png').fault == '[Errno 13] Permission denied'
 
-  def test_an_error_without_words(self, monkeypatch):
-    def refuse(path):
+  def test_an_error_without_a_message(self, monkeypatch):
+    def fail(path):
       raise SyntaxError('')
 
-    monkeypatch.setattr(files, 'read_image', refuse)
+    monkeypatch.setattr(files, 'read_image', fail)
     assert prepared('a.png').fault == 'SyntaxError'
 
 
 class TestFind:
-  """Files and folders become a list of files."""
+  """Files and folders are expanded to a list of files."""
 
   def names(self, folder, *arguments):
     found = files.find_images([f'{folder}/{name}' for name in arguments])
@@ -256,7 +256,7 @@ class TestFind:
       (tmp_path / 'photos' / name).write_bytes(b'')
     return tmp_path
 
-  def test_a_folder_is_read_in_the_order_of_names(self, folder):
+  def test_a_folder_is_sorted_by_name(self, folder):
     assert self.names(folder, 'photos') == [
       'photos/a.JPG',
       'photos/b.png',
@@ -296,12 +296,12 @@ class TestFind:
     (photos / 'dangling.png').symlink_to(photos / 'gone.png')
     found = self.names(folder, 'photos')
     assert 'photos/link.png' in found
-    assert 'photos/dangling.png' in found  # And said to be unreadable.
+    assert 'photos/dangling.png' in found  # Its fault says so below.
     assert 'No such file' in prepared(photos / 'dangling.png').fault
     with pytest.raises(files.MissingError, match='dangling'):
       self.names(folder, 'photos/dangling.png')
 
-  def test_a_circle_of_links(self, folder):
+  def test_a_cycle_of_links(self, folder):
     (folder / 'photos' / 'sub' / 'up').symlink_to(folder / 'photos')
     found = self.names(folder, 'photos')
     assert found.count('photos/b.png') == 1
@@ -310,17 +310,17 @@ class TestFind:
   def test_a_folder_that_cannot_be_read(self, folder, monkeypatch):
     real = os.scandir
 
-    def refuse(path):
+    def fail(path):
       if str(path).endswith('deep'):
         raise PermissionError(13, 'Permission denied', str(path))
       return real(path)
 
-    monkeypatch.setattr(os, 'scandir', refuse)
+    monkeypatch.setattr(os, 'scandir', fail)
     with pytest.raises(files.MissingError, match=r'denied.*photos/sub/deep'):
       self.names(folder, 'photos')
 
   @pytest.mark.parametrize(
-    ('argument', 'said'),
+    ('argument', 'message'),
     [
       ('gone.jpg', "There is no image or folder '{}'."),
       ('gone', "There is no image or folder '{}'."),
@@ -328,16 +328,16 @@ class TestFind:
       ('texts', "There are no images in '{}'."),
     ],
   )
-  def test_what_is_missing_is_named(self, folder, argument, said):
+  def test_missing_arguments_are_named(self, folder, argument, message):
     (folder / 'empty' / 'below').mkdir(parents=True)
     (folder / 'texts').mkdir()
     (folder / 'texts' / 'a.txt').write_text('')
     arguments = [f'{folder}/photos', f'{folder}/{argument}']
     with pytest.raises(files.MissingError) as info:
       files.find_images(arguments)
-    assert str(info.value) == said.format(arguments[1])
+    assert str(info.value) == message.format(arguments[1])
 
-  def test_nothing_is_asked_for(self):
+  def test_no_arguments(self):
     assert files.find_images([]) == []
 
 
@@ -384,13 +384,15 @@ def test_pixels_are_those_of_evaluation(tmp_path, crop, mode):
 
 def test_the_two_crops_differ(tmp_path):
   path = save(tmp_path / 'a.png', NOISE)
-  squashed, cut = (prepared(path, crop=crop).image for crop in preprocess.CROPS)
+  squashed, cut = (
+    prepared(path, crop=crop).image for crop in preprocessing.CROPS
+  )
   assert np.abs(squashed - cut).max() > 10
 
 
 def test_a_jpeg_is_close_to_what_evaluation_decodes(tmp_path):
   path = save(tmp_path / 'a.jpg', quality=95)
-  for crop in preprocess.CROPS:
+  for crop in preprocessing.CROPS:
     theirs = preprocess.decode_and_crop(
       path.read_bytes(), preprocessing.EvalPreprocessing(24, crop, 8)
     )
@@ -427,7 +429,7 @@ def test_many_files_keep_their_order(tmp_path):
       np.testing.assert_array_equal(result.image[..., 0], index)
 
 
-def test_no_more_than_some_files_are_read_ahead(monkeypatch):
+def test_number_of_files_read_ahead_is_limited(monkeypatch):
   opened = []
 
   def read(path):

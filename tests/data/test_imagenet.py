@@ -1,7 +1,6 @@
-"""The published recipe on a small ImageNet: the same batches every way."""
+"""The published recipe on a small ImageNet: batches depend only on the step."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from nfnet_jax import preprocessing
 from nfnet_jax.data import pipeline, records, sources
 from nfnet_jax.models.fast import stem
 from tests import imagenet
+from tests.data.streams import assert_same, take
 
 RECIPE = preprocessing.Augmentation(
   crop='distorted',
@@ -21,7 +21,7 @@ RECIPE = preprocessing.Augmentation(
   randaugment_magnitude=5,
 )
 IN_BATCH = dataclasses.replace(RECIPE, partners='in_batch')
-# Most of the time would go into tracing RandAugment.
+# Without RandAugment, whose tracing would take most of the time.
 MIXED = dataclasses.replace(RECIPE, randaugment_layers=0)
 MIXED_IN_BATCH = dataclasses.replace(IN_BATCH, randaugment_layers=0)
 
@@ -39,18 +39,7 @@ def spec(small_imagenet):
   )
 
 
-def take(spec, count, *args):
-  return list(itertools.islice(pipeline.train_batches(spec, *args), count))
-
-
-def assert_same(ours, theirs):
-  for a, b in zip(ours, theirs, strict=True):
-    assert a.keys() == b.keys()
-    for name in a:
-      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-def test_tfds_builds_it_and_mends_its_odd_images(small_imagenet):
+def test_tfds_builds_it_and_repairs_odd_images(small_imagenet):
   assert small_imagenet.num_classes == 1000
   (part,) = small_imagenet.shards('train', 1)
   seen = {}
@@ -136,16 +125,16 @@ def test_fresh_partners_read_two_images_for_each_example(spec):
   assert sorted(counts[counts > 0]) == [24] * 4
 
 
-def test_partners_in_the_batch_are_neighbours_both_ways(spec):
-  both_ways = dataclasses.replace(spec, augmentation=MIXED_IN_BATCH)
-  epoch = np.concatenate([batch['label'] for batch in take(both_ways, 6)])
+def test_partners_in_batch_are_neighbours_in_both_orders(spec):
+  spec = dataclasses.replace(spec, augmentation=MIXED_IN_BATCH)
+  epoch = np.concatenate([batch['label'] for batch in take(spec, 6)])
   np.testing.assert_array_equal(epoch[0::2], epoch[1::2, ::-1])
   counts = np.bincount(epoch[:, 0])
   assert sorted(counts[counts > 0]) == [24] * 4
 
 
-def flat_colours(folder):
-  """Writes two classes of flat images: 100 and 200 in all channels."""
+def constant_images(folder):
+  """Write two classes of constant images: 100 and 200 in all channels."""
   for value in (100, 200):
     (folder / str(value)).mkdir()
     image = imagenet.Image.new('RGB', (30, 30), (value,) * 3)
@@ -156,7 +145,7 @@ def flat_colours(folder):
 
 def test_mixed_images_are_what_their_labels_say(tmp_path):
   spec = pipeline.TrainSpec(
-    source=flat_colours(tmp_path),
+    source=constant_images(tmp_path),
     split='train',
     batch_size=16,
     image_size=16,
@@ -169,22 +158,22 @@ def test_mixed_images_are_what_their_labels_say(tmp_path):
   for batch in take(spec, 8):
     values = np.array([100.0, 200.0])[batch['label']]
     expected = (values * batch['weight']).sum(1)
-    # The share of an image's area is the share of its label, either way.
+    # The mean pixel follows the labels' weights for MixUp and CutMix alike.
     np.testing.assert_allclose(
       batch['image'].mean((1, 2, 3)), expected, rtol=1e-5
     )
     for position, (image, pair) in enumerate(zip(batch['image'], values)):
       levels = np.unique(image.round(2))
       if position % 8 < 4:
-        assert len(levels) == 1, 'MixUp averages'
+        assert len(levels) == 1, 'MixUp'
       else:
-        assert set(levels) <= set(pair), 'CutMix pastes'
+        assert set(levels) <= set(pair), 'CutMix'
 
 
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
-def test_one_kind_of_mixing_is_for_the_whole_batch(tmp_path, kind):
+def test_one_kind_of_mixing_applies_to_the_whole_batch(tmp_path, kind):
   spec = pipeline.TrainSpec(
-    source=flat_colours(tmp_path),
+    source=constant_images(tmp_path),
     split='train',
     batch_size=8,
     image_size=16,
@@ -231,6 +220,6 @@ def test_evaluation_sees_every_image_once(small_imagenet, crop):
     assert len({image.tobytes() for image in images}) == 37
 
 
-def test_many_shards_fit_in_the_files_a_process_may_open(small_imagenet, spec):
+def test_many_shards_stay_within_the_limit_of_open_files(small_imagenet, spec):
   many = dataclasses.replace(spec, shards=16, batch_size=32)
   assert len(take(many, 2)) == 2

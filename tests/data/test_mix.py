@@ -1,4 +1,4 @@
-"""MixUp and CutMix: what the pixels are, and how the draws are distributed."""
+"""MixUp and CutMix: pixels, and the distributions of the draws."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SEEDS = np.stack([np.full(6000, 7), np.arange(6000)], axis=1)
 
 
 def pair(size=16):
-  """Two images like those after a bicubic resize: they leave 0..255."""
+  """Two images with values outside 0..255, as after a bicubic resize."""
   rng = np.random.default_rng(size)
   images = rng.uniform(-60, 320, (2, size, size, 3)).astype(np.float32)
   assert images.min() < 0
@@ -20,7 +20,7 @@ def pair(size=16):
 
 
 def mixed_with(function, first, second, seeds=SEEDS):
-  """Returns the images and the shares for many seeds."""
+  """Return the images and the shares for many seeds."""
   first, second = tf.constant(first), tf.constant(second)
   dataset = tf.data.Dataset.from_tensor_slices(seeds)
   dataset = dataset.map(lambda seed: function(first, second, seed))
@@ -53,7 +53,7 @@ def test_mixup_averages_with_the_share_as_weight():
 def test_share_of_mixup_is_beta(shares):
   assert shares.min() >= 0
   assert shares.max() <= 1
-  # Within 1e-7 of 1 lie 2 % of the distribution, and float32 has only 1 there.
+  # 2 % of the distribution lie within 1e-7 of 1, where float32 has only 1.
   points = np.concatenate([np.logspace(-6, -1, 11), np.linspace(0.1, 0.9, 9)])
   points = np.concatenate([points, 1 - points])
   below = (shares[:, None] <= points).mean(axis=0)
@@ -70,7 +70,7 @@ def test_alpha_of_mixup():
 
 
 def simulated_boxes(size, count):
-  """Draws CutMix's boxes as described: bool `[count, size, size]`."""
+  """Draw CutMix's boxes as described: bool `[count, size, size]`."""
   rng = np.random.default_rng(0)
   side = (size * np.sqrt(1 - rng.uniform(size=count))).astype(int)
   place = np.arange(size)
@@ -82,12 +82,12 @@ def simulated_boxes(size, count):
 
 @pytest.fixture(scope='module')
 def boxes():
-  """Returns where CutMix keeps the first image: bool `[6000, 24, 24]`."""
+  """Return where CutMix keeps the first image: bool `[6000, 24, 24]`."""
   first, second = pair(24)
   images, shares = mixed_with(mix.cutmix, first, second)
   assert images.dtype == shares.dtype == np.float32
   kept = (images == first).all(axis=-1)
-  # Every pixel is one of the two, to the bit.
+  # Every pixel is exactly one of the two.
   np.testing.assert_array_equal(
     images, np.where(kept[..., None], first, second)
   )
@@ -111,7 +111,7 @@ def test_box_is_a_square_unless_the_border_cuts_it(boxes):
   assert inside.sum() > 500
   np.testing.assert_array_equal(height[inside], width[inside])
   assert (height != width).sum() > 500
-  # A side that is cut is cut at one end only.
+  # A side is cut at one end only.
   cut = (height < width) & ~ends[:, 2:].any(axis=1)
   assert cut.sum() > 100
   assert (ends[cut, :2].sum(axis=1) == 1).all()
@@ -125,7 +125,7 @@ def test_area_of_the_box_is_distributed_as_described(boxes):
   assert 0.27 < areas.mean() < 0.3208
 
 
-def test_boxes_lie_everywhere_alike(boxes):
+def test_boxes_are_spread_evenly(boxes):
   expected = simulated_boxes(24, 20000).mean(axis=0)
   np.testing.assert_allclose(boxes.mean(axis=0), expected, atol=0.025)
   small = boxes[(boxes.sum(axis=(1, 2)) <= 9) & boxes.any(axis=(1, 2))]
@@ -134,7 +134,7 @@ def test_boxes_lie_everywhere_alike(boxes):
   assert stats.chisquare(quarters.ravel()).pvalue > 1e-3
 
 
-def test_empty_boxes_are_legal():
+def test_boxes_may_be_empty():
   first, second = pair(3)
   images, shares = mixed_with(mix.cutmix, first, second, SEEDS[:200])
   empty = shares == 0
@@ -143,7 +143,7 @@ def test_empty_boxes_are_legal():
 
 
 @pytest.mark.parametrize('size', [1, 2, 5])
-def test_whole_boxes_are_legal(size, monkeypatch):
+def test_boxes_may_be_the_whole_image(size, monkeypatch):
   draws = lambda *_: tf.constant([0, 0.5, 0.5])  # The side, the centre.
   monkeypatch.setattr(tf.random, 'stateless_uniform', draws)
   first, second = pair(size)
@@ -153,7 +153,7 @@ def test_whole_boxes_are_legal(size, monkeypatch):
 
 
 @pytest.mark.parametrize('function', [mix.mixup, mix.cutmix])
-def test_the_seed_alone_decides(function):
+def test_results_depend_only_on_the_seed(function):
   first, second = pair()
   images, shares = mixed_with(function, first, second, SEEDS[:30])
   assert len({image.tobytes() for image in images}) >= 28

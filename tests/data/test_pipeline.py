@@ -1,4 +1,4 @@
-"""Batches are a function of the seed and the step, and of nothing else."""
+"""Batches are a function of the seed and the step only."""
 
 import dataclasses
 import itertools
@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from nfnet_jax import preprocessing
 from nfnet_jax.data import pipeline, preprocess, sources
 from nfnet_jax.models.fast import stem
+from tests.data.streams import assert_same, take
 
 SIZE = 53
 
@@ -60,19 +61,8 @@ def spec(numbered):
   )
 
 
-def take(spec, count, *args):
-  return list(itertools.islice(pipeline.train_batches(spec, *args), count))
-
-
 def indices(batches):
   return np.concatenate([b['image'][:, 4, 4, 0] for b in batches]).astype(int)
-
-
-def assert_same(ours, theirs):
-  for a, b in zip(ours, theirs, strict=True):
-    assert a.keys() == b.keys()
-    for name in a:
-      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def test_contents_of_a_batch(spec):
@@ -131,7 +121,7 @@ def test_any_number_of_processes_makes_the_same_batches(spec, processes):
       np.testing.assert_array_equal(joined, whole[name], err_msg=name)
 
 
-def test_shuffle_with_a_small_buffer_resumes_too(spec):
+def test_stream_with_a_small_shuffle_buffer_resumes_bit_for_bit(spec):
   small = dataclasses.replace(spec, shuffle_buffer=12)
   assert_same(take(small, 3, 21), take(small, 24)[21:])
   assert not np.array_equal(indices(take(small, 5)), indices(take(spec, 5)))

@@ -1,4 +1,4 @@
-"""Windows, decoding of parts and resizing against plain formulations."""
+"""Windows, partial decoding and resizing against NumPy and Pillow."""
 
 import functools
 import io
@@ -43,7 +43,7 @@ def without_adobe_marker(jpeg):
 jpeg = functools.partial(encode, form='JPEG', quality=90)
 png = functools.partial(encode, form='PNG')
 
-# Every channel of every pixel is coded on its own.
+# Formats without chroma subsampling.
 FORMATS = {
   'jpeg': functools.partial(jpeg, subsampling=0),
   'jpeg_progressive': functools.partial(jpeg, subsampling=0, progressive=True),
@@ -94,7 +94,7 @@ def window_decoder():
 
 
 def compare_windows(encoded):
-  """Yields windows as they are decoded, and as they are cut out."""
+  """Yield windows as decoded, and as cut from the whole image."""
   whole = preprocess.decode(encoded).numpy()
   assert whole.shape == (61, 83, 3)
   for window in WINDOWS:
@@ -106,21 +106,21 @@ def compare_windows(encoded):
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_window_is_what_the_whole_image_has_there(name):
+def test_window_equals_that_part_of_the_whole_image(name):
   for ours, expected in compare_windows(FORMATS[name](photo(61, 83))):
     np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize('name', SUBSAMPLED)
-def test_coarse_chroma_differs_in_the_outermost_columns_only(name):
+def test_subsampled_chroma_differs_only_in_the_outermost_columns(name):
   for ours, expected in compare_windows(SUBSAMPLED[name](photo(61, 83))):
     np.testing.assert_array_equal(ours[:, 1:-1], expected[:, 1:-1])
     np.testing.assert_allclose(ours, expected, atol=16)
 
 
-# Pillow takes all CMYK for inverted.
+# Pillow inverts all CMYK.
 @pytest.mark.parametrize('name', sorted(ALL.keys() - {'jpeg_cmyk_plain'}))
-def test_decode_gives_what_pillow_gives(name):
+def test_decode_equals_pillow(name):
   encoded = ALL[name](photo(61, 83))
   expected = np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB'))
   ours = preprocess.decode(encoded)
@@ -130,7 +130,7 @@ def test_decode_gives_what_pillow_gives(name):
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_one_pixel_goes_through(name):
+def test_one_pixel(name):
   encoded = ALL[name](photo(1, 1))
   pixel = preprocess.decode(encoded).numpy()
   assert pixel.shape == (1, 1, 3)
@@ -141,7 +141,7 @@ def test_one_pixel_goes_through(name):
   for choose in choices:
     ours = preprocess.decode_window(encoded, choose)
     np.testing.assert_array_equal(ours, pixel)
-  for crop in preprocess.CROPS:
+  for crop in preprocessing.CROPS:
     ours = preprocess.decode_and_crop(
       encoded, preprocessing.EvalPreprocessing(8, crop, 4)
     )
@@ -161,7 +161,7 @@ def test_window_is_chosen_by_height_and_width(name):
 def test_corrupt_jpeg_raises(keep):
   encoded = jpeg(photo(64, 64))
   broken = encoded[: keep if keep > 1 else int(keep * len(encoded))]
-  for crop in preprocess.CROPS:
+  for crop in preprocessing.CROPS:
     with pytest.raises(tf.errors.InvalidArgumentError):
       preprocess.decode_and_crop(
         broken, preprocessing.EvalPreprocessing(32, crop, 0)
@@ -170,7 +170,7 @@ def test_corrupt_jpeg_raises(keep):
     window_decoder()(broken, (0, 0, 64, 64))
 
 
-def test_what_is_no_image_raises():
+def test_bytes_that_are_no_image_raise():
   for encoded in (b'', b'no image'):
     with pytest.raises(tf.errors.InvalidArgumentError):
       preprocess.decode(encoded)
@@ -191,13 +191,13 @@ def window_sampler(size):
 
 
 def distorted(height, width, size=224, seeds=1000):
-  """Returns the windows of many seeds: `[seeds, 4]`."""
+  """Return the windows of many seeds: `[seeds, 4]`."""
   seeds = tf.constant([[11, i] for i in range(seeds)])
   return window_sampler(size)(tf.constant((height, width, 3)), seeds).numpy()
 
 
 @pytest.mark.parametrize('shape', [(300, 400), (61, 83), (500, 200), (9, 7)])
-def test_distorted_windows_keep_their_limits(shape):
+def test_distorted_windows_stay_within_their_limits(shape):
   y, x, height, width = distorted(*shape).T
   assert min(y.min(), x.min()) >= 0
   assert min(height.min(), width.min()) >= 1
@@ -211,7 +211,7 @@ def test_distorted_windows_keep_their_limits(shape):
   assert ((width - 0.5) / (height + 0.5)).max() <= 4 / 3
 
 
-def test_distorted_windows_use_their_limits():
+def test_distorted_windows_reach_their_limits():
   y, x, height, width = distorted(300, 400).T
   area, aspect = height * width / 120000, width / height
   assert area.min() < 0.105
@@ -219,7 +219,7 @@ def test_distorted_windows_use_their_limits():
   assert 0.35 < area.mean() < 0.55
   assert aspect.min() < 0.77
   assert aspect.max() > 1.3
-  # Free places are taken alike.
+  # Positions are uniform.
   down, right = y / np.maximum(300 - height, 1), x / np.maximum(400 - width, 1)
   for place in (down, right):
     assert place.min() < 0.02
@@ -235,13 +235,13 @@ def test_distorted_window_is_a_function_of_the_seed():
 
 @pytest.mark.parametrize('shape', [(1, 1), (3, 2000), (2000, 3)])
 @pytest.mark.parametrize('size', [32, 224])
-def test_where_no_window_fits_it_is_the_centre(shape, size):
+def test_window_is_the_centre_if_none_fits(shape, size):
   windows = distorted(*shape, size, 20)
   centre = preprocess.centre_window(tf.constant((*shape, 3)), size)
   np.testing.assert_array_equal(windows, [centre] * 20)
 
 
-def test_a_window_is_tried_ten_times():
+def test_a_window_has_ten_attempts():
   windows = distorted(20, 200, seeds=4000)
   centre = preprocess.centre_window(tf.constant((20, 200, 3)), 224)
   share = (windows == centre.numpy()).all(axis=1).mean()
@@ -249,7 +249,7 @@ def test_a_window_is_tried_ten_times():
 
 
 @pytest.mark.parametrize(('size', 'window'), [(16, (1, 1)), (224, (1, 2))])
-def test_the_whole_image_becomes_the_centre(size, window):
+def test_window_is_the_centre_if_it_is_the_whole_image(size, window):
   windows = distorted(3, 3, size)
   assert (windows[:, 2:] < 3).any(axis=1).all()
   begin, side = window
@@ -278,7 +278,7 @@ def test_window_in_the_centre(shape, size, margin, window):
 
 
 def test_window_in_the_centre_follows_its_rule():
-  """The side is exact for all; 32 is the margin unless one is given."""
+  """The side is exact for all sizes; the default margin is 32."""
   shorter = np.arange(1, 700, dtype=np.int32)
 
   for size in (192, 256, 320, 416, 544):
@@ -289,7 +289,7 @@ def test_window_in_the_centre_follows_its_rule():
     side = np.maximum(shorter * size // (size + 32), 1)
     np.testing.assert_array_equal(height, side)
     np.testing.assert_array_equal(width, side)
-    # What cannot be halved is more at the beginning.
+    # An odd rest is larger at the beginning.
     np.testing.assert_array_equal(y, -(-(shorter + 5 - side) // 2))
     np.testing.assert_array_equal(x, -(-(shorter - side) // 2))
 
@@ -302,7 +302,7 @@ def keys(distance):
 
 
 def bicubic(image, size):
-  """Resizes with half-pixel centres, weights renormalised at the border."""
+  """Resize with half-pixel centres and weights renormalised at the border."""
   for axis in (0, 1):
     length = image.shape[axis]
     source = (np.arange(size)[:, None] + 0.5) * length / size - 0.5
@@ -337,7 +337,9 @@ def test_resize_is_plain_bicubic(shape, size, atol):
   ('shape', 'size', 'margin'),
   [((61, 83), 32, 32), ((83, 61), 17, 5), ((40, 40), 8, 0), ((3, 70), 16, 8)],
 )
-def test_squash_cuts_the_margin_of_the_whole_image(name, shape, size, margin):
+def test_squash_resizes_the_whole_image_and_cuts_the_margin(
+  name, shape, size, margin
+):
   encoded = ALL[name](photo(*shape))
   ours = preprocess.decode_and_crop(
     encoded, preprocessing.EvalPreprocessing(size, 'squash', margin)
@@ -356,7 +358,7 @@ def test_squash_cuts_the_margin_of_the_whole_image(name, shape, size, margin):
   ('shape', 'size', 'margin'),
   [((61, 83), 32, 32), ((83, 61), 17, 5), ((40, 40), 8, 0), ((3, 70), 16, 8)],
 )
-def test_centre_crop_resizes_the_square_alone(name, shape, size, margin):
+def test_centre_crop_resizes_only_the_square(name, shape, size, margin):
   encoded = FORMATS[name](photo(*shape))
   ours = preprocess.decode_and_crop(
     encoded, preprocessing.EvalPreprocessing(size, 'centre', margin)

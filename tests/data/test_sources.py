@@ -1,4 +1,4 @@
-"""What a dataset's name may stand for, and what is said when it fails."""
+"""Datasets by name, and the errors when one is missing."""
 
 import shutil
 
@@ -23,7 +23,7 @@ from tests import imagenet
     ('no/such/folder', "'no/such/folder', .* there is no such folder"),
   ],
 )
-def test_missing_dataset_says_what_to_do(name, message, data_dir):
+def test_error_of_a_missing_dataset_says_what_to_do(name, message, data_dir):
   with pytest.raises(sources.MissingDatasetError, match=message):
     sources.load(name, data_dir)
 
@@ -35,7 +35,7 @@ def test_missing_split_is_named(digits, split):
 
 
 def ids(source, split, shards=1):
-  """Lists what is in each of a split's records, in order."""
+  """Return the keys of a split's records, in order."""
   found = []
   for part in source.shards(split, shards):
     for file in part:
@@ -43,7 +43,7 @@ def ids(source, split, shards=1):
   return found
 
 
-def test_held_out_images_are_disjoint_and_exact(small_imagenet):
+def test_held_out_images_are_disjoint_and_complete(small_imagenet):
   train, held_out = (
     ids(small_imagenet, split) for split in ('train[10:]', 'train[:10]')
   )
@@ -79,11 +79,11 @@ COLOURS = {'blue': (0, 0, 255), 'green': (0, 255, 0), 'red': (255, 0, 0)}
 
 
 def write_folder(root, images=6, splits=('train', 'validation')):
-  """Writes flat images of a colour a class, in several formats."""
+  """Write images of one colour per class, in several formats."""
   formats = ('JPEG', 'PNG', 'GIF', 'BMP', 'jpg')
   for split in splits:
     for name, colour in COLOURS.items():
-      folder = f'{root}/{split}/{name}'.replace('//', '/', 0)
+      folder = f'{root}/{split}/{name}'
       tf.io.gfile.makedirs(folder)
       for index in range(images):
         ending = formats[index % len(formats)]
@@ -93,12 +93,12 @@ def write_folder(root, images=6, splits=('train', 'validation')):
           file.write(imagenet.encoded(image, kind))
 
 
-@pytest.fixture(params=['disk', 'elsewhere'])
+@pytest.fixture(params=['disk', 'ram'])
 def root(request, tmp_path):
-  """A folder, also where only TensorFlow's file systems reach."""
-  place = str(tmp_path) if request.param == 'disk' else 'ram://images'
-  write_folder(place)
-  return place
+  """A folder, local or on a file system that only TensorFlow knows."""
+  folder = str(tmp_path) if request.param == 'disk' else 'ram://images'
+  write_folder(folder)
+  return folder
 
 
 def read(source, split):
@@ -137,9 +137,9 @@ def test_folder_without_splits_is_train_and_slices_hold_all_classes(tmp_path):
     assert set(read(source, split)[1]) == {0, 1, 2}
 
 
-def test_folder_order_does_not_depend_on_where_it_is(tmp_path):
-  for place in ('a', 'b/c'):
-    write_folder(tmp_path / place)
+def test_folder_order_does_not_depend_on_its_path(tmp_path):
+  for name in ('a', 'b/c'):
+    write_folder(tmp_path / name)
   names = [
     [key.split('/')[-2:] for key in ids(folders.FolderSource(path), 'train')]
     for path in (f'{tmp_path}/a', f'{tmp_path}/b/c/')
@@ -147,6 +147,6 @@ def test_folder_order_does_not_depend_on_where_it_is(tmp_path):
   assert names[0] == names[1]
 
 
-def test_empty_folder_is_refused(tmp_path):
+def test_empty_folder_is_an_error(tmp_path):
   with pytest.raises(sources.MissingDatasetError, match='holds no images'):
     sources.load(f'{tmp_path}/')

@@ -1,4 +1,4 @@
-"""The door that prepares datasets."""
+"""The command that prepares datasets."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ def test_partial_imagenet_is_built_and_counted(
   assert f'gcloud storage cp -r {tmp_path}/imagenet2012 gs://' in out
   source = sources.load('imagenet2012', str(tmp_path))
   assert source.num_examples('train') == 96
-  # Once more: it is there, and not taken for the whole.
+  # The second time it exists, and is not accepted as the complete dataset.
   code, _, err = prepared(run_command, tmp_path)
   assert code == 2
   assert "split 'train'" in err
@@ -49,7 +49,7 @@ def tars(imagenet_tars, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('spoil', 'partial', 'said'),
+  ('corrupt', 'partial', 'message'),
   [
     (lambda tars: None, False, 'img_train.tar.* 225,280 bytes .* 147,897,477'),
     (
@@ -69,20 +69,20 @@ def tars(imagenet_tars, tmp_path):
     ),
   ],
 )
-def test_tars_that_will_not_do(
-  run_command, tars, tmp_path, spoil, partial, said
+def test_bad_tars_are_an_error(
+  run_command, tars, tmp_path, corrupt, partial, message
 ):
-  spoil(tars)
+  corrupt(tars)
   flags = [f'--manual_dir={tars}', *(['--partial'] if partial else [])]
   code, _, err = prepared(run_command, tmp_path, *flags)
   assert code == 2
   assert len(err.splitlines()) == 1
-  assert re.search(said, err)
+  assert re.search(message, err)
   assert not (tmp_path / 'imagenet2012').exists()
 
 
 def drop_first_image(path):
-  """TFDS would give the second image the first one's label."""
+  """TFDS would give the second image the label of the first."""
   with tarfile.open(path) as tar:
     names = sorted(tar.getnames())[1:]
     tar.extractall(path.parent, names, filter='data')
@@ -108,29 +108,29 @@ def test_too_little_space(run_command, tars, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'said'),
+  ('arguments', 'message'),
   [
     ([], 'DATASET is missing'),
     (['no_such_set'], 'TFDS knows no dataset'),
     (['mnist', 'cifar10'], "Unexpected argument 'cifar10'"),
   ],
 )
-def test_bad_arguments(run_command, arguments, said, tmp_path):
+def test_bad_arguments(run_command, arguments, message, tmp_path):
   code, _, err = run_command(
     prepare.main, *arguments, f'--data_dir={tmp_path}', takes='DATASET'
   )
   assert code == 2
-  assert said in err
+  assert message in err
 
 
-def test_whole_counts_pass(monkeypatch):
-  class Whole:
+def test_counts_of_the_complete_dataset_pass(monkeypatch):
+  class Complete:
     name, num_classes, splits = 'imagenet2012', 1000, ['train', 'validation']
 
     def num_examples(self, split):
       return {'train': 1_281_167, 'validation': 50_000}[split]
 
-  prepare_lib._check_counts(Whole())
-  Whole.num_classes = 999
+  prepare_lib._check_counts(Complete())
+  Complete.num_classes = 999
   with pytest.raises(prepare_lib.PrepareError, match='999 classes'):
-    prepare_lib._check_counts(Whole())
+    prepare_lib._check_counts(Complete())

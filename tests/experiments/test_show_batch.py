@@ -1,4 +1,4 @@
-"""The door that draws what the network gets to see."""
+"""The command that draws the network's inputs."""
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ def test_contact_sheets(run_command, small_recipe, tmp_path):
     *small_recipe,
     f'--out={tmp_path}/new',
     '--images=12',
-    '--config.run.fast_stem=True',  # Which takes images in blocks.
+    '--config.run.fast_stem=True',  # It takes images in blocks.
   )
   assert (code, err) == (0, '')
   paths = [tmp_path / 'new' / name for name in ('train.png', 'eval.png')]
@@ -22,10 +22,10 @@ def test_contact_sheets(run_command, small_recipe, tmp_path):
   for path in paths:
     pixels = np.asarray(Image.open(path))
     assert pixels.shape[0] > 300
-    assert len(np.unique(pixels)) > 200  # More than axes and letters.
+    assert len(np.unique(pixels)) > 200  # More than axes and text.
 
 
-def test_titles_name_classes_with_their_shares():
+def test_titles_name_classes_with_their_weights():
   batch = {
     'label': np.array([[0, 1], [1, 0], [2, 2]]),
     'weight': np.array([[0.25, 0.75], [1, 0], [0.3, 0.7]]),
@@ -35,7 +35,7 @@ def test_titles_name_classes_with_their_shares():
 
 
 @pytest.mark.parametrize(
-  ('flag', 'said'),
+  ('flag', 'message'),
   [
     ('--config.dataset=no_such', 'TFDS knows no dataset'),
     ('--images=2', 'images'),
@@ -43,11 +43,11 @@ def test_titles_name_classes_with_their_shares():
   ],
 )
 def test_bad_input(
-  run_command, small_recipe, tmp_path, monkeypatch, flag, said
+  run_command, small_recipe, tmp_path, monkeypatch, flag, message
 ):
-  monkeypatch.delattr(experiment_lib.Experiment, 'train_batches')  # The work.
+  monkeypatch.delattr(experiment_lib.Experiment, 'train_batches')
   code, _, err = run_command(
     show_batch.main, *small_recipe, f'--out={tmp_path}', flag
   )
   assert code == 2
-  assert said in err
+  assert message in err
