@@ -241,3 +241,13 @@ def create(name: str, num_classes: int = 1000, **options) -> Model:
 
   transformed = hk.multi_transform_with_state(make)
   return Model(transformed.init, *transformed.apply, spec)
+
+
+# Stand-ins, until this file is rewritten.
+create_model = create
+get_model_spec = get_spec
+
+
+def register_model(spec: ModelSpec) -> None:
+  """Add a model to the table."""
+  _SPECS[spec.name] = spec
