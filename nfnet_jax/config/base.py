@@ -16,7 +16,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from nfnet_jax import errors
-from nfnet_jax.optim import recipe
+from nfnet_jax.optim import clipping
 
 _DURATION = re.compile(
   r'\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example)s?\s*'
@@ -172,7 +172,7 @@ _RANGES = {
 }
 _CHOICES = {
   'compute_dtype': ('float32', 'bfloat16'),
-  'optimizer.clip_by': recipe.CLIP_BY,
+  'optimizer.clip_by': tuple(clipping.RULES),
   'data.crop': ('distorted', 'whole'),
   'data.partners': ('fresh', 'in_batch'),
   'data.eval_crop': ('squash', 'centre'),

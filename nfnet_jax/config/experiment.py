@@ -109,13 +109,13 @@ class Experiment:
     schedule = self._schedule()
     return step_lib.Trainer(
       model=self.model,
-      optimizer=recipe.nfnet_sgd(
+      optimizer=recipe.make_optimizer(
         schedule,
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
         rms_decay=optimizer.rms_decay,
         weight_decay=optimizer.weight_decay,
-        clipping=optimizer.clipping or None,
+        clipping=optimizer.clipping,
         clip_by=optimizer.clip_by,
         trust_coefficient=optimizer.trust_coefficient,
       ),

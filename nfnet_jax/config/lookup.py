@@ -2,7 +2,6 @@
 
 import ast
 from collections.abc import Sequence
-import difflib
 import pathlib
 import runpy
 import traceback
@@ -110,10 +109,10 @@ def config_path(name: str) -> pathlib.Path:
       raise errors.InputError(f"There is no config file '{name}'.")
     return path
   if name not in config_names():
-    near = difflib.get_close_matches(name, config_names(), n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
+    names = config_names()
     raise errors.InputError(
-      f"Unknown config '{name}'.{hint} Known: {', '.join(config_names())}."
+      f"Unknown config '{name}'.{errors.did_you_mean(name, names)} Known: "
+      f'{", ".join(names)}.'
     )
   return _CONFIGS / f'{name}.py'
 

@@ -24,7 +24,7 @@ import optax
 
 from nfnet_jax import trees
 from nfnet_jax.models.fast import blocks
-from nfnet_jax.optim import agc, recipe
+from nfnet_jax.optim import agc, clipping
 from nfnet_jax.training import data_parallel
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
@@ -226,7 +226,7 @@ class ShardedTrainer:
     """Replaces each part's shares of clipped units by those of both."""
     clipped, units = collections.Counter(), collections.Counter()
     for part, devices in zip(state, (self.devices, 1)):
-      here = recipe.clipped_units(part.params)
+      here = clipping.count_clipped_units(part.params)
       for statistics in agc.states(part.opt_state):
         for group, share in statistics.clipped_by_group.items():
           count = jnp.round(share * here[group])

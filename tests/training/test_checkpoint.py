@@ -20,7 +20,7 @@ from nfnet_jax.training import checkpoint, state
 
 @pytest.fixture(scope='module')
 def saved_state(pico_params):
-  tx = nfnet_jax.nfnet_sgd(0.1)
+  tx = nfnet_jax.make_optimizer(0.1)
   values = state.TrainState(
     step=np.int32(0),
     params=pico_params,

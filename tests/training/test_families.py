@@ -26,7 +26,7 @@ def make_trainer(name, **options):
   return step.Trainer(
     model=model,
     # Without clipping, which other tests cover, for a quicker compilation.
-    optimizer=nfnet_jax.nfnet_sgd(rate, clipping=None),
+    optimizer=nfnet_jax.make_optimizer(rate, clipping=0),
     schedule=optax.constant_schedule(rate),
     num_classes=10,
     global_batch=BATCH,

@@ -49,7 +49,7 @@ def make_trainer(learning_rate=0.1):
   net = hk.multi_transform_with_state(make)
   return step.Trainer(
     model=registry.Model(net.init, *net.apply, spec=None),
-    optimizer=nfnet_jax.nfnet_sgd(learning_rate),
+    optimizer=nfnet_jax.make_optimizer(learning_rate),
     schedule=(
       learning_rate if callable(learning_rate) else lambda _: learning_rate
     ),

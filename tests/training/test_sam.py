@@ -340,7 +340,7 @@ def test_examples_draw_alike_in_both_passes(make_model):
   model = make_model()
   trainer = make_trainer(
     model=model,
-    optimizer=nfnet_jax.nfnet_sgd(RATE, weight_decay=DECAY),
+    optimizer=nfnet_jax.make_optimizer(RATE, weight_decay=DECAY),
     seed=7,
     sam_rho=0.2,
     sam_share=0.3,

@@ -22,7 +22,7 @@ def make_trainer(name='nfnet_two_blocks', **more):
   schedule = lambda count: 0.05 + 0.01 * count
   return step.Trainer(
     model=nfnet_jax.create(name, 10, **more.pop('model', {})),
-    optimizer=nfnet_jax.nfnet_sgd(schedule, **recipe),
+    optimizer=nfnet_jax.make_optimizer(schedule, **recipe),
     schedule=schedule,
     num_classes=10,
     global_batch=BATCH,
@@ -216,7 +216,7 @@ def test_a_stray_batch_on_one_device_is_refused_on_all(sharded):
     ),
     pytest.param(
       'nf_resnet_pico',
-      {'recipe': {'clipping': None, 'rms_decay': 0.9}},
+      {'recipe': {'clipping': 0, 'rms_decay': 0.9}},
       marks=pytest.mark.slow,
     ),
     pytest.param('bn_resnet_pico', {}, marks=pytest.mark.slow),

@@ -28,7 +28,7 @@ def make_trainer(**changes):
   schedule = nfnet_jax.warmup_cosine(0.4, warmup_steps=3, total_steps=10)
   trainer = step.Trainer(
     model=nfnet_jax.create('nfnet_pico', num_classes=10),
-    optimizer=nfnet_jax.nfnet_sgd(schedule),
+    optimizer=nfnet_jax.make_optimizer(schedule),
     schedule=schedule,
     num_classes=10,
     global_batch=BATCH,
