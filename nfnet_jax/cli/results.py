@@ -24,10 +24,10 @@ def numbers(run: loop.Loop) -> dict[str, float]:
   Args:
     run: that has ended.
   """
-  seconds, speed = run.watch.seconds, run.throughput.overall()
+  seconds, speed = run.stopwatch.seconds, run.throughput.overall()
   return {
     'steps': run.throughput.steps,
-    'seconds': run.watch.total(),
+    'seconds': run.stopwatch.total(),
     'train_s': seconds(timing.TRAINING, timing.DATA),
     'compile_s': seconds(timing.COMPILING),
     'eval_s': seconds(timing.EVALUATING),
@@ -79,10 +79,11 @@ def interrupted(run: loop.Loop, step: int, workdir: str | os.PathLike) -> str:
     step: that it reached.
     workdir: where it is.
   """
+  duration = _duration(run.stopwatch.total())
   return (
     f'Interrupted and saved at step {step:,} of {run.cadence.total:,}, '
-    f'{run.throughput.steps:,} of them here in {_duration(run.watch.total())} '
-    f'({_speed(run)}). The same command resumes from {workdir}.'
+    f'{run.throughput.steps:,} of them here in {duration} ({_speed(run)}). The '
+    f'same command resumes from {workdir}.'
   )
 
 
@@ -102,10 +103,10 @@ def _best(run: loop.Loop, kind: str) -> tuple[float, int]:
 
 def _time(run: loop.Loop) -> str:
   """Says where the time went; waiting for data is a part of training."""
-  spent = {part: run.watch.seconds(part) for part in _PARTS}
-  spent[timing.TRAINING] += run.watch.seconds(timing.DATA)
+  spent = {part: run.stopwatch.seconds(part) for part in _PARTS}
+  spent[timing.TRAINING] += run.stopwatch.seconds(timing.DATA)
   parts = [f'{part} {_duration(spent[part])}' for part in _PARTS if spent[part]]
-  return f'{_duration(run.watch.total())}: {", ".join(parts)}'
+  return f'{_duration(run.stopwatch.total())}: {", ".join(parts)}'
 
 
 def _speed(run: loop.Loop) -> str:
@@ -115,7 +116,7 @@ def _speed(run: loop.Loop) -> str:
     return 'no step was timed'
   rate = speed['images_per_second']
   each = rate / jax.device_count()
-  a_device = f' ({each:,.0f} a device)' if processes.are_several() else ''
+  a_device = f' ({each:,.0f} per device)' if processes.are_several() else ''
   return (
     f'{rate:,.0f} images/s{a_device}, waiting for data '
     f'{100 * speed["data_wait"]:.0f} % of the time'

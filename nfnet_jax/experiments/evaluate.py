@@ -158,7 +158,7 @@ def restore_latest(workdir: epath.Path, experiment):
       errors.as_input_error(checkpoint.UnreadableError),
       checkpoint.Checkpoints(directory, read_only=True) as checkpoints,
     ):
-      state = checkpoints.restore_latest(like=experiment.abstract_state())
+      state = checkpoints.restore_latest(experiment.abstract_state())
   if state is None:
     raise errors.InputError(f"'{workdir}' holds no checkpoint yet.")
   return state

@@ -110,9 +110,10 @@ def train(experiment, workdir: epath.Path, log: LogFn, traced: range):
   )
 
   cadence, config = experiment.cadence, experiment.config
-  watch = timing.Stopwatch()
+  stopwatch = timing.Stopwatch()
   with (
     preemption.StopRequest() as stop,
+    checkpoint.quiet_orbax(),
     (
       checkpoint.Checkpoints(
         workdir / 'checkpoints', config.run.keep_checkpoints
@@ -149,7 +150,7 @@ def train(experiment, workdir: epath.Path, log: LogFn, traced: range):
         progress=shown,
         stop=stop,
         tracer=profiling.Tracer(workdir, steps, note),
-        watch=watch,
+        stopwatch=stopwatch,
       )
       try:
         work.run(state)

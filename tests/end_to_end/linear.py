@@ -45,8 +45,8 @@ class Experiment:
     if not _SHARDED.value:
       return None
     trainer, like = self.trainer, self.abstract_state()
-    sharded = sharded_update.ShardedTrainer(trainer, like, devices, least=1)
-    assert sharded.split_paths == {'linear/w'}
+    sharded = sharded_update.ShardedTrainer(trainer, like, devices, min_size=1)
+    assert sharded.sharded_paths == {'linear/w'}
     return sharded
 
   def create_state(self):

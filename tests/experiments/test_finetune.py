@@ -118,7 +118,7 @@ class TestBeginning:
       params, average = times(2, state.params), times(4, state.ema_params)
       return state._replace(params=params, ema_params=average), {}
 
-    batch = single.split({'image': np.zeros((1, 1), np.float32)})
+    batch = single.shard_batch({'image': np.zeros((1, 1), np.float32)})
     trainer = types.SimpleNamespace(train_step=step, axes=None)
     state, _ = single.train_step(trainer)(single.replicate(state), batch)
     for factor, tree in ((2, state.params), (4, state.ema_params)):

@@ -160,7 +160,7 @@ def test_several_processes_tell_the_speed_of_each_device(monkeypatch):
   said = '8,000 images/s, waiting for data 2 % of the time'
   assert results._speed(finished) == said
   monkeypatch.setattr(processes, 'are_several', lambda: True)
-  said = '8,000 images/s (1,000 a device), waiting for data 2 % of the time'
+  said = '8,000 images/s (1,000 per device), waiting for data 2 % of the time'
   assert results._speed(finished) == said
 
 
