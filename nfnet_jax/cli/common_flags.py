@@ -11,6 +11,7 @@ import tempfile
 from absl import flags
 
 from nfnet_jax import errors
+from nfnet_jax.storage import files
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run, a local one or gs://BUCKET/FOLDER.'
@@ -63,7 +64,10 @@ def get_to() -> str:
   """
   if not TO.value:
     raise errors.InputError('Say where to write: --to=FILE.')
-  if '://' not in TO.value and not pathlib.Path(TO.value).parent.is_dir():
+  if (
+    not files.is_in_bucket(TO.value)
+    and not pathlib.Path(TO.value).parent.is_dir()
+  ):
     raise errors.InputError(f"--to='{TO.value}': there is no such folder.")
   return TO.value
 
@@ -107,7 +111,7 @@ def to_workdir(name: str):
   """
   from etils import epath
 
-  if '://' not in name:
+  if not files.is_in_bucket(name):
     return epath.Path(pathlib.Path(name).resolve())
   if not re.match('gs://[^/]', name):
     raise errors.InputError(

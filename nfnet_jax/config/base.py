@@ -17,6 +17,7 @@ from ml_collections import config_dict
 
 from nfnet_jax import errors
 from nfnet_jax.optim import clipping
+from nfnet_jax.storage import files
 
 _DURATION = re.compile(
   r'\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(step|epoch|example)s?\s*'
@@ -251,7 +252,7 @@ def check_divides(
 
 def absolute(path: str) -> str:
   """Returns a path that holds wherever a run is resumed."""
-  return path if '://' in path else os.path.abspath(path)
+  return path if files.is_in_bucket(path) else os.path.abspath(path)
 
 
 def flat(config: ml_collections.ConfigDict) -> dict[str, object]:

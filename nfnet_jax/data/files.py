@@ -10,6 +10,7 @@ from etils import epath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nfnet_jax import errors
 from nfnet_jax import preprocessing as preprocessing_lib
 from nfnet_jax.data import preprocess
 
@@ -66,7 +67,7 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 
 def _images_under(folder: epath.Path) -> Iterator[str]:
   def refuse(error: OSError):
-    raise MissingError(_one_line(error)) from error
+    raise MissingError(errors.one_line(error)) from error
 
   Image.init()
   endings = Image.EXTENSION.keys() - _NO_IMAGES
@@ -114,7 +115,7 @@ def prepare(
     except UnidentifiedImageError:
       return Prepared(path, None, 'no format that Pillow knows')
     except Exception as error:  # Pillow's plugins raise anything.
-      return Prepared(path, None, _one_line(error))
+      return Prepared(path, None, errors.one_line(error))
     crop = preprocess.CROPS[preprocessing.crop]
     image = crop(pixels, preprocessing.size, preprocessing.margin)
     return Prepared(path, image.numpy())
@@ -129,7 +130,3 @@ def prepare(
       waiting += [
         pool.submit(one, path) for path in itertools.islice(remaining, 1)
       ]
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split()) or type(error).__name__

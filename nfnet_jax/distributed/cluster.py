@@ -8,6 +8,8 @@ import socket
 
 import jax
 
+from nfnet_jax import errors
+
 # What a scheduler tells the processes of a job, as JAX's own detection reads
 # it; on a Cloud TPU VM JAX sets its platforms, if the user did not.
 _SIGNS = (
@@ -87,7 +89,7 @@ def not_found(found: list[str]) -> str:
 def cannot_join(error: Exception) -> str:
   """Says what to do where JAX fails to join the others."""
   return (
-    f'The processes cannot be joined ({" ".join(str(error).split())}). See '
+    f'The processes cannot be joined ({errors.one_line(error)}). See '
     f'that they may; or say where they are: {_FLAGS}.'
   )
 

@@ -32,7 +32,7 @@ def enable_compilation_cache() -> str | None:
   collectives.assert_equal({'JAX_COMPILATION_CACHE_DIR': _kind(folder)})
   if not folder:
     return None
-  trouble = None if '://' in folder else _trouble(folder)
+  trouble = None if files.is_in_bucket(folder) else _trouble(folder)
   jax.config.update('jax_compilation_cache_dir', None if trouble else folder)
   return f'not kept: {trouble}' if trouble else folder
 
@@ -40,7 +40,7 @@ def enable_compilation_cache() -> str | None:
 def _kind(folder: str | None) -> str:
   if not folder:
     return 'none'
-  return folder if '://' in folder else 'a local folder'
+  return folder if files.is_in_bucket(folder) else 'a local folder'
 
 
 def _trouble(folder: str) -> str | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from nfnet_jax import errors
 from nfnet_jax.distributed import cluster
 
 _BEATS, _FAILURES = 'nfnet_jax/beats', 'nfnet_jax/failures'
@@ -162,7 +163,7 @@ def _give_up(line: str) -> None:
 
 def explain(error: BaseException) -> str:
   """Returns a line on what went wrong, the end of another process included."""
-  line = f'{type(error).__name__}: {_first_line(error)}'
+  line = f'{type(error).__name__}: {errors.first_line(error)}'
   return f'Lost another process ({line}). {_RESUME}' if 'Gloo' in line else line
 
 
@@ -285,7 +286,7 @@ class _Watch(threading.Thread):
       try:
         self._look(beat)
       except Exception as error:
-        self._lost_primary(_first_line(error))
+        self._lost_primary(errors.first_line(error))
       finally:
         late.cancel()
 
@@ -313,7 +314,3 @@ class _Watch(threading.Thread):
           f'Process {index} of {process_group.count} has not answered for '
           f'{self._silence:g} s. {_RESUME}'
         )
-
-
-def _first_line(error: BaseException) -> str:
-  return str(error).partition('\n')[0]

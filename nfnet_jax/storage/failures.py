@@ -70,7 +70,7 @@ def as_os_error(doing: str) -> Iterator[None]:
   except OSError:
     raise
   except Exception as error:
-    reason = ' '.join(str(error).split()) or type(error).__name__
+    reason = errors.one_line(error)
     raise OSError(f'{doing} failed ({reason.removesuffix(".")})') from error
 
 
