@@ -66,8 +66,8 @@ class ShardedTrainer:
   devices: int
   min_size: int = 2**13
 
-  # See `data_parallel.DataParallel.train_step`.
-  state_axes: ClassVar[Any] = ShardedState(sharded=0, replicated=None)  # type: ignore[arg-type]
+  # Of (sharded, replicated); see `data_parallel.DataParallel.train_step`.
+  state_axes: ClassVar[Any] = ShardedState._make((0, None))
 
   @functools.cached_property
   def sharded_paths(self) -> frozenset[str]:

@@ -198,10 +198,10 @@ class Trainer:
   ) -> state_lib.TrainState:
     """Return the state at which the gradient is taken: with SAM, perturbed.
 
-    Each device perturbs its parameters by itself, without a reduction, so that
-    with SAM a step depends on the number of devices. Examples draw the same
-    random numbers in both passes. The perturbation uses neither weight decay
-    nor clipping.
+    Each device computes its own perturbation, without a reduction, so that with
+    SAM a step depends on the number of devices. Examples draw the same random
+    numbers in both passes. The perturbation uses neither weight decay nor
+    clipping.
     """
     if not self.sam_rho:
       return state
