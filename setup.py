@@ -24,6 +24,7 @@ setuptools.setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   packages=setuptools.find_packages(include=['nfnet_jax', 'nfnet_jax.*']),
+  package_data={'nfnet_jax': ['py.typed']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',

@@ -1,12 +1,18 @@
-"""Pictures that are drawn without a screen, and appear whole or not at all."""
+"""Figures drawn without a display and written atomically."""
+
+from __future__ import annotations
 
 import os
+from typing import Any
 
 from nfnet_jax.storage import files
 
 
-def subplots(*args, **options):
-  """Does what matplotlib's does, which takes long to import."""
+def subplots(*args: Any, **options: Any) -> tuple[Any, Any]:
+  """Return matplotlib's `(figure, axes)` for its arguments of `subplots`.
+
+  matplotlib takes long to import, so it is imported here.
+  """
   import matplotlib
 
   matplotlib.use('agg')
@@ -15,8 +21,8 @@ def subplots(*args, **options):
   return pyplot.subplots(*args, **options)
 
 
-def save(figure, path: str | os.PathLike, dpi: int = 110) -> None:
-  """Writes a figure of `subplots` as a .png, and closes it."""
+def save(figure: Any, path: str | os.PathLike, dpi: int = 110) -> None:
+  """Write a figure of `subplots` as a .png file, and close it."""
   from matplotlib import pyplot
 
   with files.atomically(path) as temporary:

@@ -1,5 +1,7 @@
 """Names of the leaves of a tree as '/'-joined strings."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ PathPredicate = Callable[[str], bool]
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:
-  """Joins a JAX key path with '/'.
+  """Join a JAX key path with '/'.
 
   Example:
     >>> tree = {'NFNet/~/linear': {'w': 1.0}}
@@ -19,15 +21,20 @@ def path_string(key_path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(key_path, simple=True, separator='/')
 
 
-def named_leaves(tree) -> list[tuple[str, Any]]:
-  """Lists `(path, leaf)` of a tree, in JAX's order."""
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+  """List the `(path, leaf)` pairs of a tree, in JAX's order."""
   return [
     (path_string(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
   ]
 
 
-def map_named(function: Callable, tree, *rest, is_leaf=None):
-  """Maps `function(path, leaf, *leaves)` over trees of the same structure."""
+def map_named(
+  function: Callable[..., Any],
+  tree: Any,
+  *rest: Any,
+  is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+  """Map `function(path, leaf, *leaves)` over trees of the same structure."""
   return jax.tree.map_with_path(
     lambda path, *leaves: function(path_string(path), *leaves),
     tree,

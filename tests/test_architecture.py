@@ -139,6 +139,25 @@ def test_import_is_quick_and_leaves_tensorflow_alone():
   assert min(float(words[0]) for words in runs) < 2
 
 
+def test_imports_have_no_side_effects():
+  """Environment and logging stay as they are after the libraries' imports."""
+  modules = [
+    str(path.relative_to(ROOT).with_suffix('')).replace('/', '.')
+    for name in ('models', 'optim', 'storage', 'distributed', 'training')
+    for path in sources(name)
+    if path.name != '__init__.py'
+  ]
+  program = (
+    'import importlib, os; from absl import logging; '
+    'import haiku, optax, orbax.checkpoint, tensorboardX, tqdm; '
+    'state = lambda: (dict(os.environ), list(logging.get_absl_logger().filters)'
+    '); before = state(); '
+    f'[importlib.import_module(name) for name in {modules}]; '
+    'assert state() == before'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
+
+
 def children_seconds():
   """Processor time of all processes started so far."""
   usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -182,5 +201,6 @@ def test_wheel_holds_every_source_and_config(tmp_path):
   (wheel,) = tmp_path.glob('*.whl')
   held = set(zipfile.ZipFile(wheel).namelist())
   expected = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob('*.py')}
+  expected.add('nfnet_jax/py.typed')
   assert expected <= held
   assert not any(name.startswith('tests/') for name in held)

@@ -1,9 +1,11 @@
+"""Figures are written atomically."""
+
 import pytest
 
 from nfnet_jax import plotting
 
 
-def test_a_picture_takes_its_name_once_it_is_drawn(tmp_path):
+def test_figure_that_cannot_be_written_leaves_the_old_one(tmp_path):
   figure, axis = plotting.subplots()
   axis.plot([1, 2])
   plotting.save(figure, tmp_path / 'a.png')

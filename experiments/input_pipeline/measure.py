@@ -109,7 +109,7 @@ def stream(source: sources.Source, stage: str):
   batches = pipeline.train_batches(spec)
   if stage.endswith('device'):
     feed = data_parallel.DataParallel()
-    batches = map(feed.split, batches)
+    batches = map(feed.shard_batch, batches)
   yield from batches
 
 

@@ -49,7 +49,7 @@ def make_step(network: str, examples: int, options: dict):
   """Return a trainer and its jitted one-device step; it donates the state."""
   trainer = step_lib.Trainer(
     model=nfnet_jax.create(network, stochdepth_rate=0.25),
-    optimizer=nfnet_jax.nfnet_sgd(0.01),
+    optimizer=nfnet_jax.make_optimizer(0.01),
     schedule=lambda _: 0.01,
     num_classes=1000,
     global_batch=examples,

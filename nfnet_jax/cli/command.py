@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from nfnet_jax import errors
 from nfnet_jax.cli import config_flag
-from nfnet_jax.config import base, lookup, validate
+from nfnet_jax.config import base, lookup
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -232,7 +232,7 @@ def _near_setting(line: str) -> str:
       return f' Use --config.{_SYNONYMS[leaf]}.'
   for word in unknown:
     if '.' in word and (
-      hint := validate.did_you_mean(word, [*base.settings()])
+      hint := errors.did_you_mean(word, [*base.settings()])
     ):
       return hint
   return ''

@@ -75,7 +75,7 @@ def find(name: str) -> str:
   table = config_table()
   if name not in table:
     raise errors.InputError(
-      f"Unknown config '{name}'.{validate.did_you_mean(name, list(table))} "
+      f"Unknown config '{name}'.{errors.did_you_mean(name, list(table))} "
       f'Known: {", ".join(table)}.'
     )
   place, _ = table[name]

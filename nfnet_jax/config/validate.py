@@ -6,8 +6,6 @@ do. Nothing is computed and no data is touched before all rules are checked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-import difflib
 from typing import Any
 
 import ml_collections
@@ -86,7 +84,7 @@ def _check_value(name: str, value: Any, setting: base.Setting) -> None:
   if setting.choices and value not in setting.choices:
     raise errors.InputError(
       f"{name} '{value}' is none of {', '.join(setting.choices)}."
-      f'{did_you_mean(str(value), setting.choices)}'
+      f'{errors.did_you_mean(str(value), setting.choices)}'
     )
 
 
@@ -101,17 +99,6 @@ def in_interval(value: float, interval: str) -> bool:
   is_above = low <= value if interval[0] == '[' else low < value
   is_below = value <= high if interval[-1] == ']' else value < high
   return is_above and is_below
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-  """Return a hint at the nearest known name, '' if none is near.
-
-  Example:
-    >>> did_you_mean('momentun', ['momentum', 'nesterov'])
-    " Did you mean 'momentum'?"
-  """
-  near = difflib.get_close_matches(name, known, n=1)
-  return f" Did you mean '{near[0]}'?" if near else ''
 
 
 def _check_durations(values: dict[str, Any]) -> None:
@@ -151,7 +138,7 @@ def _check_fast_paths(
     if name not in known:
       raise errors.InputError(
         f"run.fast_paths has no path '{name}'."
-        f'{did_you_mean(name, known)} Known: {fast_paths.AUTO}, '
+        f'{errors.did_you_mean(name, known)} Known: {fast_paths.AUTO}, '
         f'{fast_paths.NONE}, {", ".join(known)}.'
       )
     if reason := fast_paths.conflict(name, config, spec):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nfnet_jax import errors
 from nfnet_jax.data import records, sources
 
 Batch = dict[str, np.ndarray]
@@ -105,7 +106,7 @@ class BadRecords:
         kind = BadDataError if isinstance(reason, _PERMANENT) else ReadError
         return kind(
           f'{where}: after record {file.skip + read} of {file.path}: '
-          f'{_first_line(reason)}'
+          f'{errors.first_line(reason)}'
         )
       if read < file.take:
         return BadDataError(
@@ -113,7 +114,7 @@ class BadRecords:
           f'there should be {file.skip + file.take}. Copy it again.'
         )
     return ReadError(
-      f'{where}: {_first_line(error)}; read again, all files are intact'
+      f'{where}: {errors.first_line(error)}; read again, all files are intact'
     )
 
   def _describe(self, record_id: int) -> str:
@@ -131,7 +132,7 @@ class BadRecords:
     try:
       _, label = self.source.parse(record)
     except tf.errors.OpError as error:
-      return _first_line(error)
+      return errors.first_line(error)
     if not 0 <= label < self.source.num_classes:
       return f'label {label} is not in [0, {self.source.num_classes})'
     return 'the image cannot be decoded'
@@ -199,7 +200,3 @@ def with_fallback(function: Callable, fallback: Any) -> Callable:
     return result.concatenate(otherwise).take(1).get_single_element()
 
   return map_or_fall_back
-
-
-def _first_line(error: Exception) -> str:
-  return str(getattr(error, 'message', error)).splitlines()[0]

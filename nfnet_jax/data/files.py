@@ -12,6 +12,7 @@ from etils import epath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nfnet_jax import errors
 from nfnet_jax import preprocessing as preprocessing_lib
 from nfnet_jax.data import devices, preprocess
 
@@ -69,7 +70,7 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 
 def _images_under(folder: epath.Path) -> Iterator[str]:
   def refuse(error: OSError):
-    raise MissingError(_one_line(error)) from error
+    raise MissingError(errors.one_line(error)) from error
 
   Image.init()
   endings = Image.EXTENSION.keys() - _NO_IMAGES
@@ -120,7 +121,7 @@ def prepare(
     except UnidentifiedImageError:
       return Prepared(path, None, 'no format that Pillow knows')
     except Exception as error:  # Pillow's plugins raise errors of any kind.
-      return Prepared(path, None, _one_line(error))
+      return Prepared(path, None, errors.one_line(error))
     return Prepared(path, preprocess.crop(pixels, preprocessing).numpy())
 
   with futures.ThreadPoolExecutor() as pool:
@@ -133,7 +134,3 @@ def prepare(
     while waiting:
       yield waiting.pop(0).result()
       waiting += submit(1)
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split()) or type(error).__name__

@@ -10,6 +10,8 @@ import socket
 
 import jax
 
+from nfnet_jax import errors
+
 # Variables that a scheduler sets for the processes of a job, and that JAX reads
 # to find them. On a Cloud TPU VM JAX sets its platforms, if the user did not.
 _SCHEDULER_VARIABLES = (
@@ -91,7 +93,7 @@ def not_found_message(variables: list[str]) -> str:
 def join_error_message(error: Exception) -> str:
   """Return the error message for a failure of JAX to join the processes."""
   return (
-    f'The processes cannot be joined ({" ".join(str(error).split())}). Check '
+    f'The processes cannot be joined ({errors.one_line(error)}). Check '
     f'that they can connect, or pass {_FLAGS}.'
   )
 

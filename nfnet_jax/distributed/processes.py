@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from nfnet_jax import errors
 from nfnet_jax.distributed import cluster
 
 _HEARTBEATS, _FAILURES = 'nfnet_jax/heartbeats', 'nfnet_jax/failures'
@@ -178,7 +179,7 @@ def _fail_or_exit(message: str) -> None:
 
 def explain(error: BaseException) -> str:
   """Return one line about an error, naming the loss of a process as such."""
-  line = f'{type(error).__name__}: {_first_line(error)}'
+  line = f'{type(error).__name__}: {errors.first_line(error)}'
   return f'Lost another process ({line}). {_RESUME}' if 'Gloo' in line else line
 
 
@@ -312,7 +313,7 @@ class _HeartbeatMonitor(threading.Thread):
       try:
         self._update(number)
       except Exception as error:
-        self._lost_primary(_first_line(error))
+        self._lost_primary(errors.first_line(error))
       finally:
         timer.cancel()
 
@@ -344,7 +345,3 @@ class _HeartbeatMonitor(threading.Thread):
           f'Process {index} of {process_group.count} has not answered for '
           f'{self._timeout:g} s. {_RESUME}'
         )
-
-
-def _first_line(error: BaseException) -> str:
-  return str(error).partition('\n')[0]

@@ -306,7 +306,7 @@ def _kept(sharded, state):
   from nfnet_jax.training import data_parallel
 
   split = jax.vmap(
-    sharded.split,
+    sharded.shard,
     in_axes=None,
     axis_size=sharded.devices,
     axis_name=data_parallel.AXIS,

@@ -1,1 +1,1 @@
-"""optax transformations: AGC, parameter groups, the recipe, the average."""
+"""optax transformations: AGC, other clipping rules, the recipe, the EMA."""

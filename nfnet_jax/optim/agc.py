@@ -4,9 +4,11 @@ Brock et al., "High-Performance Large-Scale Image Recognition Without
 Normalization" (arXiv 2102.06171), section 4.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import optax
 from nfnet_jax import trees
 
 Axes = tuple[int, ...]
-# (path, shape) -> the axes that one unit's norm is taken over.
+# (path, shape) -> the axes that the norm of one unit is taken over.
 UnitRule = Callable[[str, tuple[int, ...]], Axes]
 
 
@@ -23,23 +25,24 @@ class AGCState(NamedTuple):
   """State of `agc`.
 
   Attributes:
-    count: updates so far, for a clipping schedule.
-    clipped: share of units that the last update clipped, in [0, 1].
-    clipped_by_group: the same for each group of `group_fn`.
+    count: number of updates so far, for a clipping schedule.
+    clipped: fraction of units that the last update clipped, in [0, 1].
+    clipped_by_group: the same fraction for each group of `group_fn`.
   """
 
-  count: jax.Array
+  # Checkpoints hold this name, which is also a method of tuples.
+  count: jax.Array  # type: ignore[assignment]
   clipped: jax.Array
   clipped_by_group: dict[str, jax.Array]
 
 
 def output_last_axes(path: str, shape: tuple[int, ...]) -> Axes:
-  """Draws units where the last axis is the output: Haiku, Flax, Keras.
+  """Return a unit's axes where the output axis is last: Haiku, Flax, Keras.
 
-  A leaf with at most one axis longer than 1 is one unit. Otherwise linear
-  kernels IO reduce over axis 0, rank 3 (multi-head linear) over axis 0 too, and
-  convolutions HWIO, DHWIO, ... over all axes but the last. Up to rank 5 these
-  are the units of `optax.adaptive_grad_clip`.
+  A leaf with at most one axis longer than 1 is one unit. Otherwise the norm is
+  taken over axis 0 for linear kernels (IO) and kernels of rank 3 (multi-head
+  linear), and over all axes but the last for convolutions (HWIO, DHWIO, ...).
+  Up to rank 5 these are the units of `optax.adaptive_grad_clip`.
   """
   del path
   if sum(size != 1 for size in shape) <= 1:
@@ -48,7 +51,7 @@ def output_last_axes(path: str, shape: tuple[int, ...]) -> Axes:
 
 
 def output_first_axes(path: str, shape: tuple[int, ...]) -> Axes:
-  """Draws units where axis 0 is the output: PyTorch OIHW, Equinox."""
+  """Return a unit's axes where the output axis is first: PyTorch, Equinox."""
   del path
   if sum(size != 1 for size in shape) <= 1:
     return tuple(range(len(shape)))
@@ -56,7 +59,7 @@ def output_first_axes(path: str, shape: tuple[int, ...]) -> Axes:
 
 
 def layer_axes(path: str, shape: tuple[int, ...]) -> Axes:
-  """Makes each leaf one unit: the layer-wise ratio, a rival of AGC."""
+  """Return all axes: each leaf is one unit, which is layer-wise clipping."""
   del path
   return tuple(range(len(shape)))
 
@@ -76,39 +79,41 @@ def agc(
   exclude: trees.PathPredicate | None = None,
   group_fn: Callable[[str], str] | None = None,
 ) -> optax.GradientTransformation:
-  """Clips each unit's gradient by the ratio of its norm to its weight's norm.
+  """Clip each unit's gradient by the ratio of its norm to its weight's norm.
 
   A unit is the set of weights that feed one output: a column of a linear kernel
-  `[I, O]`, a filter of a convolution kernel `[H, W, I, O]`, a whole vector or
-  scalar. Where `|g| >= clipping * max(|w|, eps)` the unit's gradient is scaled
-  down to that bound; other units pass unchanged, bit for bit. Norms are taken
-  in float32 whatever the dtype, and updates keep their dtype.
+  `[I, O]`, a filter of a convolution kernel `[H, W, I, O]`, or a whole vector
+  or scalar. Where `|g| >= clipping * max(|w|, eps)`, the unit's gradient is
+  scaled down to that bound; other units pass unchanged, bit for bit. Norms are
+  computed in float32 for every dtype, and updates keep their dtype.
 
-  Nothing is excluded unless asked. The paper never clips the classifier's
-  kernel; `nfnet_sgd` excludes it. Put `agc` before weight decay and momentum.
+  Nothing is excluded by default. The paper never clips the classifier's kernel,
+  which `make_optimizer` excludes. Put `agc` before weight decay and momentum.
 
   Args:
-    clipping: the largest ratio of gradient norm to weight norm, or an optax
+    clipping: largest ratio of gradient norm to weight norm, or an optax
       schedule of it. The paper uses 0.01 at batch 1024 to 4096; larger batches
       need smaller values.
-    eps: floor of the weight norm, so that weights that start at zero can move.
-    axes: how units are drawn: 'output_last' (None, the default: Haiku, Flax),
-      'output_first' (PyTorch, Equinox), 'layer' (a leaf is one unit), or a
+    eps: minimum of the weight norm, so that weights that start at zero can
+      move.
+    axes: what a unit is: 'output_last' (None, the default: Haiku, Flax),
+      'output_first' (PyTorch, Equinox), 'layer' (each leaf is one unit), or a
       function `(path, shape) -> axes` to take each norm over.
-    exclude: predicate on '/'-joined paths; where true the gradient passes.
-    group_fn: path -> group name, for statistics a group.
+    exclude: predicate on '/'-joined paths; gradients of these leaves pass
+      unchanged.
+    group_fn: path -> group name, for statistics per group.
 
   Returns:
     An `optax.GradientTransformation` whose state is an `AGCState`. Its update
     needs `params`. It composes with `optax.chain`, `masked`, `partition`,
-    `MultiSteps` and `inject_hyperparams`; the last takes functions for
+    `MultiSteps` and `inject_hyperparams`. The last takes functions for
     schedules, so name them: `static_args=('axes', 'exclude', 'group_fn')`.
     `None` and empty leaves pass.
 
   Raises:
-    ValueError: on an unknown `axes` name, missing params, a gradient whose
-      shape differs from its parameter's, or axes that a shape lacks; the
-      message names the leaf.
+    ValueError: if the `axes` name is unknown, params are missing, a gradient's
+      shape differs from its parameter's, or a shape lacks the axes; the message
+      names the leaf.
 
   Example:
     >>> tx = optax.chain(agc(0.01), optax.sgd(0.1, momentum=0.9, nesterov=True))
@@ -117,8 +122,9 @@ def agc(
     >>> float(state[0].clipped)
     1.0
 
-  Source: section 4.1, equation 3, and appendix D. The weight's norm is that of
-  the raw kernel, not the standardised one, as in the released code.
+  Source: arXiv 2102.06171, section 4.1, equation 3, and appendix D. The norm of
+  a weight is that of the raw kernel, not of the standardised one, as in the
+  released code.
   """
   unit_rule = _unit_rule(axes)
   is_excluded = exclude or (lambda path: False)
@@ -138,8 +144,8 @@ def agc(
   def update_fn(updates, state, params=None):
     if params is None:
       raise ValueError(
-        'agc compares gradients with weights: call update(updates, state, '
-        'params).'
+        'agc compares gradients with weights and got no params. Call '
+        'update(updates, state, params).'
       )
     ratio = clipping(state.count) if callable(clipping) else clipping
     tally = _Tally()
@@ -147,12 +153,12 @@ def agc(
     def clip(path, update, param):
       if update is None or update.size == 0 or is_excluded(path):
         return update
-      shape = None if param is None else jnp.shape(param)
-      if update.shape != shape:
+      shape = update.shape
+      param_shape = None if param is None else jnp.shape(param)
+      if param_shape != shape:
         raise ValueError(
-          f"agc: the gradient of '{path}' has shape {update.shape}, its "
-          f'parameter {shape}; pass the parameters that these gradients belong '
-          'to.'
+          f"agc: the gradient of '{path}' has shape {shape}, but its parameter "
+          f'has shape {param_shape}. Pass the parameters of these gradients.'
         )
       unit_axes = unit_rule(path, shape)
       try:
@@ -168,22 +174,22 @@ def agc(
     updates = trees.map_named(
       clip, updates, params, is_leaf=lambda leaf: leaf is None
     )
-    by_group = {name: tally.share(name) for name in state.clipped_by_group}
+    by_group = {name: tally.fraction(name) for name in state.clipped_by_group}
     return updates, AGCState(
-      optax.safe_increment(state.count), tally.share(), by_group
+      optax.safe_increment(state.count), tally.fraction(), by_group
     )
 
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-def states(tree) -> list[AGCState]:
-  """Lists the `AGCState`s in a tree, such as the state of a chain."""
+def states(tree: Any) -> list[AGCState]:
+  """List the `AGCState`s in a tree, such as the state of a chain."""
   nodes = jax.tree.leaves(tree, is_leaf=_is_state)
   return [node for node in nodes if _is_state(node)]
 
 
-def map_states(function: Callable[[AGCState], AGCState], tree):
-  """Maps the `AGCState`s in a tree; all else stays."""
+def map_states(function: Callable[[AGCState], AGCState], tree: Any) -> Any:
+  """Map the `AGCState`s in a tree; other nodes stay as they are."""
   return jax.tree.map(
     lambda node: function(node) if _is_state(node) else node,
     tree,
@@ -191,7 +197,7 @@ def map_states(function: Callable[[AGCState], AGCState], tree):
   )
 
 
-def _is_state(node) -> bool:
+def _is_state(node: Any) -> bool:
   return isinstance(node, AGCState)
 
 
@@ -202,42 +208,42 @@ def clip_units(
   clipping: float | jax.Array,
   eps: float | jax.Array = 1e-3,
 ) -> tuple[jax.Array, jax.Array]:
-  """Clips one leaf, its units being the slices over `axes`.
+  """Clip one leaf, whose units are the slices over `axes`.
 
   Returns:
-    The clipped update, and a boolean a unit (`axes` kept with size 1): whether
-    it reached its bound.
+    The clipped update, and one boolean per unit (`axes` are kept with size 1):
+    whether its norm reached the bound.
   """
   max_norm = clipping * jnp.maximum(unit_norm(param, axes), eps)
   norm = unit_norm(update, axes)
   is_clipped = ~(norm < max_norm)  # So that a NaN norm counts as clipped.
-  # The inner floor only keeps 0 / 0 away.
+  # The inner minimum only prevents 0 / 0.
   scaled = update * (max_norm / jnp.maximum(norm, 1e-6))
-  # Chosen between, not times 1: XLA's products on CPU flush subnormals to 0.
+  # A selection, not a product with 1: XLA's products on CPU flush subnormals.
   return jnp.where(is_clipped, scaled.astype(update.dtype), update), is_clipped
 
 
 def unit_norm(x: jax.Array, axes: Axes) -> jax.Array:
-  """Returns the float32 L2 norm over `axes`, which are kept with size 1."""
+  """Return the float32 L2 norm over `axes`, which are kept with size 1."""
   x = jnp.abs(x) if jnp.iscomplexobj(x) else x
   squared = jnp.square(jnp.asarray(x, jnp.float32))
   return jnp.sqrt(jnp.sum(squared, axis=axes, keepdims=True))
 
 
 class _Tally:
-  """Counts clipped units by group while the leaves are visited."""
+  """Counts clipped units per group while the leaves are visited."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._clipped: dict[str, list[jax.Array]] = {}
     self._units: dict[str, int] = {}
 
-  def add(self, group: str, is_clipped: jax.Array):
+  def add(self, group: str, is_clipped: jax.Array) -> None:
     count = jnp.sum(is_clipped, dtype=jnp.float32)
     self._clipped.setdefault(group, []).append(count)
     self._units[group] = self._units.get(group, 0) + math.prod(is_clipped.shape)
 
-  def share(self, group: str | None = None) -> jax.Array:
-    groups = self._clipped if group is None else [group]
+  def fraction(self, group: str | None = None) -> jax.Array:
+    groups = list(self._clipped) if group is None else [group]
     clipped = sum(sum(self._clipped.get(name, [])) for name in groups)
     units = sum(self._units.get(name, 0) for name in groups)
     return jnp.asarray(clipped, jnp.float32) / max(units, 1)
@@ -249,7 +255,7 @@ def _unit_rule(axes: str | UnitRule | None) -> UnitRule:
   name = axes or 'output_last'
   if name not in UNIT_RULES:
     raise ValueError(
-      f"agc: unknown axes '{name}'; give {' or '.join(UNIT_RULES)}, or a "
+      f"agc: unknown axes '{name}'. Use {' or '.join(UNIT_RULES)}, or a "
       'function (path, shape) -> axes.'
     )
   return UNIT_RULES[name]

@@ -1,12 +1,15 @@
 """Parameter groups: which parameters are decayed and which are clipped.
 
 Groups are declared once, as predicates on '/'-joined paths. Every parameter
-must lie in exactly one.
+must belong to exactly one.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import Any
 
 from nfnet_jax import trees
 
@@ -16,19 +19,19 @@ class Group:
   """A set of parameters that the optimiser treats alike.
 
   Attributes:
-    name: shown in tables and metrics.
+    name: name in tables and metrics.
     contains: predicate on paths.
     decay: whether weight decay applies.
     clip: whether AGC applies.
   """
 
   name: str
-  contains: trees.PathPredicate
+  contains: trees.PathPredicate = dataclasses.field(repr=False)
   decay: bool
   clip: bool
 
 
-# Biases and gains, and the same of batch normalisation.
+# Biases and gains, those of batch normalisation included.
 _VECTORS = ('b', 'bias', 'gain', 'skip_gain', 'offset', 'scale')
 
 
@@ -45,7 +48,7 @@ def _is_kernel(path: str) -> bool:
 
 
 # Section 4.1 and appendix A.1 of arXiv 2102.06171. The classifier's bias
-# belongs to the vectors: the released code clips it.
+# belongs to the vectors, as the released code clips it.
 NFNET_GROUPS = (
   Group('kernels', _is_kernel, decay=True, clip=True),
   Group('classifier kernel', _is_classifier_kernel, decay=True, clip=False),
@@ -54,10 +57,11 @@ NFNET_GROUPS = (
 
 
 def group_of(path: str, groups: Sequence[Group] = NFNET_GROUPS) -> Group:
-  """Returns the one group that a parameter lies in.
+  """Return the one group that a parameter belongs to.
 
   Raises:
-    ValueError: if it lies in none or in several; the message names both.
+    ValueError: if it belongs to none or to several; the message names the
+      parameter and these groups.
 
   Example:
     >>> group_of('NFNet/~/linear/w').name
@@ -67,19 +71,23 @@ def group_of(path: str, groups: Sequence[Group] = NFNET_GROUPS) -> Group:
   if len(found) != 1:
     names = ', '.join(f"'{group.name}'" for group in found) or 'no group'
     raise ValueError(
-      f"Parameter '{path}' lies in {names}; every parameter must lie in "
-      'exactly one group.'
+      f"Parameter '{path}' lies in {names}. Declare the groups such that it "
+      'lies in exactly one.'
     )
   return found[0]
 
 
-def group_table(params, groups: Sequence[Group] = NFNET_GROUPS) -> str:
-  """Formats how many leaves and parameters each group has, and its treatment.
+def group_table(params: Any, groups: Sequence[Group] = NFNET_GROUPS) -> str:
+  """Format a table of groups: leaves, parameters, weight decay and clipping.
+
+  Args:
+    params: tree of arrays or shapes.
+    groups: rows of the table.
 
   Raises:
-    ValueError: if a parameter lies in no group or in two.
+    ValueError: if a parameter belongs to no group or to several.
   """
-  leaves = {group.name: [] for group in groups}
+  leaves: dict[str, list[int]] = {group.name: [] for group in groups}
   for path, leaf in trees.named_leaves(params):
     leaves[group_of(path, groups).name].append(math.prod(leaf.shape))
   lines = [f'{"group":<20}{"leaves":>8}{"parameters":>14}  decay  clipping']

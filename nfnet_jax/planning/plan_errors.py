@@ -7,6 +7,8 @@ import re
 
 import jax
 
+from nfnet_jax import errors
+
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -42,7 +44,7 @@ def of_libtpu(topology: str) -> Iterator[None]:
   try:
     yield
   except (RuntimeError, ValueError) as error:
-    said = ' '.join(str(error).split())
+    said = errors.one_line(error)
     if 'lockfile' in said or 'already in use' in said:
       raise PlanError(
         'Another process holds libtpu (/tmp/libtpu_lockfile). Wait until it '

@@ -77,7 +77,7 @@ def as_os_error(action: str) -> Iterator[None]:
   except OSError:
     raise
   except Exception as error:
-    reason = ' '.join(str(error).split()) or type(error).__name__
+    reason = errors.one_line(error)
     raise OSError(f'{action} failed ({reason.removesuffix(".")})') from error
 
 

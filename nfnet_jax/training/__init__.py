@@ -1,1 +1,1 @@
-"""A training run: state, step, loop, checkpoints, metrics."""
+"""A training run: state, step, loop, evaluation, checkpoints, metrics."""

@@ -1,5 +1,7 @@
 """Saving and restoring the state of a run with Orbax."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import itertools
@@ -16,42 +18,57 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nfnet_jax import trees
+from nfnet_jax import errors, trees
 from nfnet_jax.storage import buckets, failures, files
 from nfnet_jax.training import state as state_lib
 
 _STATE = 'state'
 _CHECKSUMS = 'checksums'
-# As Orbax names on a disk what it will rename.
+# Orbax's names for checkpoints on a disk that are not complete.
 _UNFINISHED = re.compile(r'\d+\.orbax-checkpoint-tmp.*')
 
 
 class UnreadableError(ValueError):
-  """A checkpoint's contents are not what was saved."""
+  """The contents of a checkpoint differ from what was saved."""
 
 
 class OutageError(OSError):
-  """Checkpoints could not be read, but perhaps can be at another time."""
+  """Checkpoints could not be read, but may be readable later."""
 
 
 class SaveError(OSError):
-  """A checkpoint could not be saved; those before it stand."""
+  """A checkpoint could not be saved; earlier ones are intact."""
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+  """Hide tracebacks that Orbax's threads log: a `SaveError` follows them."""
+  logger = logging.get_absl_logger()
+  logger.addFilter(_is_no_orbax_traceback)
+  try:
+    yield
+  finally:
+    logger.removeFilter(_is_no_orbax_traceback)
+
+
+def _is_no_orbax_traceback(record: std_logging.LogRecord) -> bool:
+  is_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
+  return not (record.exc_info and is_orbax)
 
 
 class Checkpoints:
   """The checkpoints of a run: `DIR/STEP/`, written in the background.
 
-  A checkpoint appears under its name by an atomic rename once it is complete,
-  so that a killed run never leaves half of one. Each holds a checksum of every
-  tensor, which is compared on reading. Of several processes the first one
-  alone opens them.
+  A checkpoint is renamed atomically once it is complete, so that a killed run
+  never leaves an incomplete one under its name. Each holds a checksum of every
+  tensor, which is checked on reading. Only process 0 opens them.
 
   Example:
     >>> import tempfile
     >>> state = state_lib.TrainState(np.int32(7), {}, {}, {}, {}, {})
     >>> with Checkpoints(tempfile.mkdtemp(), keep=2) as checkpoints:
     ...   checkpoints.save(state)
-    ...   int(checkpoints.restore_latest(like=state).step)
+    ...   int(checkpoints.restore_latest(template=state).step)
     7
   """
 
@@ -62,62 +79,56 @@ class Checkpoints:
     *,
     read_only: bool = False,
   ):
-    """Opens a folder of checkpoints, a local one or a bucket.
+    """Open a folder of checkpoints, on a disk or in a bucket.
 
     Args:
-      directory: absolute path; made if it is not there.
-      keep: how many of the newest checkpoints stay.
-      read_only: for those who only restore: nothing is made or removed.
+      directory: absolute path; created if it does not exist.
+      keep: number of the newest checkpoints that are kept.
+      read_only: whether to restore only: nothing is created or removed.
 
     Raises:
-      OSError: if the folder cannot be made, or its bucket not used.
+      OSError: if the folder cannot be created, or its bucket not used.
     """
     self.directory = epath.Path(directory)
     self._unreadable: set[int] = set()
     buckets.check(self.directory, to_write=not read_only)
     if not read_only:
-      # Orbax does not make it where it is told of `active_processes`.
+      # Orbax does not create it if it gets `active_processes`.
       self.directory.mkdir(parents=True, exist_ok=True)
       self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        # Orbax's own read_only is as harmless, but complains at length.
+        # Orbax's own read_only does the same with long warnings.
         max_to_keep=keep,
         create=False,
-        # Other processes hold the same state and do not take part.
+        # Other processes hold the same state and take no part.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
           primary_host=0, active_processes={0}
         ),
       ),
     )
 
-    logging.get_absl_logger().addFilter(self._is_news)
-
-  def __enter__(self) -> 'Checkpoints':
+  def __enter__(self) -> Checkpoints:
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: Any) -> None:
     self.close()
 
   def close(self) -> None:
-    """Waits for the last save and lets go of the directory."""
-    try:
-      with self._as_save_error():
-        self._manager.close()
-    finally:
-      logging.get_absl_logger().removeFilter(self._is_news)
-
-  def _is_news(self, record: std_logging.LogRecord) -> bool:
-    """Keeps back tracebacks of Orbax's threads: a `SaveError` follows."""
-    path = pathlib.PurePath(record.pathname)
-    return not (record.exc_info and 'orbax' in path.parts)
-
-  def wait(self) -> None:
-    """Returns once everything saved so far is on disk.
+    """Wait for the last save and release the directory.
 
     Raises:
-      SaveError: if it cannot be, for want of space perhaps.
+      SaveError: if a save failed.
+    """
+    with self._as_save_error():
+      self._manager.close()
+
+  def wait(self) -> None:
+    """Wait until everything saved so far is stored.
+
+    Raises:
+      SaveError: if a save failed, such as for lack of space.
     """
     with self._as_save_error():
       self._manager.wait_until_finished()
@@ -127,23 +138,23 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # Orbax raises many kinds.
-      reason = str(error).partition('\n')[0]
       raise SaveError(
-        f'A checkpoint could not be saved in {self.directory} ({reason})'
+        f'A checkpoint could not be saved in {self.directory} '
+        f'({errors.first_line(error)})'
       ) from error
 
   def steps(self) -> list[int]:
-    """Lists the complete checkpoints, oldest first."""
+    """List the steps of the complete checkpoints, oldest first."""
     return sorted(self._manager.all_steps())
 
   def save(self, state: state_lib.TrainState) -> None:
-    """Saves a state under its step; returns once the state may be changed.
+    """Save a state under its step, and return once the state may be changed.
 
-    Does nothing if that step is saved already. Checkpoints that could not be
-    read are moved aside first, as `STEP.unreadable`.
+    Nothing happens if that step is saved already. Checkpoints that could not be
+    read are first renamed to `STEP.unreadable`.
 
     Raises:
-      SaveError: if this or an earlier save, in the background, failed.
+      SaveError: if this or an earlier save in the background failed.
     """
     self._set_aside_unreadable()
     host = _to_host(state)
@@ -160,39 +171,40 @@ class Checkpoints:
       self._manager.save(step, args=args)
 
   def restore_latest(
-    self, like: state_lib.TrainState
+    self, template: state_lib.TrainState
   ) -> state_lib.TrainState | None:
-    """Reads the newest checkpoint that can be read, as numpy arrays.
+    """Read the newest readable checkpoint as NumPy arrays.
 
     An unreadable one is reported, and the one before it is used.
 
     Args:
-      like: a tree of arrays or shapes of the expected structure.
+      template: tree of arrays or shapes with the expected structure.
 
     Returns:
-      The state, or None if there is no checkpoint at all.
+      The state, or None if there is no checkpoint.
 
     Raises:
       UnreadableError: if there are checkpoints but none can be read.
-      OutageError: if none can be, for an outage of at least one.
+      OutageError: the same, if an outage of storage is a cause.
     """
-    return self._newest(lambda step: self.restore(step, like), self.steps())
+    restore = lambda step: self.restore(step, template)
+    return self._read_newest(restore, self.steps())
 
   def restore_fields(
     self, fields: Sequence[str], step: int | None = None
   ) -> dict[str, Any]:
-    """Reads some fields of a state, whatever their structure.
+    """Read some fields of a state with any structure.
 
     Args:
       fields: names of the fields, such as 'ema_params'.
-      step: which checkpoint; by default the newest that can be read.
+      step: step of the checkpoint; by default the newest readable one.
 
     Returns:
-      Field -> tree of numpy arrays.
+      Field -> tree of NumPy arrays.
 
     Raises:
       UnreadableError: if there is no checkpoint, or none can be read.
-      OutageError: if none can be, for an outage of at least one.
+      OutageError: if none can be read, and an outage of storage is a cause.
     """
 
     def read(step: int) -> dict[str, Any]:
@@ -208,19 +220,19 @@ class Checkpoints:
       raise UnreadableError(
         f'{self.directory} has no checkpoint {step}, only {steps}'
       )
-    state = self._newest(read, steps if step is None else [step])
+    state = self._read_newest(read, steps if step is None else [step])
     if state is None:
       raise UnreadableError(f'{self.directory} holds no checkpoint yet')
     return state
 
-  def _newest(self, read: Callable[[int], Any], steps: list[int]) -> Any:
-    """Reads the newest of the steps that can be read; None of none."""
+  def _read_newest(self, read: Callable[[int], Any], steps: list[int]) -> Any:
+    """Read the newest readable checkpoint of `steps`; None if that is empty."""
     is_outage = False
     for step in reversed(steps):
       try:
-        return _patiently(read, step)
+        return _read_with_retry(read, step)
       except Exception as error:  # Orbax raises many kinds.
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        reason = errors.first_line(error)
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
         self._unreadable.add(step)
         is_outage |= failures.is_outage(error)
@@ -233,18 +245,23 @@ class Checkpoints:
     if is_outage:
       raise OutageError(line)
     raise UnreadableError(
-      f'{line}. If the disk is well, start again in a new workdir.'
+      f'{line}. If the disk has no fault, start again in a new workdir.'
     )
 
-  def restore(self, step: int, like: Any) -> Any:
-    """Reads one checkpoint as numpy arrays, and compares its checksums.
+  def restore(self, step: int, template: Any) -> Any:
+    """Read one checkpoint as NumPy arrays and check its checksums.
 
     Args:
-      step: which.
-      like: a tree of arrays or shapes of the expected structure: a `TrainState`
-        or, to read no more than some of its fields, a dict of them.
+      step: step of the checkpoint.
+      template: tree of arrays or shapes with the expected structure: a
+        `TrainState` or, to read only some of its fields, a dict of these.
+
+    Raises:
+      UnreadableError: if a checksum differs. Orbax raises other errors.
     """
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    target = jax.tree.map(
+      lambda leaf: np.empty(leaf.shape, leaf.dtype), template
+    )
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -252,7 +269,7 @@ class Checkpoints:
           _STATE: ocp.args.PyTreeRestore(
             target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=isinstance(like, dict),
+            partial_restore=isinstance(template, dict),
           ),
           _CHECKSUMS: ocp.args.JsonRestore(),
         }
@@ -265,11 +282,12 @@ class Checkpoints:
     return state
 
   def _remove_unfinished(self) -> None:
-    """Removes what saves left that were killed: each up to a whole state.
+    """Remove what killed saves left, each up to the size of a whole state.
 
-    On a disk, by its name. In a bucket it has the name of a whole checkpoint
-    and lacks the file that Orbax writes last, as does one that was copied there
-    from a disk: so there it stays, unseen, until its step is saved again.
+    On a disk, their names tell. In a bucket, such a checkpoint has the name of
+    a complete one and lacks the file that Orbax writes last, as does one that
+    was copied there from a disk. There it stays, ignored, until its step is
+    saved again.
     """
     if files.is_in_bucket(self.directory):
       return
@@ -289,20 +307,20 @@ class Checkpoints:
 
 
 class NullCheckpoints(contextlib.AbstractContextManager):
-  """Stands for `Checkpoints` in processes that leave saving to process 0."""
+  """Replaces `Checkpoints` in all processes but process 0, which saves."""
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: Any) -> None:
     pass
 
   def save(self, state: state_lib.TrainState) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
   def wait(self) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
-def _patiently(read: Callable[[int], Any], step: int) -> Any:
-  """Reads twice where the disk, not the contents, may be to blame."""
+def _read_with_retry(read: Callable[[int], Any], step: int) -> Any:
+  """Read a checkpoint; try again if storage, not its contents, may be bad."""
   try:
     return read(step)
   except OSError:
@@ -310,8 +328,8 @@ def _patiently(read: Callable[[int], Any], step: int) -> Any:
 
 
 def _to_host(tree: Any) -> Any:
-  # A copy: on CPU device_get may hand out the very buffer that the next step
-  # takes over.
+  # A copy, because on CPU device_get may return the buffer that is donated to
+  # the next step.
   return jax.tree.map(np.array, jax.device_get(tree))
 
 

@@ -1,4 +1,6 @@
-"""Draws a run's curves from its metrics."""
+"""Figure of a run's metrics."""
+
+from __future__ import annotations
 
 import os
 
@@ -16,12 +18,12 @@ _PANELS = (
 
 
 def plot(workdir: str | os.PathLike) -> epath.Path:
-  """Writes `WORKDIR/curves.png` from `metrics.jsonl`; returns its path.
+  """Write `WORKDIR/curves.png` from `metrics.jsonl` and return its path.
 
   Training metrics are averaged over 20 steps.
   """
-  workdir = epath.Path(workdir)
-  rows = metrics.read_metrics(workdir / 'metrics.jsonl')
+  folder = epath.Path(workdir)
+  rows = metrics.read_metrics(folder / 'metrics.jsonl')
   figure, axes = plotting.subplots(2, 2, figsize=(10, 6.5), sharex=True)
   for axis, (title, names) in zip(axes.flat, _PANELS):
     for name, label in (names or _clipping_names(rows)).items():
@@ -45,19 +47,19 @@ def plot(workdir: str | os.PathLike) -> epath.Path:
   for axis in axes[-1]:
     axis.set_xlabel('step')
   figure.tight_layout()
-  picture = workdir / 'curves.png'
+  picture = folder / 'curves.png'
   plotting.save(figure, picture)
   return picture
 
 
 def _clipping_names(rows: list[metrics.Row]) -> dict[str, str]:
-  names = {name: None for row in rows for name in row}
+  names = dict.fromkeys(name for row in rows for name in row)
   clipped = [name for name in names if name.startswith('clipped')]
   return {name: name.partition('/')[2] or 'all' for name in clipped}
 
 
 def _smooth(values: tuple[float, ...], window: int = 20) -> list[float]:
-  """Averages each value with the ones before it."""
+  """Average each value with the `window - 1` values before it."""
   smoothed = []
   for index in range(len(values)):
     recent = values[max(0, index + 1 - window) : index + 1]

@@ -1,5 +1,7 @@
 """Evaluation: its step, and an exact pass over the data for several weights."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ from nfnet_jax.training import data_parallel
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
-# Raw and averaged weights, and how their metrics are prefixed.
+# Prefixes of the metrics of raw weights and of EMA weights.
 RAW, EMA = 'eval', 'eval_ema'
 _LABELS = {RAW: 'raw weights', EMA: 'EMA weights'}
 _JSON_PREFIXES = {RAW: '', EMA: 'ema_'}
@@ -24,10 +26,10 @@ Weights = Mapping[str, tuple[Any, Any]]
 
 
 def evaluator(model: registry.Model) -> Callable[..., dict[str, jax.Array]]:
-  """Makes an evaluation step `(params, model_state, batch, reduce) -> sums`.
+  """Return an evaluation step `(params, model_state, batch, reduce) -> sums`.
 
-  It sums loss, top-1 and top-5 hits over the examples whose `mask` is 1, over
-  all devices, with their `count`, and computes in float32.
+  It computes in float32 and sums loss, top-1 hits, top-5 hits and `count` over
+  the examples whose `mask` is 1, over all devices.
   """
 
   def eval_step(
@@ -46,10 +48,10 @@ def evaluator(model: registry.Model) -> Callable[..., dict[str, jax.Array]]:
 def classification_sums(
   logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-  """Sums what evaluation reports over the examples whose mask is 1.
+  """Sum loss, top-1 and top-5 hits over the examples whose mask is 1.
 
   `top_k` breaks ties by index, so that constant logits score at chance. A row
-  that holds a NaN is a miss.
+  with a NaN is a miss.
   """
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   losses = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
@@ -67,7 +69,7 @@ def classification_sums(
 
 
 def weights_of(state: state_lib.TrainState) -> Weights:
-  """Returns the raw and the averaged weights of a state."""
+  """Return the raw and the EMA weights of a state."""
   return {
     RAW: (state.params, state.model_state),
     EMA: (state.ema_params, state.ema_model_state),
@@ -81,12 +83,12 @@ def evaluate(
   batches: Iterable[Mapping[str, np.ndarray]],
   poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-  """Averages loss, top-1 and top-5 over every example, once each.
+  """Average loss, top-1 and top-5 over all examples, each counted once.
 
   Args:
-    eval_step: `evaluator(model)` wrapped by `parallel`.
-    parallel: where it runs.
-    weights: replicated; see `weights_of`.
+    eval_step: `evaluator(model)`, compiled by `parallel.eval_step`.
+    parallel: devices that it runs on.
+    weights: replicated weights; see `weights_of`.
     batches: padded batches with a `mask`; see `data.pipeline.eval_batches`.
     poll: called before each batch; may raise to stop.
 
@@ -95,12 +97,12 @@ def evaluate(
     `eval/examples`; top-1 and top-5 are fractions.
 
   Raises:
-    ValueError: if there is no example.
+    ValueError: if there are no examples.
   """
-  totals = {name: [] for name in weights}
+  totals: dict[str, list[Any]] = {name: [] for name in weights}
   for batch in batches:
     poll()
-    placed = parallel.split(batch)
+    placed = parallel.shard_batch(batch)
     for name, (params, model_state) in weights.items():
       totals[name].append(eval_step(params, model_state, placed))
   return {
@@ -111,20 +113,22 @@ def evaluate(
 
 
 def _means(sums: list[dict[str, np.ndarray]]) -> dict[str, float]:
-  """Divides summed metrics by the number of examples, in float64."""
+  """Divide summed metrics by the number of examples, in float64."""
   total = {
     name: sum(float(batch[name]) for batch in sums)
     for name in ('loss', 'top1', 'top5', 'count')
   }
   count = total.pop('count')
   if not count:
-    raise ValueError('Evaluation saw no examples: is the split empty?')
+    raise ValueError(
+      'Evaluation saw no examples. Check that the split has any.'
+    )
   means = {name: value / count for name, value in total.items()}
   return {**means, 'examples': int(count)}
 
 
 def flat_names(results: Mapping[str, float]) -> dict[str, float]:
-  """Renames results for a JSON object: `top1`, `ema_top1`, `examples`, ..."""
+  """Return results by their names in JSON: `top1`, `ema_top1`, `examples`..."""
   return {
     'examples': results[f'{RAW}/examples'],
     **{
@@ -137,12 +141,12 @@ def flat_names(results: Mapping[str, float]) -> dict[str, float]:
 
 
 def to_json(results: Mapping[str, float], **more: float) -> str:
-  """Formats results as one JSON object; a NaN becomes null."""
+  """Format results as one JSON object; a NaN becomes null."""
   return files.to_json({**more, **flat_names(results)})
 
 
 def report(results: Mapping[str, float]) -> str:
-  """Formats results for a person, a line for each set of weights."""
+  """Format results as text, one line per set of weights."""
   kinds = [kind for kind in _LABELS if f'{kind}/examples' in results]
   return '\n'.join(
     f'{_LABELS[kind] if len(kinds) > 1 else "weights"}: top-1 '

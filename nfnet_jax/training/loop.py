@@ -1,9 +1,12 @@
 """The training loop: steps, logs, evaluations, checkpoints, interruptions."""
 
+from __future__ import annotations
+
 import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,16 +29,23 @@ from nfnet_jax.training import step as step_lib
 Batch = Mapping[str, np.ndarray]
 
 # Batches placed on the devices before they are needed, and steps dispatched
-# before the host waits for one: enough to hide the host, little to hold.
+# before the host waits for one: enough to hide the host's work, and little
+# memory.
 _BATCHES_AHEAD = 2
 _STEPS_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-  """How long a run is and when it looks up, in steps, fractions allowed.
+  """Length of a run, and intervals of its actions, in steps or fractions.
 
-  All of them also happen after the last step.
+  All actions also happen after the last step.
+
+  Attributes:
+    total: steps of the run.
+    log: interval of log lines.
+    evaluate: interval of evaluations.
+    checkpoint: interval of checkpoints.
   """
 
   total: int
@@ -49,20 +59,20 @@ class Loop:
   """A run in progress.
 
   Attributes:
-    trainer: what a step does.
-    sharded: the same with the update sharded over the devices; None for the
-      update by each of them.
-    parallel: where it runs.
-    train_batches: first step -> this process's batches from there on.
-    eval_batches: -> this process's padded evaluation batches.
-    cadence: see `Cadence`.
-    checkpoints: where state goes.
-    writer: where metrics go.
-    progress: what the person sees.
-    stop: asks the run to end.
+    trainer: the training step.
+    parallel: devices that it runs on.
+    train_batches: returns this process's batches from a step on.
+    eval_batches: returns this process's padded evaluation batches.
+    cadence: length of the run and intervals of its actions.
+    checkpoints: where states are saved.
+    writer: where metrics are written.
+    progress: where progress is shown.
+    stop: tells whether the run was asked to stop.
+    sharded: `trainer` with its update sharded over the devices; None for a
+      replicated update.
     tracer: takes a profiler trace of some steps.
-    watch: what the time goes to.
-    throughput: images a second.
+    stopwatch: measures the time per activity.
+    throughput: measures images per second.
   """
 
   trainer: step_lib.Trainer
@@ -70,63 +80,65 @@ class Loop:
   train_batches: Callable[[int], Iterator[Batch]]
   eval_batches: Callable[[], Iterator[Batch]]
   cadence: Cadence
-  checkpoints: checkpoint_lib.Checkpoints
+  checkpoints: checkpoint_lib.Checkpoints | checkpoint_lib.NullCheckpoints
   writer: metrics_lib.MetricsWriter
   progress: progress_lib.Progress
   stop: preemption.StopRequest
   sharded: sharded_update.ShardedTrainer | None = None
   tracer: profiling.Tracer = dataclasses.field(default_factory=profiling.Tracer)
-  watch: timing.Stopwatch = dataclasses.field(default_factory=timing.Stopwatch)
+  stopwatch: timing.Stopwatch = dataclasses.field(
+    default_factory=timing.Stopwatch
+  )
   throughput: timing.Throughput = dataclasses.field(init=False)
 
-  def __post_init__(self):
-    self.throughput = timing.Throughput(self.watch, self.trainer.global_batch)
-    self._train_step = self._compiling_first(
-      self.parallel.train_step(self._updating)
+  def __post_init__(self) -> None:
+    self.throughput = timing.Throughput(
+      self.stopwatch, self.trainer.global_batch
     )
-    self._collect = self.parallel.collector(self._updating)
-    self._eval_step = self._compiling_first(
+    self._step_trainer = self.sharded or self.trainer
+    self._train_step = self._time_compilation(
+      self.parallel.train_step(self._step_trainer)
+    )
+    self._gather_state = self.parallel.gather_state(self._step_trainer)
+    self._eval_step = self._time_compilation(
       self.parallel.eval_step(evaluation.evaluator(self.trainer.model))
     )
     # Metrics still on the devices: (updates made, metrics).
-    self._pending = collections.deque()
-    self._last_batch = None
-    self._failure = None  # Of this process's data; the others go on.
-    self._last_row = None
+    self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+    self._last_batch: dict[str, jax.Array] | None = None
+    # An error in this process's data, while other processes continue.
+    self._data_error: Exception | None = None
+    self._last_row: metrics_lib.Row | None = None
 
-  @property
-  def _updating(self) -> step_lib.Trainer | sharded_update.ShardedTrainer:
-    return self.sharded or self.trainer
-
-  def run(self, state: state_lib.TrainState) -> dict[str, float]:
-    """Trains from `state` to the end.
+  def run(self, state: state_lib.TrainState) -> Mapping[str, float]:
+    """Train from `state` to the end.
 
     Args:
-      state: of host or device arrays; not kept.
+      state: plain state of host or device arrays; no reference is kept.
 
     Returns:
       The metrics of the last evaluation.
 
     Raises:
-      preemption.Interrupted: if asked to stop; the state is saved.
-      nonfinite.NonFiniteError: if loss, gradient or learning rate ceased to
-        be finite; the last good state is saved.
+      preemption.Interrupted: if the run was asked to stop; the state is saved.
+      nonfinite.NonFiniteError: if loss, gradient or learning rate became
+        non-finite; the last good state is saved.
     """
     step = int(state.step)
-    state = self.parallel.distribute(self._updating, state)
-    batches = self._place(self.train_batches(step))
+    state = self.parallel.shard_state(self._step_trainer, state)
+    batches = self._prefetch(self.train_batches(step))
     if step < self.cadence.total:
       self.progress.log('Compiling the training step ...')
-    # Without the end of the pipeline, which takes seconds.
-    with self.watch.during(timing.TRAINING), self.tracer:
+    # Closing the data pipeline, which takes seconds, is outside.
+    with self.stopwatch.during(timing.TRAINING), self.tracer:
       try:
         while True:
-          self._look_up(state, step)
+          self._run_due_actions(state, step)
           if step == self.cadence.total:
             break
           state = self._step(batches, state, step)
           step += 1
-          with self.watch.during(timing.SAVING):
+          with self.stopwatch.during(timing.SAVING):
             self.tracer.end_at(step, state)
       except preemption.Interrupted:
         self._save(state)
@@ -136,52 +148,56 @@ class Loop:
     return self.writer.evaluations[step]
 
   def _step(
-    self, batches: Iterator[Batch], state: state_lib.TrainState, step: int
-  ) -> state_lib.TrainState:
-    """Makes the update after `step`; logs the one before, where that is due."""
+    self, batches: Iterator[dict[str, jax.Array]], state: Any, step: int
+  ) -> Any:
+    """Make the update after `step`; log the one before it, if that is due."""
     self.tracer.begin_at(step, state)
     with self.tracer.annotate(step):
-      batch = self._next(batches, state)
+      batch = self._next_batch(batches, state)
       state, metrics = self._train_step(state, batch)
     self._pending.append((step + 1, metrics))
-    self._hold_back()
-    # A step late, so that the wait is for a step already done.
-    if self._due(step, self.cadence.log):
+    self._throttle_dispatch()
+    # One step late, so that the host waits for a step that is already done.
+    if self._is_due(step, self.cadence.log):
       self._flush(state, keep=1)
-      self._show()
+      self._show_progress()
     return state
 
-  def _compiling_first(self, step: Callable) -> Callable:
-    """Counts the first call of a step as compiling, and waits for it."""
+  def _time_compilation(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a step so that its first call counts as compiling and is awaited."""
     calls = itertools.count()
 
     def call(*args):
       if next(calls):
         return step(*args)
-      with self.watch.during(timing.COMPILING):
+      with self.stopwatch.during(timing.COMPILING):
         return jax.block_until_ready(step(*args))
 
     return call
 
-  def _place(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Keeps the next batches on the devices."""
-    ahead = collections.deque()
+  def _prefetch(
+    self, batches: Iterator[Batch]
+  ) -> Iterator[dict[str, jax.Array]]:
+    """Place batches on the devices before they are needed."""
+    placed: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
-      ahead.append(self.parallel.split(batch))
-      if len(ahead) > _BATCHES_AHEAD:
-        yield ahead.popleft()
+      placed.append(self.parallel.shard_batch(batch))
+      if len(placed) > _BATCHES_AHEAD:
+        yield placed.popleft()
 
-  def _next(self, batches: Iterator[Batch], state: state_lib.TrainState):
-    """Returns the next batch; if the data fails, no step is lost.
+  def _next_batch(
+    self, batches: Iterator[dict[str, jax.Array]], state: Any
+  ) -> dict[str, jax.Array]:
+    """Return the next batch; if the data fails, save the state first.
 
-    Of several processes none can save without the others. One whose data failed
-    goes on with a batch that no step applies, until all find that out.
+    Several processes can only save together. A process whose data failed
+    continues with a batch that no step applies, until all processes see that.
     """
-    if self._failure:
+    if self._data_error and self._last_batch:
       return self._last_batch
     begun = self.throughput.steps or self._pending
     try:
-      with self.watch.during(timing.DATA if begun else timing.OTHER):
+      with self.stopwatch.during(timing.DATA if begun else timing.OTHER):
         self._last_batch = next(batches)
     except Exception as error:
       if not processes.are_several():
@@ -190,79 +206,78 @@ class Loop:
         raise
       if self._last_batch is None:
         raise
-      self._failure = error
-      no_step = self.parallel.split({'step': np.int32(-1)})
-      self._last_batch = {**self._last_batch, **no_step}
+      self._data_error = error
+      mismatch = self.parallel.shard_batch({'step': np.asarray(-1, np.int32)})
+      self._last_batch = {**self._last_batch, **mismatch}
     return self._last_batch
 
-  def _hold_back(self) -> None:
-    """Bounds the batches that wait on the devices; no step waits for this."""
+  def _throttle_dispatch(self) -> None:
+    """Wait for an earlier step if too many are dispatched, to bound memory."""
     if len(self._pending) > _STEPS_AHEAD:
       jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][1])
 
-  def _look_up(self, state: state_lib.TrainState, step: int) -> None:
-    """Between two steps: evaluates, saves, stops, where that is due.
+  def _run_due_actions(self, state: Any, step: int) -> None:
+    """Evaluate, save and stop between two steps, as far as these are due.
 
-    A resumed run starts here, so that an evaluation that was interrupted is
-    made up for.
+    A resumed run starts here, so that it repeats an interrupted evaluation.
     """
     evaluated = step in self.writer.evaluations
-    if self._due(step, self.cadence.evaluate) and not evaluated:
+    if self._is_due(step, self.cadence.evaluate) and not evaluated:
       self._evaluate(state, step)
-    if self._due(step, self.cadence.checkpoint):
+    if self._is_due(step, self.cadence.checkpoint):
       self._save(state)
     self._stop_if_asked()
 
-  def _due(self, step: int, every: float) -> bool:
-    """Whether a multiple of `every` lies in (step - 1, step], or at the end."""
+  def _is_due(self, step: int, every: float) -> bool:
+    """Return whether (step - 1, step] has a multiple of `every` or the end."""
     passed = step > 0 and step // every > (step - 1) // every
     return passed or step == self.cadence.total
 
-  def _flush(self, state: state_lib.TrainState, keep: int = 0) -> None:
-    """Fetches and writes all pending metrics but the newest `keep`."""
+  def _flush(self, state: Any, keep: int = 0) -> None:
+    """Fetch and write all pending metrics but the newest `keep`."""
     count = len(self._pending) - keep
     fetched = jax.device_get([self._pending.popleft() for _ in range(count)])
-    rows = []
+    rows: list[metrics_lib.Row] = []
     for step, metrics in fetched:
       row = {'step': step, **{k: float(v) for k, v in metrics.items()}}
       if not row.pop('applied'):
         self.writer.write(rows)
-        self._explain_refusal(state)
+        self._raise_nonfinite(state)
       rows.append(row)
     self.writer.write(rows)
     self.throughput.steps += count
     if rows:
       self._last_row = rows[-1]
 
-  def _show(self) -> None:
+  def _show_progress(self) -> None:
     if self._last_row:
-      step, speed = self._last_row['step'], self.throughput.lap()
+      step, speed = int(self._last_row['step']), self.throughput.lap()
       self.writer.observe(step, speed)
       self.progress.update(step, self._last_row | speed)
 
-  def _explain_refusal(self, state: state_lib.TrainState) -> None:
-    """Saves the last good state and raises what broke the step after it."""
-    self._store(state)
+  def _raise_nonfinite(self, state: Any) -> None:
+    """Save the last good state and raise the cause of the step's failure."""
+    self._write_checkpoint(state)
     self._wait_until_saved()
-    # Asked once the first process has saved, which a failure would end.
-    have_data = collectives.all_true(self._failure is None)
-    if self._failure:
-      raise self._failure
+    # Only now, as a process that fails ends process 0, which must have saved.
+    have_data = collectives.all_true(self._data_error is None)
+    if self._data_error:
+      raise self._data_error
     if not have_data:
       processes.await_failure()
-    state = self._collect(state)
+    state = self._gather_state(state)
     bad_batch = next(self.train_batches(int(state.step)))
     raise nonfinite.diagnose(self.trainer, self.parallel, state, bad_batch)
 
-  def _evaluate(self, state: state_lib.TrainState, step: int) -> None:
+  def _evaluate(self, state: Any, step: int) -> None:
     self._flush(state)
     if step == self.cadence.total:
-      self._show()
-    with self.watch.during(timing.EVALUATING):
+      self._show_progress()
+    with self.stopwatch.during(timing.EVALUATING):
       results = evaluation.evaluate(
         self._eval_step,
         self.parallel,
-        evaluation.weights_of(self._collect(state)),
+        evaluation.weights_of(self._gather_state(state)),
         self.eval_batches(),
         poll=self._stop_if_asked,
       )
@@ -275,18 +290,18 @@ class Loop:
       f'({results["eval/examples"]} images)'
     )
 
-  def _save(self, state: state_lib.TrainState) -> None:
+  def _save(self, state: Any) -> None:
     self._flush(state)
-    self._store(state)
+    self._write_checkpoint(state)
 
-  def _store(self, state: state_lib.TrainState) -> None:
-    """Saves a state, once its rows are where those who resume look."""
-    with self.watch.during(timing.SAVING):
+  def _write_checkpoint(self, state: Any) -> None:
+    """Save a state, after the rows that a resumed run needs."""
+    with self.stopwatch.during(timing.SAVING):
       self.writer.publish()
-      self.checkpoints.save(self._collect(state))
+      self.checkpoints.save(self._gather_state(state))
 
   def _wait_until_saved(self) -> None:
-    with self.watch.during(timing.SAVING):
+    with self.stopwatch.during(timing.SAVING):
       self.checkpoints.wait()
 
   def _stop_if_asked(self) -> None:

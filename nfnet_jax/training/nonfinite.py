@@ -1,7 +1,10 @@
-"""Finding the tensor that broke a step."""
+"""Diagnosis of a step that is not finite: its first bad tensor."""
+
+from __future__ import annotations
 
 import collections
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +21,17 @@ _ADVICE = (
   'The last good state is saved. Check the images; or start in a new workdir '
   'with a lower learning rate, a lower clipping threshold'
 )
-_ELSE, _ELSE_WITH_SAM = (
-  ' or a longer warm-up.',
-  ', a longer warm-up or a smaller optimizer.sam_rho.',
-)
+_MORE_ADVICE = ' or a longer warm-up.'
+_MORE_ADVICE_WITH_SAM = ', a longer warm-up or a smaller optimizer.sam_rho.'
 
 
 class NonFiniteError(ArithmeticError):
-  """A step's loss, gradient or learning rate was not finite.
+  """The loss, gradient or learning rate of a step was not finite.
 
   Attributes:
     step: 0-based index of the step.
-    tensors: the names of the tensors that were not finite, first cause first.
+    tensors: names of the tensors that were not finite, in the order of
+      computation.
   """
 
   def __init__(self, step: int, tensors: list[str], with_sam: bool = False):
@@ -37,7 +39,7 @@ class NonFiniteError(ArithmeticError):
     self.tensors = tensors
     first = f"first in '{tensors[0]}'" if tensors else 'not on replay'
     others = f' ({len(tensors) - 1} more tensors)' if len(tensors) > 1 else ''
-    advice = _ADVICE + (_ELSE_WITH_SAM if with_sam else _ELSE)
+    advice = _ADVICE + (_MORE_ADVICE_WITH_SAM if with_sam else _MORE_ADVICE)
     super().__init__(f'Step {step} is not finite: {first}{others}. {advice}')
 
 
@@ -47,13 +49,16 @@ def diagnose(
   state: state_lib.TrainState,
   batch: Mapping[str, np.ndarray],
 ) -> NonFiniteError:
-  """Replays a step and looks at every tensor in the order of computation.
+  """Replay a step and check all its tensors in the order of computation.
 
   Args:
-    trainer: what the step does.
-    parallel: where it ran.
-    state: replicated, as it was before the step.
+    trainer: the training step.
+    parallel: devices that it ran on.
+    state: replicated plain state before the step.
     batch: this process's part of the step's batch.
+
+  Returns:
+    The error to raise.
   """
 
   def count_bad(params, model_state, batch, reduce):
@@ -66,7 +71,7 @@ def diagnose(
     )
 
   replay = parallel.eval_step(count_bad)
-  counts = replay(state.params, state.model_state, parallel.split(batch))
+  counts = replay(state.params, state.model_state, parallel.shard_batch(batch))
   bad = [name for name, count in jax.device_get(counts).items() if count]
   return NonFiniteError(int(state.step), bad, bool(trainer.sam_rho))
 
@@ -77,19 +82,19 @@ def _tensors(
   batch: step_lib.Batch,
   reduce: step_lib.Reduce,
 ) -> Iterator[tuple[str, jax.Array]]:
-  """Yields a step's tensors, named; of one kind, the first computed first."""
+  """Yield `(name, tensor)` of a step, in the order of computation."""
   order = _creation_order(trainer, batch)
   yield from _in_order(state.params, order)
   yield 'images', batch['image']
   if trainer.sam_rho:
-    part = sam.sub_batch(batch, trainer.sam_share)
-    ascent = _pass(trainer, state, part, order, reduce=lambda tree: tree)
+    some = sam.sub_batch(batch, trainer.sam_share)
+    ascent = _pass(trainer, state, some, order, reduce=lambda tree: tree)
     for name, value in ascent:
       yield f'{name} (SAM ascent)', value
   perturbed_state = trainer.perturbed_state(state, batch)
-  mark = ' (SAM descent)' if trainer.sam_rho else ''
+  suffix = ' (SAM descent)' if trainer.sam_rho else ''
   for name, value in _pass(trainer, perturbed_state, batch, order, reduce):
-    yield name + mark, value
+    yield name + suffix, value
   yield 'learning rate', trainer.schedule(state.step)
 
 
@@ -100,24 +105,24 @@ def _pass(
   order: list[str],
   reduce: step_lib.Reduce,
 ) -> Iterator[tuple[str, jax.Array]]:
-  """Yields the tensors of one pass forward and backward."""
+  """Yield `(name, tensor)` of one forward and backward pass."""
   outputs, _ = trainer.model.endpoints(
     *trainer.model_inputs(state.params, state, batch)
   )
   for name, value in outputs.items():
-    # A block reports statistics: its variance is finite if its output is.
+    # Blocks return statistics; the variance is finite if the output is.
     yield name, value['var'] if isinstance(value, dict) else value
   (loss, _), grads = trainer.gradients(state, batch)
   loss, grads = reduce((loss, grads))
   yield 'loss', loss
-  # Backward, the last layer's gradient is the first to break.
+  # The backward pass computes the gradients of the last layer first.
   for path, grad in reversed(_in_order(grads, order)):
     yield f'gradient of {path}', grad
   # Squares overflow before gradients do.
   yield 'gradient norm', optax.tree.norm(grads)
 
 
-def _in_order(tree, order: list[str]) -> list[tuple[str, jax.Array]]:
+def _in_order(tree: Any, order: list[str]) -> list[tuple[str, jax.Array]]:
   return sorted(
     trees.named_leaves(tree), key=lambda named: order.index(named[0])
   )
@@ -126,11 +131,11 @@ def _in_order(tree, order: list[str]) -> list[tuple[str, jax.Array]]:
 def _creation_order(
   trainer: step_lib.Trainer, batch: step_lib.Batch
 ) -> list[str]:
-  """Lists parameter paths as the model creates them, from input to output."""
-  order = []
+  """List parameter paths in the order in which the model creates them."""
+  order: list[str] = []
 
-  def init(key, images):
-    # A fresh tree of Haiku keeps this order; JAX's copies are sorted.
+  def init(key: jax.Array, images: jax.Array) -> None:
+    # Haiku's tree keeps the order of creation; JAX sorts the trees it returns.
     params, _ = trainer.model.init(key, images, False)
     order.extend(
       f'{module}/{name}' for module in params for name in params[module]

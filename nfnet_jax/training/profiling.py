@@ -1,5 +1,7 @@
 """Profiler traces of some steps of a run."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import contextlib
 import os
@@ -17,7 +19,7 @@ _EXPORTS = ('.xplane.pb', 'perfetto_trace.json.gz')
 
 
 def folder_of(workdir: str | os.PathLike, steps: range) -> epath.Path:
-  """Returns where a trace goes: as TensorBoard's profiler wants it."""
+  """Return the folder of a trace, where TensorBoard's profiler expects it."""
   top = epath.Path(workdir) / 'profile' / 'plugins' / 'profile'
   return top / f'{steps.start}-{steps.stop}'
 
@@ -25,20 +27,20 @@ def folder_of(workdir: str | os.PathLike, steps: range) -> epath.Path:
 class Tracer:
   """Traces a range of steps on the devices of this process.
 
-  Each process writes `process_I.xplane.pb`, for TensorBoard and XProf, which
-  show those of one folder as the hosts of one run, and
-  `process_I.perfetto_trace.json.gz`, for Perfetto. JAX writes to local disks
-  only, so they are copied. A trace that fails does not end the run.
+  Each process writes `process_I.xplane.pb` for TensorBoard and XProf, which
+  show the files of one folder as the hosts of one run, and
+  `process_I.perfetto_trace.json.gz` for Perfetto. JAX writes to local disks
+  only, so the files are copied. A trace that fails does not end the run.
 
   Example:
     >>> import tempfile
-    >>> said = []
-    >>> with Tracer(tempfile.mkdtemp(), range(0, 1), said.append) as tracer:
+    >>> messages = []
+    >>> with Tracer(tempfile.mkdtemp(), range(0, 1), messages.append) as tracer:
     ...   tracer.begin_at(0, state=())
     ...   with tracer.annotate(0):
     ...     pass
     ...   tracer.end_at(1, state=())
-    >>> said[0].partition(': ')[0]
+    >>> messages[0].partition(': ')[0]
     'profile of steps 0 to 1'
   """
 
@@ -48,39 +50,38 @@ class Tracer:
     steps: range = range(0),
     log_fn: Callable[[str], None] = lambda line: None,
   ):
-    """Prepares to trace.
+    """Prepare to trace.
 
     Args:
-      workdir: of the run; a local folder or a bucket.
-      steps: from the first one, counted from 0, to the one to stop before; by
-        default none.
-      note: tells a person where the trace is.
+      workdir: folder of the run, on a disk or in a bucket.
+      steps: 0-based steps to trace; none by default.
+      log_fn: receives a message with the trace's folder.
     """
     self._folder = folder_of(workdir, steps)
     self._steps = steps
     self._log_fn = log_fn
-    self._local: str | None = None  # While a trace is being taken.
+    self._local: str | None = None  # A folder while a trace is being taken.
     self._reached = steps.start
 
-  def __enter__(self) -> 'Tracer':
+  def __enter__(self) -> Tracer:
     return self
 
-  def __exit__(self, *error) -> None:
-    self._end()  # A run that ends early leaves what was traced.
+  def __exit__(self, *error: Any) -> None:
+    self._end()  # If a run ends early, its trace up to there is written.
 
   def begin_at(self, step: int, state: Any) -> None:
-    """Begins if this step is the first, once `state` has been computed."""
+    """Begin if this step is the first to trace, once `state` is computed."""
     if not self._steps or step != self._steps.start:
       return
     jax.block_until_ready(state)
     try:
       self._begin()
     except Exception as error:  # The profiler raises many kinds.
-      self._log_fn(f'{self._about(self._steps.stop)}: not taken ({error})')
+      self._log_fn(f'{self._title(self._steps.stop)}: not taken ({error})')
 
   def _begin(self) -> None:
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # Every call of Python, dear and of no use.
+    options.python_tracer_level = 0  # Tracing Python calls is costly.
     local = tempfile.mkdtemp()
     try:
       jax.profiler.start_trace(
@@ -92,14 +93,14 @@ class Tracer:
     self._local = local
 
   def annotate(self, step: int) -> contextlib.AbstractContextManager:
-    """Marks a step in the trace, if one is being taken."""
+    """Mark a step in the trace, if one is being taken."""
     if self._local is None:
       return contextlib.nullcontext()
     self._reached = step + 1
     return jax.profiler.StepTraceAnnotation('train', step_num=step)
 
   def end_at(self, step: int, state: Any) -> None:
-    """Ends before this step if it is due, once `state` has been computed."""
+    """End if this step follows the last to trace, once `state` is computed."""
     if self._steps and step == self._steps.stop:
       jax.block_until_ready(state)
       self._end()
@@ -108,17 +109,17 @@ class Tracer:
     local, self._local = self._local, None
     if local is None:
       return
-    about = self._about(self._reached)
+    title = self._title(self._reached)
     try:
       jax.profiler.stop_trace()
       self._copy(pathlib.Path(local))
-      self._log_fn(f'{about}: {self._folder}')
+      self._log_fn(f'{title}: {self._folder}')
     except Exception as error:  # The profiler, and buckets, raise many kinds.
-      self._log_fn(f'{about}: not written ({error})')
+      self._log_fn(f'{title}: not written ({error})')
     finally:
       shutil.rmtree(local, ignore_errors=True)
 
-  def _about(self, stop: int) -> str:
+  def _title(self, stop: int) -> str:
     return f'profile of steps {self._steps.start} to {stop}'
 
   def _copy(self, local: pathlib.Path) -> None:
@@ -128,7 +129,7 @@ class Tracer:
       name = f'process_{jax.process_index()}.{suffix.removeprefix(".")}'
       with (
         files.atomically(self._folder / name) as temporary,
-        source.open('rb') as whole,
+        source.open('rb') as original,
         temporary.open('wb') as copy,
       ):
-        shutil.copyfileobj(whole, copy)
+        shutil.copyfileobj(original, copy)

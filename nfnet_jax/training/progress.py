@@ -1,17 +1,19 @@
-"""Shows a run's progress: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import tqdm
 
 
 class Progress:
-  """Reports loss, accuracy, images a second, the wait for data, and time left.
+  """Reports loss, accuracy, images per second, data wait and remaining time.
 
-  `data` is the share of the time in which the host waited for the next batch.
-  The devices work on meanwhile; near 100 % they starve.
+  `data` is the share of time in which the host waited for the next batch. The
+  devices work meanwhile; near 100 % they wait for data too.
 
   Example:
     >>> with Progress(first_step=0, total_steps=100, batch_size=64) as progress:
@@ -27,14 +29,15 @@ class Progress:
     *,
     devices: int = 1,
   ):
-    """Begins at a step.
+    """Start at a step.
 
     Args:
-      first_step: that was reached before.
-      total_steps: of the run.
-      batch_size: images a step, over all devices.
+      first_step: number of steps made before.
+      total_steps: number of steps of the whole run.
+      batch_size: images per step, over all devices.
       stream: where to write; standard error by default.
-      devices: if several, images a second are said for each, too.
+      devices: number of devices; if there are several, images per second are
+        also reported per device.
     """
     self._stream = stream or sys.stderr
     self._total = total_steps
@@ -51,21 +54,21 @@ class Progress:
       dynamic_ncols=True,
     )
 
-  def __enter__(self) -> 'Progress':
+  def __enter__(self) -> Progress:
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: Any) -> None:
     self._bar.close()
 
   def update(self, step: int, row: Mapping[str, float]) -> None:
-    """Shows the metrics of a step, with those of `timing.Throughput.lap`."""
+    """Show the metrics of a step, with those of `timing.Throughput.lap`."""
     self._rate = row.get('images_per_second', self._rate)
-    each = self._rate / self._devices
+    per_device = self._rate / self._devices
     shown = {
       'loss': f'{row["loss"]:.3f}',
       'top1': f'{100 * row["top1"]:.1f}%',
       'img/s': f'{self._rate:.0f}'
-      + (f' ({each:.0f} a device)' if self._devices > 1 else ''),
+      + (f' ({per_device:.0f} per device)' if self._devices > 1 else ''),
       'data': f'{100 * row.get("data_wait", 0):.0f}%',
     }
     if 'clipped' in row:
@@ -82,7 +85,7 @@ class Progress:
     self._step = step
 
   def log(self, line: str) -> None:
-    """Writes a line beside the bar."""
+    """Write a line above the bar."""
     self._bar.write(line, file=self._stream)
     self._stream.flush()
 

@@ -1,20 +1,22 @@
 """The update sharded over the devices: each updates its units of the kernels.
 
-Every device would otherwise keep, decay, clip and average all parameters, and
-standardise all kernels, as all others do. Here each keeps whole units of every
-large kernel, standardises them in float32, and gives them to all in the dtype
-of the computation; gradients are summed where the units are. What a step
-computes is what `step.Trainer` computes, which it is tested against.
+In plain data parallelism every device stores, decays, clips and averages all
+parameters and standardises all kernels. Here each device does this for its own
+units of every large kernel: it standardises them in float32 and all-gathers
+them in the dtype of the computation, and their gradients are reduce-scattered.
+A step computes the same as `step.Trainer`, as tests check.
 
 After Xu et al., "Automatic Cross-Replica Sharding of Weight Update in
 Data-Parallel Training" (arXiv 2004.13336).
 """
 
+from __future__ import annotations
+
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import haiku as hk
 import jax
@@ -24,7 +26,7 @@ import optax
 
 from nfnet_jax import trees
 from nfnet_jax.models.fast import blocks
-from nfnet_jax.optim import agc, recipe
+from nfnet_jax.optim import agc, clipping
 from nfnet_jax.training import data_parallel
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
@@ -33,166 +35,174 @@ Tree = Any
 
 
 class ShardedState(NamedTuple):
-  """A `TrainState` in two parts, each that of some of the parameters.
+  """A `TrainState` in two parts, each with some of the parameters.
 
   Attributes:
-    kernels: this device's units of the kernels that are split, laid out
-      `[H, W, O, I]` or `[O, I]`, so that a unit's weights lie together.
-    rest: all other parameters, the same on every device.
+    sharded: this device's units of the sharded kernels, in the layout
+      `[H, W, O, I]` or `[O, I]`, so that a unit's weights are contiguous.
+    replicated: all other parameters, the same on every device.
   """
 
-  kernels: state_lib.TrainState
-  rest: state_lib.TrainState
+  sharded: state_lib.TrainState
+  replicated: state_lib.TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardedTrainer:
-  """A `Trainer` whose update is sharded; runs on `devices` devices only.
+  """A `Trainer` with a sharded update, for a fixed number of devices.
 
-  Its optimiser must treat each unit of a kernel by itself, as that of the paper
-  does. Without sharpness-aware minimisation.
+  Its optimiser must treat each unit of a kernel independently of all others, as
+  that of the paper does. It does not support SAM.
 
   Attributes:
-    trainer: what a step does.
-    like: shapes of the plain state.
-    devices: how many share the update.
-    least: elements of the smallest kernel that is split.
+    trainer: the plain training step.
+    abstract_state: shapes of the plain state.
+    devices: number of devices that share the update.
+    min_size: elements of the smallest kernel that is sharded.
   """
 
   trainer: step_lib.Trainer
-  like: state_lib.TrainState
+  abstract_state: state_lib.TrainState
   devices: int
-  least: int = 2**13
+  min_size: int = 2**13
 
-  # Where the devices' states differ; see `data_parallel.DataParallel.train_step`.
-  axes = ShardedState(kernels=0, rest=None)
+  # Of (sharded, replicated); see `data_parallel.DataParallel.train_step`.
+  state_axes: ClassVar[Any] = ShardedState._make((0, None))
 
   @functools.cached_property
-  def split_paths(self) -> frozenset[str]:
-    """Paths of the kernels that are split: large ones, of whole shares."""
+  def sharded_paths(self) -> frozenset[str]:
+    """Paths of the kernels that are sharded: large ones that divide evenly."""
     return frozenset(
       path
-      for path, leaf in trees.named_leaves(self.like.params)
+      for path, leaf in trees.named_leaves(self.abstract_state.params)
       if path.endswith('/w')
       and len(leaf.shape) in (2, 4)
-      and leaf.size >= self.least
+      and leaf.size >= self.min_size
       and leaf.shape[-1] % self.devices == 0
     )
 
   @functools.cached_property
   def standardized(self) -> frozenset[str]:
-    """Modules whose kernels are standardised, of those that are split."""
+    """Modules with standardised kernels among those with sharded kernels."""
     return frozenset(
       module
-      for module, leaves in self.like.params.items()
-      if f'{module}/w' in self.split_paths and 'gain' in leaves
+      for module, leaves in self.abstract_state.params.items()
+      if f'{module}/w' in self.sharded_paths and 'gain' in leaves
     )
 
-  def split(self, state: state_lib.TrainState) -> ShardedState:
-    """Takes this device's part of a state, on each device."""
+  def shard(self, state: state_lib.TrainState) -> ShardedState:
+    """Return this device's part of a plain state; called on each device."""
     index = lax.axis_index(data_parallel.AXIS)
 
-    def own(leaf: jax.Array) -> jax.Array:
+    def take_units(leaf: jax.Array) -> jax.Array:
       leaf = _swap(leaf)
       if leaf.ndim < 2:
         return leaf
       units = leaf.shape[-2] // self.devices
       return lax.dynamic_slice_in_dim(leaf, index * units, units, axis=-2)
 
-    parts = self._part(state, True), self._part(state, False)
-    return ShardedState(jax.tree.map(own, parts[0]), parts[1])
+    return ShardedState(
+      jax.tree.map(take_units, self._select_state(state, sharded=True)),
+      self._select_state(state, sharded=False),
+    )
 
-  def join(self, state: ShardedState) -> state_lib.TrainState:
-    """Puts the state together from all devices' parts, on each device."""
-    kernels = jax.tree.map(lambda x: _swap(_gather(x)), state.kernels)
-    leaves = dict(trees.named_leaves(kernels))
-    leaves |= dict(trees.named_leaves(state.rest))
-    return trees.map_named(lambda path, _: leaves[path], self.like)
+  def unshard(self, state: ShardedState) -> state_lib.TrainState:
+    """Gather the plain state from all devices; called on each device."""
+    whole = jax.tree.map(lambda x: _swap(_gather(x)), state.sharded)
+    leaves = dict(trees.named_leaves(whole))
+    leaves |= dict(trees.named_leaves(state.replicated))
+    return trees.map_named(lambda path, _: leaves[path], self.abstract_state)
 
-  def _part(
-    self, state: state_lib.TrainState, of_kernels: bool
+  def _select_state(
+    self, state: state_lib.TrainState, *, sharded: bool
   ) -> state_lib.TrainState:
-    """Returns the state of a part of the parameters, in the same layout."""
+    """Return the state of the sharded or of all other parameters."""
     leaves = dict(trees.named_leaves(state))
-    select = functools.partial(self._select, of_kernels=of_kernels)
-    params = select(self.like.params)
+    whole = self.abstract_state
+    params = self._select_params(whole.params, sharded=sharded)
     structure = state_lib.TrainState(
-      step=self.like.step,
+      step=whole.step,
       params=params,
-      model_state={} if of_kernels else self.like.model_state,
+      model_state={} if sharded else whole.model_state,
       opt_state=jax.eval_shape(self.trainer.optimizer.init, params),
       ema_params=params,
-      ema_model_state={} if of_kernels else self.like.ema_model_state,
+      ema_model_state={} if sharded else whole.ema_model_state,
     )
     return trees.map_named(lambda path, _: leaves[path], structure)
 
-  def _select(self, params: Tree, of_kernels: bool) -> Tree:
-    chosen = {}
+  def _select_params(self, params: Tree, *, sharded: bool) -> Tree:
+    """Return the sharded or all other parameters."""
+    selected: dict[str, dict[str, Any]] = {}
     for module, leaves in params.items():
       for name, leaf in leaves.items():
-        if (f'{module}/{name}' in self.split_paths) == of_kernels:
-          chosen.setdefault(module, {})[name] = leaf
-    return chosen
+        if (f'{module}/{name}' in self.sharded_paths) == sharded:
+          selected.setdefault(module, {})[name] = leaf
+    return selected
 
   def train_step(
     self, state: ShardedState, batch: step_lib.Batch, reduce: step_lib.Reduce
   ) -> tuple[ShardedState, dict[str, jax.Array]]:
-    """Makes one update; see `step.Trainer.train_step`."""
-    kernels = jax.tree.map(_swap, state.kernels)
-    prepared, pull_back = self._prepare(kernels.params, state.rest.params)
+    """Return the state after one update; see `step.Trainer.train_step`."""
+    sharded = jax.tree.map(_swap, state.sharded)
+    replicated = state.replicated
+    prepared, reduce_grads = self._prepare(sharded.params, replicated.params)
     (loss, (top1, model_state)), grads = self.trainer.gradients(
-      state.rest._replace(params=prepared), batch, self._apply
+      replicated._replace(params=prepared), batch, self._apply
     )
-    batch_mismatch = self.trainer.batch_mismatch(state.rest, batch)
+    batch_mismatch = self.trainer.batch_mismatch(replicated, batch)
     loss, top1, batch_mismatch = reduce((loss, top1, batch_mismatch))
-    model_state = self.trainer.mean(model_state, reduce)
-    grads = pull_back(grads, reduce)
+    model_state = self.trainer.average_statistics(model_state, reduce)
+    grads = reduce_grads(grads, reduce)
     with jax.named_scope('update'):
       squares = [optax.tree.norm(part, squared=True) for part in grads]
       grad_norm = jnp.sqrt(reduce(squares[0]) + squares[1])
     applied = self.trainer.is_applicable(
-      state.rest.step, batch_mismatch, loss, grad_norm
+      replicated.step, batch_mismatch, loss, grad_norm
     )
 
-    old = ShardedState(kernels, state.rest)
-    new, clipped = self._share_clipped(
+    new, clipped = self._combine_clipping(
       ShardedState(
-        self.trainer.update(kernels, grads[0], {}),
-        self.trainer.update(state.rest, grads[1], model_state),
+        self.trainer.update(sharded, grads[0], {}),
+        self.trainer.update(replicated, grads[1], model_state),
       ),
       reduce,
     )
+    old = ShardedState(sharded, replicated)
     new = step_lib.select_tree(applied, old, new)
-    return new._replace(kernels=jax.tree.map(_swap, new.kernels)), {
-      **self.trainer.metrics(state.rest, loss, top1, grad_norm, applied),
+    return new._replace(sharded=jax.tree.map(_swap, new.sharded)), {
+      **self.trainer.metrics(replicated, loss, top1, grad_norm, applied),
       **clipped,
     }
 
-  def _prepare(self, kernels: Tree, rest: Tree):
-    """Gathers the parameters as the model takes them.
+  def _prepare(
+    self, sharded: Tree, replicated: Tree
+  ) -> tuple[Tree, Callable[[Tree, step_lib.Reduce], tuple[Tree, Tree]]]:
+    """Gather the parameters that the model is applied to.
 
     Returns:
-      The parameters, and what takes their gradients on this device to those of
-      its kernels and of the rest, summed over all devices.
+      The parameters in the dtype of the computation, and a function from this
+      device's gradients of them to the gradients of its sharded and of the
+      replicated parameters, summed over all devices.
     """
-    standardized, pull = jax.vjp(self._standardize, kernels, rest)
+    standardized, pull_back = jax.vjp(self._standardize, sharded, replicated)
     cast = self.trainer.cast
     gathered = jax.tree.map(
       lambda x: _swap(_gather(_swap(x))), cast(standardized)
     )
 
-    def pull_back(grads: Tree, reduce: step_lib.Reduce) -> tuple[Tree, Tree]:
+    def reduce_grads(grads: Tree, reduce: step_lib.Reduce) -> tuple[Tree, Tree]:
       scattered = jax.tree.map(
-        lambda x: _swap(_scatter(_swap(x))), self._select(grads, True)
+        lambda x: _swap(_scatter(_swap(x))),
+        self._select_params(grads, sharded=True),
       )
-      of_kernels, of_gains = pull(scattered)
-      others = jax.tree.map(jnp.add, of_gains, self._select(grads, False))
-      return of_kernels, reduce(others)
+      of_sharded, of_gains = pull_back(scattered)
+      of_others = self._select_params(grads, sharded=False)
+      return of_sharded, reduce(jax.tree.map(jnp.add, of_gains, of_others))
 
-    return merge(gathered, cast(rest)), pull_back
+    return _merge(gathered, cast(replicated)), reduce_grads
 
-  def _standardize(self, kernels: Tree, rest: Tree) -> Tree:
-    """Standardises this device's units."""
+  def _standardize(self, sharded: Tree, replicated: Tree) -> Tree:
+    """Standardise this device's units."""
     index = lax.axis_index(data_parallel.AXIS)
 
     def prepare(module: str, w: jax.Array) -> jax.Array:
@@ -200,52 +210,68 @@ class ShardedTrainer:
         return w
       units = w.shape[-1]
       gain = lax.dynamic_slice_in_dim(
-        rest[module]['gain'], index * units, units
+        replicated[module]['gain'], index * units, units
       )
       return blocks.standardize(w, gain)
 
     return {
       module: {'w': prepare(module, leaves['w'])}
-      for module, leaves in kernels.items()
+      for module, leaves in sharded.items()
     }
 
-  def _apply(self, params: Tree, *inputs, **options):
-    with hk.intercept_methods(self._leave_kernels):
+  def _apply(
+    self, params: Tree, *inputs: Any, **options: Any
+  ) -> tuple[jax.Array, Tree]:
+    with hk.intercept_methods(self._skip_standardization):
       return self.trainer.model.apply(params, *inputs, **options)
 
-  def _leave_kernels(self, call, args, kwargs, context):
-    """Makes modules take kernels as they are, standardised already."""
+  def _skip_standardization(
+    self,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: hk.MethodContext,
+  ) -> Any:
+    """Make modules use their kernels unchanged, as these are standardised."""
+    module: Any = context.module
     is_made = context.method_name != '__init__'
-    if is_made and context.module.module_name in self.standardized:
-      context.module.standardize = lambda w, gain: w
+    if is_made and module.module_name in self.standardized:
+      module.standardize = lambda w, gain: w
     return call(*args, **kwargs)
 
-  def _share_clipped(
+  def _combine_clipping(
     self, state: ShardedState, reduce: step_lib.Reduce
   ) -> tuple[ShardedState, dict[str, jax.Array]]:
-    """Replaces each part's shares of clipped units by those of both."""
-    clipped, units = collections.Counter(), collections.Counter()
+    """Replace each part's clipped fractions by those of all units.
+
+    Returns:
+      The state with them, and their metrics.
+    """
+    # Group -> number of units: float32 arrays, and integers.
+    clipped: collections.Counter[str] = collections.Counter()
+    units: collections.Counter[str] = collections.Counter()
     for part, devices in zip(state, (self.devices, 1)):
-      here = recipe.clipped_units(part.params)
+      local_units = clipping.count_clipped_units(part.params)
       for statistics in agc.states(part.opt_state):
-        for group, share in statistics.clipped_by_group.items():
-          count = jnp.round(share * here[group])
+        for group, fraction in statistics.clipped_by_group.items():
+          count: Any = jnp.round(fraction * local_units[group])
           clipped[group] += reduce(count) if devices > 1 else count
-          units[group] += here[group] * devices
+          units[group] += local_units[group] * devices
     if not clipped:
       return state, {}
-    whole = agc.AGCState(
-      agc.states(state.rest.opt_state)[0].count,
-      clipped.total() / units.total(),
-      {group: clipped[group] / units[group] for group in sorted(clipped)},
+    total: Any = clipped.total() / units.total()
+    fractions: Any = {
+      group: clipped[group] / units[group] for group in sorted(clipped)
+    }
+    combined = agc.AGCState(
+      agc.states(state.replicated.opt_state)[0].count, total, fractions
     )
 
-    def restate(part: state_lib.TrainState) -> state_lib.TrainState:
+    def replace(part: state_lib.TrainState) -> state_lib.TrainState:
       opt_state = agc.map_states(
-        lambda old: whole._replace(
+        lambda old: combined._replace(
           clipped_by_group={
-            group: whole.clipped_by_group[group]
-            for group in old.clipped_by_group
+            group: fractions[group] for group in old.clipped_by_group
           }
         ),
         part.opt_state,
@@ -253,22 +279,24 @@ class ShardedTrainer:
       return part._replace(opt_state=opt_state)
 
     return (
-      ShardedState(*map(restate, state)),
-      step_lib.clipping_metrics(whole),
+      ShardedState(*map(replace, state)),
+      step_lib.clipping_metrics(combined),
     )
 
 
-def merge(*trees: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-  """Puts parameters together that were told apart by module or name."""
-  merged = {}
-  for tree in trees:
-    for module, leaves in tree.items():
+def _merge(
+  *parts: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+  """Merge parameter trees that share no parameter."""
+  merged: dict[str, dict[str, Any]] = {}
+  for part in parts:
+    for module, leaves in part.items():
       merged.setdefault(module, {}).update(leaves)
   return merged
 
 
 def _swap(x: jax.Array) -> jax.Array:
-  """Turns HWIO to HWOI and back; smaller than a matrix, nothing."""
+  """Swap input and output channels (HWIO, HWOI); leave vectors as they are."""
   return jnp.swapaxes(x, -1, -2) if x.ndim >= 2 else x
 
 

@@ -1,4 +1,6 @@
-"""What a training step takes and returns, and what a checkpoint holds."""
+"""The state that a training step updates and that a checkpoint holds."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,12 +18,13 @@ class TrainState(NamedTuple):
   """The whole state of a run; randomness is derived from the seed and `step`.
 
   Attributes:
-    step: int32 scalar, the number of updates made; the next step's index.
+    step: int32 scalar, the number of updates made, which is the index of the
+      next step.
     params: float32 tree under the published paths.
     model_state: running statistics; empty for normalizer-free models.
     opt_state: state of the optax chain.
-    ema_params: running average of `params`.
-    ema_model_state: running average of `model_state`.
+    ema_params: EMA of `params`.
+    ema_model_state: EMA of `model_state`.
   """
 
   step: jax.Array
@@ -39,10 +42,14 @@ def create_state(
   seed: int,
   image_size: int,
 ) -> TrainState:
-  """Initialises a run. The averages start as copies of what they average."""
-  # Run once, so compiled in a hurry: in a third of the time for NFNet-nano.
+  """Initialise the state of a run; EMAs start as copies of their values."""
+  # It runs once, so on a CPU it is compiled without optimisation, which takes a
+  # third of the time for NFNet-nano.
   on_cpu = jax.default_backend() == 'cpu'
-  compiler_options = {'xla_backend_optimization_level': 0} if on_cpu else None
+  # JAX takes integers too, though it declares only strings and booleans.
+  compiler_options: Any = (
+    {'xla_backend_optimization_level': 0} if on_cpu else None
+  )
   init = jax.jit(_initializer(model, optimizer, image_size))
   key = jax.random.key(seed)
   return init.lower(key).compile(compiler_options)(key)
@@ -53,7 +60,7 @@ def abstract_state(
   optimizer: optax.GradientTransformation,
   image_size: int,
 ) -> TrainState:
-  """Returns the state's shapes and dtypes without computing anything."""
+  """Return the state's shapes and dtypes without computing anything."""
   init = _initializer(model, optimizer, image_size)
   return jax.eval_shape(init, jax.random.key(0))
 

@@ -1,8 +1,10 @@
 """One training step, as a pure function.
 
-It does not know how many devices there are: `reduce` sums a tree over all of
-them, and is the identity on one.
+It is independent of the number of devices: `reduce` sums a tree over all of
+them and is the identity on one device.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -27,14 +29,14 @@ Reduce = Callable[[Tree], Tree]
 def smooth_labels(
   labels: jax.Array, weights: jax.Array, num_classes: int, smoothing: float
 ) -> jax.Array:
-  """Maps weighted labels to smoothed distributions `[N, num_classes]`.
+  """Return the smoothed target distributions `[N, num_classes]` of labels.
 
   Args:
     labels: classes of each example, `[N, K]`; K is 2 for mixed images.
-    weights: their shares, `[N, K]`. A row of zeros gives a target of zeros,
-      which has no loss and no gradient.
+    weights: weights of these labels, `[N, K]`. A row of zeros gives a target of
+      zeros, which has no loss and no gradient.
     num_classes: size of the distribution.
-    smoothing: share that is spread over all classes.
+    smoothing: share of the target that is spread over all classes.
   """
   one_hot = jax.nn.one_hot(labels, num_classes)
   smoothed = one_hot * (1 - smoothing) + smoothing / num_classes
@@ -42,7 +44,7 @@ def smooth_labels(
 
 
 def main_label(labels: jax.Array, weights: jax.Array) -> jax.Array:
-  """Returns the label `[N]` of greatest weight, of those `[N, K]`.
+  """Return each example's label with the largest weight, `[N]` of `[N, K]`.
 
   It is -1 where all weights are 0.
   """
@@ -53,24 +55,25 @@ def main_label(labels: jax.Array, weights: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-  """Everything fixed about a training step.
+  """A training step, with all that stays fixed during a run.
 
   Attributes:
     model: the network.
     optimizer: the optax chain; see `optim.recipe`.
-    schedule: the chain's learning rate, for the log.
+    schedule: learning rate of that chain, for the log.
     num_classes: size of the logits.
-    global_batch: examples a step over all devices.
+    global_batch: examples per step over all devices.
     seed: root of the step's randomness.
-    label_smoothing: share of the target spread over all classes.
-    ema_decay: limit of the average's decay.
-    compute_dtype: dtype of the forward and backward pass; parameters,
-      gradient sums and updates are float32.
-    sam_rho: length of SAM's way uphill (see `training.sam`); 0 for none.
-    sam_share: share of a device's examples that SAM climbs by, in (0, 1].
-    remat: whether the backward pass computes the blocks again, for memory.
-    accumulate: parts, one after the other, in which a device takes the gradient
-      of its examples; for models without batch statistics.
+    label_smoothing: share of the target that is spread over all classes.
+    ema_decay: limit of the EMA's decay.
+    compute_dtype: dtype of the forward and backward pass; parameters, gradient
+      sums and updates are float32.
+    sam_rho: norm of SAM's perturbation (see `training.sam`); 0 for no SAM.
+    sam_share: share of a device's examples that the perturbation is computed
+      from, in (0, 1].
+    remat: whether the backward pass recomputes the blocks to save memory.
+    accumulate: number of microbatches per device whose gradients are summed one
+      after the other; for models without batch statistics.
   """
 
   model: registry.Model
@@ -87,29 +90,29 @@ class Trainer:
   remat: bool = False
   accumulate: int = 1
 
-  # All devices hold the same; see `parallel.DataParallel.train_step`.
-  axes = None
+  # All devices hold the same state; see `data_parallel.DataParallel`.
+  state_axes = None
 
   def train_step(
     self, state: state_lib.TrainState, batch: Batch, reduce: Reduce
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """Makes one update: gradients, reduction, update.
+    """Return the state after one update: gradients, reduction, update.
 
     Args:
       state: the run's state, the same on every device.
-      batch: this device's examples: `image [n, H, W, 3]` in 0..255, or for a
-        model with a fast stem `fast_stem.to_blocks` of that,
-        `label [n, K]` and `weight [n, K]`, `position [n]` in the global batch,
-        and the scalar `step` that the batch was made for.
+      batch: this device's examples: `image [n, H, W, 3]` in 0..255, or
+        `stem.to_blocks` of that for a model with a fast stem, `label [n, K]`,
+        `weight [n, K]`, `position [n]` in the global batch, and the scalar
+        `step` that the batch was made for.
       reduce: sums a tree over the devices.
 
     Returns:
-      The new state, and metrics of the global batch; with SAM, loss, top-1 and
-      gradient are those at the weights uphill. Where loss, gradient or learning
+      The new state, and metrics of the global batch. With SAM, loss, top-1 and
+      gradient are those at the perturbed weights. If loss, gradient or learning
       rate is not finite, or any device's batch is of another step than the
-      state, the state is returned as it was and `applied` is 0, on all devices:
-      after a bad step all later ones leave the state alone too, until the host
-      looks.
+      state, then the old state is returned and `applied` is 0, on all devices.
+      All later steps then leave the state unchanged too, as their batches do
+      not match it, until the host reads `applied`.
     """
     perturbed_state = self.perturbed_state(state, batch)
     (loss, (top1, model_state)), grads = self.gradients(perturbed_state, batch)
@@ -118,7 +121,7 @@ class Trainer:
     loss, top1, batch_mismatch, grads = reduce(
       (loss, top1, batch_mismatch, grads)
     )
-    model_state = self.mean(model_state, reduce)
+    model_state = self.average_statistics(model_state, reduce)
     grad_norm = optax.tree.norm(grads)
     applied = self.is_applicable(state.step, batch_mismatch, loss, grad_norm)
     new_state = self.update(state, grads, model_state)
@@ -131,7 +134,7 @@ class Trainer:
   def update(
     self, state: state_lib.TrainState, grads: Tree, model_state: Tree
   ) -> state_lib.TrainState:
-    """Returns the state after an update by gradients of the global mean."""
+    """Return the state after an update by gradients of the global mean loss."""
     updates, opt_state = self.optimizer.update(
       grads, state.opt_state, state.params
     )
@@ -141,8 +144,8 @@ class Trainer:
       params=params,
       model_state=model_state,
       opt_state=opt_state,
-      ema_params=self._average(state.ema_params, params, state.step),
-      ema_model_state=self._average(
+      ema_params=self._update_ema(state.ema_params, params, state.step),
+      ema_model_state=self._update_ema(
         state.ema_model_state, model_state, state.step
       ),
     )
@@ -150,7 +153,7 @@ class Trainer:
   def batch_mismatch(
     self, state: state_lib.TrainState, batch: Batch
   ) -> jax.Array:
-    """Returns 1 where this device's batch is not for this step, else 0."""
+    """Return 1 if this device's batch was not made for this step, else 0."""
     return (batch['step'] != state.step).astype(jnp.float32)
 
   def is_applicable(
@@ -160,14 +163,15 @@ class Trainer:
     loss: jax.Array,
     grad_norm: jax.Array,
   ) -> jax.Array:
-    """Whether a step may be applied: finite, and of batches made for it.
+    """Return whether a step may be applied: finite, and with matching batches.
+
+    All values are reduced ones, so that all devices return the same.
 
     Args:
       step: index of the update.
-      strays: how many devices' batches were not; like the others, reduced, so
-        that all devices answer alike.
-      loss: of the global batch.
-      grad_norm: of the global gradient.
+      batch_mismatch: number of devices whose batch was made for another step.
+      loss: loss of the global batch.
+      grad_norm: norm of the global gradient.
     """
     needed = jnp.stack([loss, grad_norm, self.schedule(step)])
     return jnp.isfinite(needed).all() & (batch_mismatch == 0)
@@ -180,7 +184,7 @@ class Trainer:
     grad_norm: jax.Array,
     applied: jax.Array,
   ) -> dict[str, jax.Array]:
-    """Returns what the log tells of the step after `state`."""
+    """Return the logged metrics of the step that starts from `state`."""
     return {
       'loss': loss,
       'top1': top1,
@@ -192,11 +196,12 @@ class Trainer:
   def perturbed_state(
     self, state: state_lib.TrainState, batch: Batch
   ) -> state_lib.TrainState:
-    """Returns the state to descend from: with SAM, of other parameters.
+    """Return the state at which the gradient is taken: with SAM, perturbed.
 
-    They are this device's own, never reduced, so that with SAM a step depends
-    on the number of devices. Examples draw the same random numbers in both
-    passes. Neither weight decay nor clipping takes part.
+    Each device computes its own perturbation, without a reduction, so that with
+    SAM a step depends on the number of devices. Examples draw the same random
+    numbers in both passes. The perturbation uses neither weight decay nor
+    clipping.
     """
     if not self.sam_rho:
       return state
@@ -208,41 +213,42 @@ class Trainer:
     state: state_lib.TrainState,
     batch: Batch,
     apply: Callable | None = None,
-  ):
-    """Differentiates this device's share of the global mean loss.
+  ) -> tuple[tuple[jax.Array, tuple[jax.Array, Tree]], Tree]:
+    """Differentiate this device's share of the global mean loss.
 
-    In `accumulate` parts; in fewer, if SAM's examples do not divide by it.
+    The examples are split into `accumulate` microbatches, or into fewer if the
+    number of SAM's examples is not a multiple of it.
 
     Args:
-      state: whose parameters, of any dtype, are differentiated by.
+      state: state with the parameters, of any dtype, to differentiate by.
       batch: see `train_step`.
-      apply: takes the place of the model's.
+      apply: replaces the model's `apply`.
 
     Returns:
       `((loss, (top1, model_state)), grads)`. Loss and top-1 are this device's
       terms of the global means; gradients are float32.
     """
-    parts = math.gcd(self.accumulate, len(batch['label']))
+    microbatches = math.gcd(self.accumulate, len(batch['label']))
     apply = apply or self.model.apply
-    if parts == 1:
+    if microbatches == 1:
       return self._gradients(state, batch, apply)
     examples = {
-      name: value.reshape(parts, -1, *value.shape[1:])
+      name: value.reshape(microbatches, -1, *value.shape[1:])
       for name, value in batch.items()
       if value.ndim
     }
-    compute = lambda part: self._gradients(state, {**batch, **part}, apply)
+    compute = lambda each: self._gradients(state, {**batch, **each}, apply)
     first = jax.tree.map(lambda value: value[0], examples)
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first)
     )
-    add = lambda sums, part: (optax.tree.add(sums, compute(part)), None)
+    add = lambda sums, each: (optax.tree.add(sums, compute(each)), None)
     return lax.scan(add, zeros, examples)[0]
 
   def _gradients(
     self, state: state_lib.TrainState, batch: Batch, apply: Callable
-  ):
-    # A model of one's own need not know of it.
+  ) -> tuple[tuple[jax.Array, tuple[jax.Array, Tree]], Tree]:
+    # Models from elsewhere need not have this option.
     options = {'remat': True} if self.remat else {}
 
     def loss_fn(params):
@@ -264,8 +270,8 @@ class Trainer:
 
   def model_inputs(
     self, params: Tree, state: state_lib.TrainState, batch: Batch
-  ):
-    """Returns what the model is applied to in training, in compute dtype."""
+  ) -> tuple[Any, ...]:
+    """Return the arguments of the model's `apply` in training."""
     return (
       self.cast(params),
       state.model_state,
@@ -277,19 +283,19 @@ class Trainer:
 
   @jax.named_scope('cast')
   def cast(self, tree: Tree) -> Tree:
-    """Brings a tree to the dtype of the computation."""
+    """Cast a tree to `compute_dtype`."""
     return jax.tree.map(lambda x: x.astype(self.compute_dtype), tree)
 
-  def _average(self, average: Tree, values: Tree, step: jax.Array) -> Tree:
+  def _update_ema(self, average: Tree, values: Tree, step: jax.Array) -> Tree:
     return ema.update_ema(average, values, self.ema_decay, step)
 
-  def mean(self, tree: Tree, reduce: Reduce) -> Tree:
-    """Averages running statistics over all devices."""
+  def average_statistics(self, tree: Tree, reduce: Reduce) -> Tree:
+    """Average running statistics over all devices."""
     devices = reduce(jnp.ones(()))
 
     def divide(total: jax.Array) -> jax.Array:
       if jnp.issubdtype(total.dtype, jnp.integer):
-        # A counter, the same on every device, stays an integer.
+        # A counter is the same on every device and stays an integer.
         return total // devices.astype(total.dtype)
       return total / devices
 
@@ -298,13 +304,13 @@ class Trainer:
 
 @jax.named_scope('update')
 def select_tree(applied: jax.Array, state: Tree, new_state: Tree) -> Tree:
-  """Returns the new state where the step is applied, else the old one."""
+  """Return the new state if the step is applied, else the old one."""
   choose = lambda new, old: jnp.where(applied, new, old)
   return jax.tree.map(choose, new_state, state)
 
 
 def clipping_metrics(opt_state: Tree) -> dict[str, jax.Array]:
-  """Reads the clipped fractions out of an optimiser state, if it has AGC."""
+  """Return the clipped fractions of an optimiser state, if it has AGC."""
   for node in agc.states(opt_state):
     groups = node.clipped_by_group.items()
     return {

@@ -1,12 +1,14 @@
-"""Where the time of a run goes, and how many images a second that makes."""
+"""Time that a run spends per activity, and images per second."""
+
+from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
 import contextlib
 import time
 
-# What a run spends its time on. Waiting for a batch while the devices may still
-# work is `DATA`; to restore, to fill the pipeline and to close it is `OTHER`.
+# Activities of a run. `DATA` is waiting for a batch, while the devices may
+# still work; `OTHER` is restoring, and filling and closing the data pipeline.
 TRAINING, DATA, COMPILING, EVALUATING, SAVING, OTHER = (
   'training',
   'data',
@@ -18,83 +20,85 @@ TRAINING, DATA, COMPILING, EVALUATING, SAVING, OTHER = (
 
 
 class Stopwatch:
-  """Measures for how long a run does what; no second counts twice.
+  """Measures the time per activity; each second counts for one activity.
 
   Example:
-    >>> watch = Stopwatch()
-    >>> with watch.during(TRAINING):
-    ...   with watch.during(SAVING):
+    >>> stopwatch = Stopwatch()
+    >>> with stopwatch.during(TRAINING):
+    ...   with stopwatch.during(SAVING):
     ...     pass
-    >>> watch.seconds(TRAINING) < watch.total()
+    >>> stopwatch.seconds(TRAINING) < stopwatch.total()
     True
   """
 
-  def __init__(self):
-    self._seconds = collections.Counter()
-    self._doing = OTHER
+  def __init__(self) -> None:
+    self._seconds: dict[str, float] = collections.defaultdict(float)
+    self._activity = OTHER
     self._since = time.perf_counter()
 
   @contextlib.contextmanager
-  def during(self, doing: str) -> Iterator[None]:
-    """Counts what happens inside as this, and as nothing else."""
-    before = self._switch(doing)
+  def during(self, activity: str) -> Iterator[None]:
+    """Count the time inside the context for this activity only."""
+    before = self._switch(activity)
     try:
       yield
     finally:
       self._switch(before)
 
-  def seconds(self, *doings: str) -> float:
-    """Returns the time spent on these so far."""
-    self._switch(self._doing)
-    return sum(self._seconds[doing] for doing in doings)
+  def seconds(self, *activities: str) -> float:
+    """Return the time spent on these activities so far."""
+    self._switch(self._activity)
+    return sum(self._seconds[activity] for activity in activities)
 
   def total(self) -> float:
-    """Returns the time since the start."""
-    self._switch(self._doing)
+    """Return the time since the start."""
+    self._switch(self._activity)
     return sum(self._seconds.values())
 
-  def _switch(self, doing: str) -> str:
-    now, before = time.perf_counter(), self._doing
+  def _switch(self, activity: str) -> str:
+    now, before = time.perf_counter(), self._activity
     self._seconds[before] += now - self._since
-    self._doing, self._since = doing, now
+    self._activity, self._since = activity, now
     return before
 
 
 class Throughput:
-  """Counts images a second, and the share of that time spent on waiting.
+  """Measures images per second, and the share of time spent waiting for data.
 
-  Neither evaluations nor checkpoints nor the first step, which compiles, count.
+  Evaluations, checkpoints and the first step, which compiles, do not count.
 
   Attributes:
-    batch_size: images a step, over all devices.
-    steps: finished so far, the first one included.
+    batch_size: images per step, over all devices.
+    steps: number of steps finished so far, the first one included.
 
   Example:
     >>> Throughput(Stopwatch(), batch_size=64).overall()
     {}
   """
 
-  def __init__(self, watch: Stopwatch, batch_size: int):
+  def __init__(self, stopwatch: Stopwatch, batch_size: int):
     self.batch_size = batch_size
     self.steps = 0
-    self._watch = watch
-    self._lap = 0, 0.0, 0.0
+    self._stopwatch = stopwatch
+    self._last = (0, 0.0, 0.0)
 
   def lap(self) -> dict[str, float]:
-    """Returns what `overall` does, of the time since the last call."""
-    before, self._lap = self._lap, self._now()
-    return self._rates(*(now - then for now, then in zip(self._lap, before)))
+    """Return the values of `overall` for the time since the last call."""
+    last, self._last = self._last, self._now()
+    (steps, seconds, waited), now = last, self._last
+    return self._rates(now[0] - steps, now[1] - seconds, now[2] - waited)
 
   def overall(self) -> dict[str, float]:
-    """Returns `images_per_second` and `data_wait`, the share of the wait.
+    """Return `images_per_second` and `data_wait`, the share of waiting time.
 
-    Nothing if no step was timed.
+    The dictionary is empty if no step was timed.
     """
     return self._rates(*self._now())
 
   def _now(self) -> tuple[int, float, float]:
-    waited = self._watch.seconds(DATA)
-    seconds = waited + self._watch.seconds(TRAINING)
+    """Return timed steps, their seconds, and the seconds of waiting so far."""
+    waited = self._stopwatch.seconds(DATA)
+    seconds = waited + self._stopwatch.seconds(TRAINING)
     return max(self.steps - 1, 0), seconds, waited
 
   def _rates(

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 import numpy as np
 
-from nfnet_jax import preprocessing
+from nfnet_jax import errors, preprocessing
 from nfnet_jax.models import registry
 from nfnet_jax.storage import failures, files
 from nfnet_jax.weights import arrays as arrays_lib
@@ -135,7 +135,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
   except FileNotFoundError as error:
     raise WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
-    reason = ' '.join(str(error).split()).removesuffix('.')
+    reason = errors.one_line(error).removesuffix('.')
     raise WeightsError(f"Weights '{path}' cannot be used: {reason}.") from error
 
 

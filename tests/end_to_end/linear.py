@@ -52,9 +52,9 @@ class Experiment:
       return None
     trainer, abstract_state = self.trainer, self.abstract_state()
     sharded = sharded_update.ShardedTrainer(
-      trainer, abstract_state, devices, least=1
+      trainer, abstract_state, devices, min_size=1
     )
-    assert sharded.split_paths == {'linear/w'}
+    assert sharded.sharded_paths == {'linear/w'}
     return sharded
 
   def create_state(self):

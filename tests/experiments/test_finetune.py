@@ -102,9 +102,7 @@ class TestBeginning:
     (said,) = summary._origin(experiment)
     assert said.endswith('seven.npz, classifier new (7 classes there)')
 
-  def test_a_step_may_donate_the_state(
-    self, folder, digits, data_dir, trained
-  ):
+  def test_a_step_may_donate_the_state(self, folder, digits, data_dir, trained):
     before = jax.tree.map(np.array, trained.params)
     config = settings(folder / 'ten.npz', data_dir)
     config = experiment_lib.prepare_config(config)
@@ -117,7 +115,7 @@ class TestBeginning:
       params, average = times(2, state.params), times(4, state.ema_params)
       return state._replace(params=params, ema_params=average), {}
 
-    batch = single.split({'image': np.zeros((1, 1), np.float32)})
+    batch = single.shard_batch({'image': np.zeros((1, 1), np.float32)})
     trainer = types.SimpleNamespace(train_step=step, axes=None)
     state, _ = single.train_step(trainer)(single.replicate(state), batch)
     for factor, tree in ((2, state.params), (4, state.ema_params)):
@@ -367,7 +365,9 @@ class TestRun:
     weights = nfnet_jax.load_weights(run)
     assert weights.class_names == tuple(names)
 
-  def test_ema_weights_are_what_evaluate_reports(self, run_command, run, data_dir):
+  def test_ema_weights_are_what_evaluate_reports(
+    self, run_command, run, data_dir
+  ):
     code, out, err = run_command(
       evaluate.main, f'--workdir={run}', '--json', on_a_run=True
     )

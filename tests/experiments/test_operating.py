@@ -79,9 +79,7 @@ class TestRun:
     for row in metrics.read_metrics(workdir / 'metrics.jsonl'):
       assert 'images_per_second' not in row
 
-  def test_past_steps_cannot_be_traced(
-    self, run_command, small, workdir
-  ):
+  def test_past_steps_cannot_be_traced(self, run_command, small, workdir):
     arguments = [*small, f'--workdir={workdir}', '--profile=3:4']
     assert run_command(train.main, *arguments) == (
       2,
@@ -160,7 +158,7 @@ def test_several_processes_log_the_speed_per_device(monkeypatch):
   said = '8,000 images/s, waiting for data 2 % of the time'
   assert results._speed(finished) == said
   monkeypatch.setattr(processes, 'are_several', lambda: True)
-  said = '8,000 images/s (1,000 a device), waiting for data 2 % of the time'
+  said = '8,000 images/s (1,000 per device), waiting for data 2 % of the time'
   assert results._speed(finished) == said
 
 

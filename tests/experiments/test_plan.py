@@ -339,8 +339,8 @@ def test_what_is_lowered_is_what_is_run(run_command, small):
   devices = data_parallel.DataParallel(jax.devices())
   trainer = run.sharded_trainer(len(jax.devices())) or run.trainer
   planned = devices.lower(trainer, run.abstract_state(), run.train_shapes())
-  state = devices.distribute(trainer, run.create_state())
-  batch = devices.split(next(run.train_batches(0, print)))
+  state = devices.shard_state(trainer, run.create_state())
+  batch = devices.shard_batch(next(run.train_batches(0, print)))
   real = devices.train_step(trainer).lower(state, batch)
   text = lambda lowered: compilation.without_places(
     lowered.as_text(debug_info=True)

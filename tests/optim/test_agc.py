@@ -41,7 +41,7 @@ def draw(shape, seed=0, dtype=jnp.float32):
   grad = rng.standard_normal(shape)
   if shape:
     grad *= 10 ** rng.uniform(-2, 0, shape[-1])
-    weight[..., 0] = 0  # Leaves eps to rule where this is a unit.
+    weight[..., 0] = 0  # Where this is a unit, eps is the weight norm.
   return jnp.asarray(grad, dtype), jnp.asarray(weight, dtype)
 
 
@@ -54,7 +54,7 @@ def clip(grads, params, *args, **kwargs):
 
 
 def assert_same_bits(actual, desired):
-  """Compares leaves, NaN equal to NaN and -0 to nothing but itself."""
+  """Compares leaves: NaN equals NaN, and -0 equals only -0."""
   jax.tree.map(np.testing.assert_array_equal, actual, desired)
   jax.tree.map(
     lambda a, d: np.testing.assert_array_equal(np.signbit(a), np.signbit(d)),
@@ -84,12 +84,12 @@ def test_defaults_are_those_of_the_paper():
   assert_same_bits(clip(grad, weight), desired)
 
 
-def test_higher_ranks_go_over_all_axes_but_the_last():
+def test_higher_ranks_reduce_over_all_axes_but_the_last():
   grad, weight = draw((2, 2, 1, 3, 2, 4))
   with pytest.raises(ValueError, match='Expected parameter with shape'):
     run(optax.adaptive_grad_clip(0.1), grad, weight)
-  whole = optax.adaptive_grad_clip(0.1, axis=(0, 1, 2, 3, 4))
-  assert_same_bits(clip(grad, weight, 0.1), run(whole, grad, weight)[0])
+  explicit = optax.adaptive_grad_clip(0.1, axis=(0, 1, 2, 3, 4))
+  assert_same_bits(clip(grad, weight, 0.1), run(explicit, grad, weight)[0])
 
 
 @pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['eager', 'jit'])
@@ -134,7 +134,7 @@ def test_nan_and_infinity_are_treated_as_optax_does(wrap):
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
-def test_half_precision_takes_its_norms_in_float32(dtype):
+def test_half_precision_computes_norms_in_float32(dtype):
   grad, weight = draw((64, 5), dtype=dtype)
   wide = clip(grad.astype(jnp.float32), weight.astype(jnp.float32), 0.1)
   actual = clip(grad, weight, 0.1)
@@ -219,14 +219,14 @@ def test_any_tree_keeps_its_structure_and_that_of_its_state(name):
   assert shapes_of(jax.jit(tx.update)(grads, state, params)[1]) == shapes_of(
     state
   )
-  # Scan demands the same structure, shapes and dtypes.
+  # lax.scan requires the same structure, shapes and dtypes.
   step = lambda s, _: (tx.update(grads, s, params)[1], None)
   last, _ = jax.lax.scan(step, state, length=3)
   assert last.count == 3
   assert last.clipped_by_group['all'] == last.clipped == after.clipped
 
 
-def test_state_can_be_made_abstractly():
+def test_state_can_be_created_abstractly():
   _, params = make_tree('flax')
   tx = nfnet_jax.agc(group_fn=lambda path: path)
   abstract = jax.eval_shape(tx.init, params)

@@ -68,8 +68,8 @@ COMPOSITIONS = {
 
 
 @pytest.mark.parametrize('name', COMPOSITIONS)
-def test_composes_with_optax_like_optaxs_own(name):
-  """Four steps under jit and scan, on the gradients of each."""
+def test_composes_with_optax_as_adaptive_grad_clip_does(name):
+  """Four steps under jit and scan, each with its own gradients."""
   steps = [draw(seed) for seed in range(4)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
 
@@ -87,7 +87,7 @@ def test_composes_with_optax_like_optaxs_own(name):
   assert not np.allclose(actual['conv']['w'], unclipped['conv']['w'])
 
 
-def test_masked_and_partition_leave_the_others_out_of_the_statistics():
+def test_masked_and_partition_exclude_others_from_the_statistics():
   for compose in (COMPOSITIONS['masked'], partition):
     tx = compose(functools.partial(nfnet_jax.agc, group_fn=lambda path: path))
     state = tx.init(PARAMS)
@@ -186,7 +186,7 @@ def test_weight_may_be_a_python_number():
   ],
   ids=str,
 )
-def test_output_first_draws_units_along_axis_0(shape, axes):
+def test_output_first_has_units_along_axis_0(shape, axes):
   grad, weight = draw(0, shape), draw(1, shape)
   actual, _ = run(nfnet_jax.agc(0.3, axes='output_first'), grad, weight)
   norm = lambda x: np.sqrt(np.sum(np.square(x), axis=axes, keepdims=True))
@@ -201,7 +201,7 @@ def test_output_last_is_the_default():
   )
 
 
-def test_rule_of_the_caller_replaces_the_default():
+def test_function_for_axes_replaces_the_default():
   seen = {}
 
   def rule(path, shape):
@@ -231,7 +231,7 @@ def test_excluded_leaves_pass():
   assert_same(updates['conv'], desired['conv'])
 
 
-def test_everything_excluded_has_share_zero():
+def test_if_all_is_excluded_the_fraction_is_zero():
   tx = nfnet_jax.agc(exclude=lambda path: True, group_fn=lambda path: path)
   updates, state = run(tx)
   assert_same(updates, GRADS)
@@ -240,8 +240,8 @@ def test_everything_excluded_has_share_zero():
 
 
 @pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['eager', 'jit'])
-def test_shares_of_a_case_made_by_hand(wrap):
-  """Weights are 1: a unit is clipped from a gradient of 0.5 a weight."""
+def test_fractions_of_a_small_example(wrap):
+  """Weights are 1: a unit is clipped if its gradients are 0.5 or more."""
   grads = {
     'conv': {
       'b': jnp.full((4,), 0.1),  # 0 of 1 unit.
@@ -267,7 +267,7 @@ def test_shares_of_a_case_made_by_hand(wrap):
   assert run(nfnet_jax.agc(0.5), grads, params)[1].clipped_by_group == {}
 
 
-def test_missing_params_are_asked_for():
+def test_missing_params_are_an_error():
   tx = nfnet_jax.agc()
   with pytest.raises(ValueError, match=r'update\(updates, state, params\)'):
     tx.update(GRADS, tx.init(PARAMS))
@@ -283,7 +283,7 @@ def test_errors_name_the_leaf():
   ones = jnp.ones
   message = fail(ones((3, 2)), ones((2, 3)))
   assert all(part in message for part in ("'a/b/0'", '(3, 2)', '(2, 3)'))
-  # Would broadcast without a word.
+  # Without the check, these shapes would broadcast.
   assert "'a/b/0'" in fail(ones((3, 2)), ones((1, 2)))
   message = fail(ones((3, 2)), None)
   assert all(part in message for part in ("'a/b/0'", '(3, 2)', 'None'))

@@ -14,9 +14,9 @@ import optax
 import nfnet_jax
 
 ROUNDING = 4e-6
-# Products below the least normal float32 may become 0.
+# Products below the smallest normal float32 may become 0.
 SUBNORMAL = 2e-38
-# Each shape, and the axes that one unit's norm goes over.
+# Shape -> the axes that a unit's norm is taken over.
 UNITS = {
   (): (),
   (6,): (0,),
@@ -36,7 +36,7 @@ def floats(low, high):
 
 
 def signed(low, high):
-  """Zero, and numbers between two of either sign."""
+  """Draws 0 and numbers of either sign with a magnitude in an interval."""
   size = floats(low, high)
   return st.one_of(st.just(0.0), size, size.map(lambda x: -x))
 
@@ -63,7 +63,7 @@ weights = signed(1e-3, 1e1)
 def cases(draw, grads=gradients, weights=weights):
   """Draws gradient and weight of one leaf, and the axes of its units."""
   shape = draw(shapes)
-  # Whole units near zero, where eps rules, are common.
+  # Units near zero, where eps is the bound, are common.
   scale = np.float32(draw(st.sampled_from([0.0, 1e-4, 1.0, 1e3])))
   weight = scale * draw(arrays(shape, weights))
   return draw(arrays(shape, grads)), weight, UNITS[shape]
@@ -162,7 +162,7 @@ def test_scaling_by_a_power_of_two_is_exact(case, ratio, power):
 
 @property_test
 @given(well_scaled(), ratios, st.floats(1e-6, 0.5))
-def test_eps_below_every_weight_norm_is_without_effect(case, ratio, eps):
+def test_eps_below_every_weight_norm_has_no_effect(case, ratio, eps):
   grad, weight = case
   assert_same_bits(clip(grad, weight, ratio, eps), clip(grad, weight, ratio))
 
@@ -185,7 +185,7 @@ def test_equals_optax_on_any_float32(case, ratio, eps):
 
 @property_test
 @given(cases(), cases(), ratios, epsilons)
-def test_shares_count_the_units_at_or_above_their_bounds(a, b, ratio, eps):
+def test_fractions_count_the_units_at_or_above_their_bounds(a, b, ratio, eps):
   leaves = {'a': a, 'b': b}
   above = {}
   for name, (grad, weight, axes) in leaves.items():

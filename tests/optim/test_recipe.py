@@ -1,3 +1,5 @@
+"""The optimiser of the paper, its groups, clipping rules and schedules."""
+
 import math
 
 import jax
@@ -8,7 +10,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import trees
-from nfnet_jax.optim import ema, groups
+from nfnet_jax.optim import clipping, ema, groups
 
 
 def random_like(tree, seed, scale):
@@ -42,7 +44,7 @@ def by_hand(path, grads, param, rates, momentum=0.9, decay=2e-5, ratio=0.01):
 
 def test_chain_is_the_papers_update(pico_params):
   schedule = nfnet_jax.warmup_cosine(0.4, warmup_steps=2, total_steps=6)
-  tx = nfnet_jax.nfnet_sgd(schedule)
+  tx = nfnet_jax.make_optimizer(schedule)
   params, state = pico_params, tx.init(pico_params)
   all_grads = [random_like(params, seed, 0.01) for seed in range(4)]
   update = jax.jit(tx.update)
@@ -61,7 +63,7 @@ def test_chain_is_the_papers_update(pico_params):
 
 
 def test_momentum_is_nesterov_as_in_optax_sgd(pico_params):
-  ours = nfnet_jax.nfnet_sgd(0.1, weight_decay=0.0, clipping=None)
+  ours = nfnet_jax.make_optimizer(0.1, weight_decay=0.0, clipping=0)
   theirs = optax.sgd(0.1, momentum=0.9, nesterov=True)
   states = ours.init(pico_params), theirs.init(pico_params)
   for seed in range(3):
@@ -73,7 +75,7 @@ def test_momentum_is_nesterov_as_in_optax_sgd(pico_params):
 
 
 def test_only_the_classifier_kernel_escapes_clipping(pico_params):
-  tx = nfnet_jax.nfnet_sgd(1.0, weight_decay=0.0, momentum=0.0)
+  tx = nfnet_jax.make_optimizer(1.0, weight_decay=0.0, momentum=0.0)
   grads = random_like(pico_params, 0, 1e3)
   updates, _ = tx.update(grads, tx.init(pico_params), pico_params)
   kept = [
@@ -87,7 +89,7 @@ def test_only_the_classifier_kernel_escapes_clipping(pico_params):
 
 
 def test_decay_reaches_kernels_only(pico_params):
-  tx = nfnet_jax.nfnet_sgd(1.0, weight_decay=0.5, momentum=0.0)
+  tx = nfnet_jax.make_optimizer(1.0, weight_decay=0.5, momentum=0.0)
   zeros = jax.tree.map(jnp.zeros_like, pico_params)
   updates, _ = tx.update(zeros, tx.init(pico_params), pico_params)
   for path, update in trees.named_leaves(updates):
@@ -136,13 +138,13 @@ def test_groups_of_f0_have_the_published_sizes():
     (lambda path: True, "lies in 'gains and biases', 'mine'"),
   ],
 )
-def test_a_parameter_in_no_group_or_two_is_an_error(contains, message):
+def test_parameter_in_no_group_or_in_two_is_an_error(contains, message):
   mine = groups.Group('mine', contains, decay=True, clip=True)
   declared = (*groups.NFNET_GROUPS, mine)
   params = {'net': {'odd': jnp.ones(3), 'b': jnp.ones(3)}}
   if contains('net/odd'):
     params = {'net': {'b': jnp.ones(3)}}
-  tx = nfnet_jax.nfnet_sgd(0.1, groups=declared)
+  tx = nfnet_jax.make_optimizer(0.1, groups=declared)
   with pytest.raises(ValueError, match=message):
     tx.init(params)
   with pytest.raises(ValueError, match=message):
@@ -172,9 +174,9 @@ def test_ema_warms_up_and_keeps_its_limit():
   np.testing.assert_allclose(late, 0.99999, rtol=1e-7)
 
 
-def clipped_by(kind, params, grads, clipping=0.01):
-  tx = nfnet_jax.nfnet_sgd(
-    1.0, momentum=0.0, weight_decay=0.0, clipping=clipping, clip_by=kind
+def clipped_by(kind, params, grads, **options):
+  tx = nfnet_jax.make_optimizer(
+    1.0, momentum=0.0, weight_decay=0.0, clip_by=kind, **options
   )
   updates, _ = tx.update(grads, tx.init(params), params)
   return dict(trees.named_leaves(jax.tree.map(jnp.negative, updates)))
@@ -183,7 +185,7 @@ def clipped_by(kind, params, grads, clipping=0.01):
 @pytest.mark.parametrize(
   ('kind', 'axes'), [('unit', 0), ('input_unit', 1), ('layer', (0, 1))]
 )
-def test_rival_clippings_bound_their_ratio(pico_params, kind, axes):
+def test_ratio_rules_bound_their_ratio(pico_params, kind, axes):
   grads = random_like(pico_params, 0, 1.0)
   clipped = clipped_by(kind, pico_params, grads)
   whole = dict(trees.named_leaves(grads))
@@ -202,15 +204,17 @@ def test_global_norm_bounds_all_gradients_together(pico_params):
   grads = random_like(pico_params, 0, 1.0)
   clipped = clipped_by('global_norm', pico_params, grads, clipping=3.0)
   assert float(optax.tree.norm(clipped)) == pytest.approx(3.0, rel=1e-5)
+  by_default = clipped_by('global_norm', pico_params, grads)
+  assert float(optax.tree.norm(by_default)) == pytest.approx(1.0, rel=1e-5)
   small = random_like(pico_params, 0, 1e-6)
   same = clipped_by('global_norm', pico_params, small, clipping=3.0)
   for path, grad in trees.named_leaves(small):
     np.testing.assert_array_equal(same[path], grad)
 
 
-def test_layerwise_rates_are_those_of_lars(pico_params):
-  tx = nfnet_jax.nfnet_sgd(
-    1.0, momentum=0.0, weight_decay=0.0, clipping=None, trust_coefficient=0.1
+def test_layer_wise_rates_are_those_of_lars(pico_params):
+  tx = nfnet_jax.make_optimizer(
+    1.0, momentum=0.0, weight_decay=0.0, clipping=0, trust_coefficient=0.1
   )
   grads = random_like(pico_params, 0, 1.0)
   updates, _ = tx.update(grads, tx.init(pico_params), pico_params)
@@ -222,11 +226,47 @@ def test_layerwise_rates_are_those_of_lars(pico_params):
     np.testing.assert_allclose(update, -expected, rtol=1e-5, err_msg=path)
 
 
-def test_unknown_clipping_is_refused():
+@pytest.mark.parametrize('name', clipping.RULES)
+def test_clipping_of_0_is_none(pico_params, name):
+  grads = random_like(pico_params, 0, 1e3)
+  same = clipped_by(name, pico_params, grads, clipping=0)
+  for path, grad in trees.named_leaves(grads):
+    np.testing.assert_array_equal(same[path], grad)
+
+
+def test_traced_clipping_is_allowed(pico_params):
+  grads = random_like(pico_params, 0, 1.0)
+  traced = jax.jit(
+    lambda ratio: clipped_by('unit', pico_params, grads, clipping=ratio)
+  )
+  expected = clipped_by('unit', pico_params, grads, clipping=0.02)
+  for path, grad in traced(0.02).items():
+    np.testing.assert_allclose(grad, expected[path], rtol=1e-5)
+
+
+def test_a_rule_is_added_in_one_place(pico_params, monkeypatch):
+  halve = lambda bound, eps, groups: optax.scale(bound)
+  rule = clipping.ClippingRule('Halve all gradients.', 0.5, halve)
+  monkeypatch.setitem(clipping.RULES, 'halve', rule)
+  grads = random_like(pico_params, 0, 1.0)
+  halved = clipped_by('halve', pico_params, grads)
+  for path, grad in trees.named_leaves(grads):
+    np.testing.assert_array_equal(halved[path], 0.5 * grad)
+
+
+def test_unknown_rule_lists_the_known_ones():
   with pytest.raises(
-    ValueError, match=r"'units'.*unit, input_unit, layer, glo"
+    ValueError,
+    match=r"'units'.*unit, input_unit, layer, global_norm.*mean 'unit'\?",
   ):
-    nfnet_jax.nfnet_sgd(0.1, clip_by='units')
+    nfnet_jax.make_optimizer(0.1, clip_by='units')
+
+
+def test_global_norm_takes_no_schedule():
+  with pytest.raises(ValueError, match=r"'global_norm' takes no schedule"):
+    nfnet_jax.make_optimizer(
+      0.1, clipping=optax.constant_schedule(1.0), clip_by='global_norm'
+    )
 
 
 def test_ema_copies_counters():

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, damaged ones told, little said."""
+"""Checkpoints: complete or absent, damaged ones reported, Orbax kept quiet."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from nfnet_jax.training import checkpoint, state
 
 @pytest.fixture(scope='module')
 def saved_state(pico_params):
-  tx = nfnet_jax.nfnet_sgd(0.1)
+  tx = nfnet_jax.make_optimizer(0.1)
   values = state.TrainState(
     step=np.int32(0),
     params=pico_params,
@@ -43,13 +44,13 @@ def assert_equal(ours, theirs):
 
 def test_round_trip_keeps_the_newest(tmp_path, saved_state):
   with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
-    assert checkpoints.restore_latest(like=saved_state) is None
+    assert checkpoints.restore_latest(saved_state) is None
     for step in (3, 6, 9):
       checkpoints.save(at(saved_state, step))
     checkpoints.save(at(saved_state, 9))  # Again: nothing happens.
     checkpoints.wait()
     assert checkpoints.steps() == [6, 9]
-    restored = checkpoints.restore_latest(like=saved_state)
+    restored = checkpoints.restore_latest(saved_state)
   assert_equal(restored, at(saved_state, 9))
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(restored)}
   assert dtypes == {np.dtype('float32'), np.dtype('int32')}
@@ -62,7 +63,7 @@ def test_saved_values_do_not_follow_the_buffers(tmp_path, saved_state):
     for leaf in jax.tree.leaves(mutable.params):
       leaf[...] = 0
     checkpoints.wait()
-    assert_equal(checkpoints.restore_latest(like=saved_state), saved_state)
+    assert_equal(checkpoints.restore_latest(saved_state), saved_state)
 
 
 def damage(directory: pathlib.Path, how: str):
@@ -76,7 +77,7 @@ def damage(directory: pathlib.Path, how: str):
 
 
 @pytest.mark.parametrize('how', ['flipped', 'cut'])
-def test_damaged_latest_is_said_and_the_one_before_is_used(
+def test_damaged_latest_is_reported_and_the_one_before_is_used(
   tmp_path, saved_state, caplog, how
 ):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -84,7 +85,7 @@ def test_damaged_latest_is_said_and_the_one_before_is_used(
       checkpoints.save(at(saved_state, step))
   damage(tmp_path / '6', how)
   with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
-    restored = checkpoints.restore_latest(like=saved_state)
+    restored = checkpoints.restore_latest(saved_state)
     assert_equal(restored, at(saved_state, 3))
     assert 'Checkpoint 6 cannot be read' in caplog.text
     assert checkpoints.steps() == [3, 6]  # Reading moves nothing.
@@ -102,7 +103,7 @@ def test_nothing_readable_is_an_error(tmp_path, saved_state):
     checkpoint.Checkpoints(tmp_path) as checkpoints,
     pytest.raises(checkpoint.UnreadableError, match=r'\[3\] .* new workdir'),
   ):
-    checkpoints.restore_latest(like=saved_state)
+    checkpoints.restore_latest(saved_state)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +113,10 @@ def test_nothing_readable_is_an_error(tmp_path, saved_state):
     ValueError('UNAVAILABLE: Error reading "state" in OCDBT database'),
   ],
 )
-def test_an_outage_is_not_taken_for_damage(
+def test_outage_is_not_reported_as_damage(
   tmp_path, saved_state, monkeypatch, outage
 ):
-  def fail(step, like):
+  def fail(step, template):
     raise outage if step == 6 else ValueError('damaged')
 
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -124,45 +125,45 @@ def test_an_outage_is_not_taken_for_damage(
     checkpoints.wait()
     monkeypatch.setattr(checkpoints, 'restore', fail)
     with pytest.raises(checkpoint.OutageError, match=r'\[3, 6\] .*damaged'):
-      checkpoints.restore_latest(like=saved_state)
+      checkpoints.restore_latest(saved_state)
 
 
-def test_one_failed_read_is_tried_again(tmp_path, saved_state, monkeypatch):
+def test_failed_read_is_tried_again(tmp_path, saved_state, monkeypatch):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     for step in (3, 6):
       checkpoints.save(at(saved_state, step))
     checkpoints.wait()
     restore, failures = checkpoints.restore, [OSError(5, 'disk')]
 
-    def flaky(step, like):
+    def flaky(step, template):
       if failures:
         raise failures.pop()
-      return restore(step, like)
+      return restore(step, template)
 
     monkeypatch.setattr(checkpoints, 'restore', flaky)
-    assert checkpoints.restore_latest(like=saved_state).step == 6
+    assert checkpoints.restore_latest(saved_state).step == 6
 
 
-def test_the_same_step_can_be_damaged_twice(tmp_path, saved_state):
+def test_same_step_can_be_damaged_twice(tmp_path, saved_state):
   for _ in range(2):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-      checkpoints.restore_latest(like=saved_state)
+      checkpoints.restore_latest(saved_state)
       for step in (3, 6):
         checkpoints.save(at(saved_state, step))
     damage(tmp_path / '6', 'cut')
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    checkpoints.restore_latest(like=saved_state)
+    checkpoints.restore_latest(saved_state)
     checkpoints.save(at(saved_state, 6))
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {'3', '6', '6.unreadable', '6.unreadable1'}
 
 
-def test_reading_only_changes_nothing(tmp_path, saved_state):
+def test_read_only_changes_nothing(tmp_path, saved_state):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(at(saved_state, 3))
   before = sorted(tmp_path.rglob('*'))
   with checkpoint.Checkpoints(tmp_path, read_only=True) as checkpoints:
-    assert checkpoints.restore_latest(like=saved_state).step == 3
+    assert checkpoints.restore_latest(saved_state).step == 3
   assert sorted(tmp_path.rglob('*')) == before
 
 
@@ -185,7 +186,7 @@ def small_state(step, size=3):
 
 
 def hold_up(function):
-  """Puts something in the place of what completes a checkpoint."""
+  """Replaces the function that completes a checkpoint."""
   for kind in 'AtomicRename', 'CommitFile':
     getattr(atomicity, f'{kind}TemporaryPath').finalize = function
 
@@ -198,7 +199,7 @@ def place(request, tmp_path):
   return epath.Path('gs://checkpoints/run')
 
 
-def test_what_a_killed_save_left_is_not_seen_and_goes_from_a_disk(
+def test_rest_of_a_killed_save_is_ignored_and_removed_from_a_disk(
   place, saved_state
 ):
   with checkpoint.Checkpoints(place) as checkpoints:
@@ -221,7 +222,7 @@ def test_what_a_killed_save_left_is_not_seen_and_goes_from_a_disk(
       assert reader.restore_latest(small_state(0)).step == 3
 
 
-def test_no_space_left_is_told_once(tmp_path, caplog):
+def test_full_disk_is_reported_once(tmp_path, caplog):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
@@ -229,10 +230,21 @@ def test_no_space_left_is_told_once(tmp_path, caplog):
     for kind in 'AtomicRename', 'CommitFile':
       path = getattr(atomicity, f'{kind}TemporaryPath')
       patch.setattr(path, 'finalize', full)
-    checkpoints = checkpoint.Checkpoints(tmp_path)
-    checkpoints.save(small_state(3))
-    with pytest.raises(checkpoint.SaveError, match='No space left on device'):
-      checkpoints.wait()
-    with contextlib.suppress(checkpoint.SaveError):
-      checkpoints.close()
+    with checkpoint.quiet_orbax():
+      checkpoints = checkpoint.Checkpoints(tmp_path)
+      checkpoints.save(small_state(3))
+      with pytest.raises(checkpoint.SaveError, match='No space left on device'):
+        checkpoints.wait()
+      with contextlib.suppress(checkpoint.SaveError):
+        checkpoints.close()
   assert caplog.text == ''
+
+
+def test_checkpoints_leave_the_logger_alone(tmp_path):
+  logger = logging.get_absl_logger()
+  before = list(logger.filters)
+  with checkpoint.Checkpoints(tmp_path):
+    assert logger.filters == before
+  with checkpoint.quiet_orbax():
+    assert logger.filters != before
+  assert logger.filters == before

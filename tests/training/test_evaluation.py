@@ -1,4 +1,4 @@
-"""What an evaluation counts."""
+"""Sums of an evaluation."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -26,7 +26,7 @@ def make_trainer(name, **options):
   return step.Trainer(
     model=model,
     # Without clipping, which other tests cover, for a quicker compilation.
-    optimizer=nfnet_jax.nfnet_sgd(rate, clipping=None),
+    optimizer=nfnet_jax.make_optimizer(rate, clipping=0),
     schedule=optax.constant_schedule(rate),
     num_classes=10,
     global_batch=BATCH,
@@ -35,7 +35,7 @@ def make_trainer(name, **options):
 
 
 def make_batch(index):
-  """The same images and labels every step."""
+  """Makes a batch with the same images and labels for every step."""
   rng = np.random.default_rng(0)
   return {
     'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
@@ -47,57 +47,57 @@ def make_batch(index):
 
 
 def train(trainer, devices, steps=STEPS):
-  """Returns the initial and the last state, the rows, and where it ran."""
-  split = data_parallel.DataParallel(jax.local_devices()[:devices])
+  """Returns the first and the last state, the metrics, and the devices."""
+  parallel = data_parallel.DataParallel(jax.local_devices()[:devices])
   initial = state.create_state(
     trainer.model, trainer.optimizer, seed=1, image_size=SIZE
   )
   initial = jax.device_get(initial)
-  train_state = split.replicate(initial)
+  train_state = parallel.replicate(initial)
   # Compiled ahead of time: a state of other dtypes would be an error.
   compiled = (
-    split.train_step(trainer)
-    .lower(train_state, split.split(make_batch(0)))
+    parallel.train_step(trainer)
+    .lower(train_state, parallel.shard_batch(make_batch(0)))
     .compile({'xla_backend_optimization_level': 0})
   )
   rows = []
   for index in range(steps):
-    batch = split.split(make_batch(index))
+    batch = parallel.shard_batch(make_batch(index))
     train_state, metrics = compiled(train_state, batch)
     rows.append(jax.device_get(metrics))
-  return initial, jax.device_get(train_state), rows, split
+  return initial, jax.device_get(train_state), rows, parallel
 
 
 def losses(rows):
   return [float(row['loss']) for row in rows]
 
 
-def evaluate(trainer, split, train_state):
+def evaluate(trainer, parallel, train_state):
   batch = make_batch(0)
   batch = {'image': batch['image'], 'label': batch['label'][:, 0]}
-  # Thirteen examples: a prime number, the rest is padding.
+  # Thirteen examples, a prime number; the others are padding.
   batch['mask'] = (np.arange(BATCH) < 13).astype(np.float32)
   return evaluation.evaluate(
-    split.eval_step(evaluation.evaluator(trainer.model)),
-    split,
-    evaluation.weights_of(split.replicate(train_state)),
+    parallel.eval_step(evaluation.evaluator(trainer.model)),
+    parallel,
+    evaluation.weights_of(parallel.replicate(train_state)),
     [batch],
   )
 
 
 @pytest.fixture(scope='module')
 def per_device():
-  """A batch-normalised network on eight devices, each with its statistics."""
+  """Trains a batch-normalised network with statistics per device."""
   trainer = make_trainer('bn_resnet_pico')
   return trainer, *train(trainer, 8)
 
 
-def check_training(trainer, initial, final, rows, split):
+def check_training(trainer, initial, final, rows, parallel):
   assert all(row['applied'] == 1 for row in rows)
   assert losses(rows)[-1] < 0.97 * losses(rows)[0]
   same_type = lambda old, new: old.dtype == new.dtype and old.shape == new.shape
   assert jax.tree.all(jax.tree.map(same_type, initial, final))
-  results = evaluate(trainer, split, final)
+  results = evaluate(trainer, parallel, final)
   assert results['eval/examples'] == results['eval_ema/examples'] == 13
   assert np.isfinite([results['eval/loss'], results['eval_ema/loss']]).all()
 
@@ -154,7 +154,7 @@ def test_statistics_are_the_mean_over_devices(per_device):
 
 
 def test_shared_statistics_make_eight_devices_equal_one():
-  """The layer alone; below, the whole step."""
+  """Checks the layer; the next test checks the whole step."""
 
   def forward(x, is_training):
     norm = batch_norm.BatchNorm(cross_replica_bn=True)
@@ -191,14 +191,14 @@ def test_shared_statistics_make_eight_devices_train_as_one(per_device):
     eight.model_state,
     one.model_state,
   )
-  # Each device's own statistics, of four images, are other ones.
+  # Statistics per device, of four images each, differ from these.
   _, _, _, own_rows, _ = per_device
   assert abs(own_rows[3]['loss'] - rows[3]['loss']) > 0.01
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['nf_resnet_pico', 'nf_regnet_pico'])
-def test_normalizer_free_networks_do_not_see_the_number_of_devices(name):
+def test_normalizer_free_networks_train_alike_on_one_and_eight_devices(name):
   trainer = make_trainer(name)
   _, _, rows, _ = train(trainer, 8, steps=6)
   _, _, one_rows, _ = train(trainer, 1, steps=6)

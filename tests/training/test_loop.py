@@ -27,12 +27,12 @@ from nfnet_jax.training import (
   step,
 )
 
-# As many classes as eight devices can share out.
+# A number of classes that eight devices can shard.
 BATCH, SIZE, CLASSES, EXAMPLES = 16, 4, 16, 53
 
 
 def make_trainer(learning_rate=0.1):
-  """A linear classifier under the interface of a model."""
+  """Makes a trainer of a linear classifier with the interface of a model."""
 
   def make():
     linear = hk.Linear(CLASSES, name='linear')
@@ -49,7 +49,7 @@ def make_trainer(learning_rate=0.1):
   net = hk.multi_transform_with_state(make)
   return step.Trainer(
     model=registry.Model(net.init, *net.apply, spec=None),
-    optimizer=nfnet_jax.nfnet_sgd(learning_rate),
+    optimizer=nfnet_jax.make_optimizer(learning_rate),
     schedule=(
       learning_rate if callable(learning_rate) else lambda _: learning_rate
     ),
@@ -76,7 +76,7 @@ def train_batches(first):
 
 
 def eval_batches(size=EXAMPLES):
-  """A prime number of examples, padded with nonsense to full batches."""
+  """Yields a prime number of examples, padded with NaN to full batches."""
   for start in range(0, size, BATCH):
     batch = make_batch(1000 + start)
     mask = (np.arange(start, start + BATCH) < size).astype(np.float32)
@@ -89,7 +89,7 @@ class Run:
 
   def __init__(self, workdir, **changes):
     self.workdir = workdir
-    self.said = io.StringIO()
+    self.output = io.StringIO()
     self.changes = changes
 
   def go(self, stop=None):
@@ -101,11 +101,11 @@ class Run:
       stop or preemption.StopRequest() as stop,
       checkpoint.Checkpoints(self.workdir / 'checkpoints', 9) as checkpoints,
     ):
-      first = checkpoints.restore_latest(like=fresh) or fresh
+      first = checkpoints.restore_latest(fresh) or fresh
       at = int(first.step)
       with (
         metrics.MetricsWriter(self.workdir, at) as writer,
-        progress.Progress(at, 12, BATCH, self.said) as shown,
+        progress.Progress(at, 12, BATCH, self.output) as shown,
       ):
         return loop.Loop(
           trainer=trainer,
@@ -130,9 +130,9 @@ class Run:
 
   def restore(self, at):
     trainer = make_trainer()
-    like = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
+    template = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
     with checkpoint.Checkpoints(self.workdir / 'checkpoints') as checkpoints:
-      return checkpoints.restore(at, like)
+      return checkpoints.restore(at, template)
 
 
 @pytest.fixture(scope='module')
@@ -156,7 +156,7 @@ def test_cadence(whole):
   assert [r['step'] for r in rows if 'eval/top1' in r] == [5, 9, 12]
   assert whole.saved() == [5, 10, 12]
   assert whole.results == rows[-1] | {'step': 12}
-  lines = whole.said.getvalue().splitlines()
+  lines = whole.output.getvalue().splitlines()
   shown = [line.split()[1] for line in lines if line.startswith('step')]
   assert shown == ['3/12', '6/12', '9/12', '12/12']
   assert lines[-2].startswith('step 12/12')
@@ -165,7 +165,7 @@ def test_cadence(whole):
 
 
 def test_evaluation_is_exact(whole):
-  """A prime number of examples on eight devices, against plain NumPy."""
+  """Compares a prime number of examples on eight devices to plain NumPy."""
   final = whole.restore(12)
   logits, labels = [], []
   for batch in eval_batches():
@@ -210,7 +210,7 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, at, number):
   assert_same_run(resumed, whole)
 
 
-def test_interrupted_evaluation_is_made_up_for(tmp_path, whole):
+def test_interrupted_evaluation_is_repeated(tmp_path, whole):
   def interrupted():
     batches = eval_batches()
     yield next(batches)
@@ -227,9 +227,7 @@ def test_interrupted_evaluation_is_made_up_for(tmp_path, whole):
   assert_same_run(resumed, whole)
 
 
-def test_a_second_sigterm_does_not_disturb_the_saving(
-  tmp_path, whole, monkeypatch
-):
+def test_second_sigterm_does_not_disturb_the_save(tmp_path, whole, monkeypatch):
   save = checkpoint.Checkpoints.save
 
   def disturbed(self, train_state):
@@ -252,7 +250,7 @@ def test_a_second_sigterm_does_not_disturb_the_saving(
   assert_same_run(resumed, whole)
 
 
-def test_signals_are_handed_back():
+def test_signal_handlers_are_restored():
   before = signal.getsignal(signal.SIGTERM)
   with preemption.StopRequest() as stop:
     assert not stop.poll()
@@ -277,10 +275,10 @@ def test_bad_images_end_the_run_with_the_last_good_state(tmp_path, whole, at):
   assert run.saved()[-1] == at
   steps = [row['step'] for row in run.rows() if 'loss' in row]
   assert steps == list(range(1, at + 1))
-  # With the images mended the run goes on as if nothing had happened.
-  mended = Run(tmp_path)
-  mended.go()
-  assert_same_run(mended, whole)
+  # With good images, the run continues as if nothing had happened.
+  resumed = Run(tmp_path)
+  resumed.go()
+  assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +286,7 @@ def test_bad_images_end_the_run_with_the_last_good_state(tmp_path, whole, at):
 )
 @pytest.mark.filterwarnings('ignore:overflow')
 def test_explosion_names_the_first_tensor(tmp_path, scale, first):
-  """Finite gradients whose squares overflow are caught as well."""
+  """Finite gradients whose squares overflow are detected as well."""
 
   def huge(first):
     for batch in train_batches(first):
@@ -302,7 +300,7 @@ def test_explosion_names_the_first_tensor(tmp_path, scale, first):
   assert run.saved() == [0]
 
 
-def test_a_learning_rate_that_is_not_finite_is_not_applied(tmp_path):
+def test_nonfinite_learning_rate_is_not_applied(tmp_path):
   schedule = lambda step: jnp.where(step < 7, 0.1, jnp.nan)
   run = Run(tmp_path, trainer=make_trainer(schedule))
   with pytest.raises(nonfinite.NonFiniteError, match="in 'learning rate'") as e:
@@ -314,19 +312,17 @@ def test_a_learning_rate_that_is_not_finite_is_not_applied(tmp_path):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good))
 
 
-def test_the_next_batches_are_placed_before_they_are_needed(
-  tmp_path, monkeypatch
-):
+def test_next_batches_are_placed_before_they_are_needed(tmp_path, monkeypatch):
   placed, seen = [], []
-  split = data_parallel.DataParallel.split
-  wrap = data_parallel.DataParallel.train_step
+  shard_batch = data_parallel.DataParallel.shard_batch
+  compile_step = data_parallel.DataParallel.train_step
 
-  def noting_split(self, batch):
+  def recording_shard_batch(self, batch):
     placed.append('step' in batch)
-    return split(self, batch)
+    return shard_batch(self, batch)
 
-  def noting_wrap(self, function):
-    compiled = wrap(self, function)
+  def recording_train_step(self, function):
+    compiled = compile_step(self, function)
 
     def train_step(train_state, batch):
       seen.append(sum(placed))
@@ -334,8 +330,9 @@ def test_the_next_batches_are_placed_before_they_are_needed(
 
     return train_step
 
-  monkeypatch.setattr(data_parallel.DataParallel, 'split', noting_split)
-  monkeypatch.setattr(data_parallel.DataParallel, 'train_step', noting_wrap)
+  parallel = data_parallel.DataParallel
+  monkeypatch.setattr(parallel, 'shard_batch', recording_shard_batch)
+  monkeypatch.setattr(parallel, 'train_step', recording_train_step)
   Run(tmp_path).go()
   assert seen == [index + 3 for index in range(12)]
 

@@ -40,7 +40,7 @@ def make_trainer(name='nfnet_two_blocks', **more):
 
 
 def make_state(trainer):
-  """A state whose branches count from the start."""
+  """Makes a state whose branches have an effect from the start."""
   made = state.create_state(
     trainer.model, trainer.optimizer, seed=0, image_size=32
   )
@@ -63,7 +63,7 @@ def make_batch():
 
 
 def lower(trainer):
-  """Lowers the gradient at the point that a step takes it at."""
+  """Lowers the gradient as a step takes it, with SAM's perturbation."""
 
   def gradients(before, batch):
     return trainer.gradients(trainer.perturbed_state(before, batch), batch)
@@ -89,9 +89,9 @@ def plain():
 
 
 class TestRemat:
-  @pytest.mark.parametrize('parts', [1, 2])
-  def test_gradients_are_the_same(self, plain, parts):
-    trainer = make_trainer(remat=True, accumulate=parts)
+  @pytest.mark.parametrize('microbatches', [1, 2])
+  def test_gradients_are_the_same(self, plain, microbatches):
+    trainer = make_trainer(remat=True, accumulate=microbatches)
     assert_same(plain, gradients(trainer))
 
   @pytest.mark.slow
@@ -106,28 +106,28 @@ class TestRemat:
       lower(make_trainer(remat=remat)).as_text().count('stablehlo.convolution')
       for remat in (False, True)
     ]
-    # The four of each branch; nothing needs what the shortcut's puts out.
+    # The four of each branch; the output of the shortcut's is not needed.
     assert count[1] - count[0] == 8
 
 
 class TestAccumulation:
-  @pytest.mark.parametrize('parts', [4, 8])
-  def test_gradients_are_the_same(self, plain, parts):
-    assert_same(plain, gradients(make_trainer(accumulate=parts)))
+  @pytest.mark.parametrize('microbatches', [4, 8])
+  def test_gradients_are_the_same(self, plain, microbatches):
+    assert_same(plain, gradients(make_trainer(accumulate=microbatches)))
 
-  # SAM climbs by 2, 4 or 3 of 8 examples; 3 do not divide.
+  # SAM uses 2, 4 or 3 of 8 examples; 3 is not a multiple of microbatches.
   @pytest.mark.parametrize('share', [0.2, 0.5, 0.4])
   def test_with_sam(self, share):
     trainer = make_trainer(sam_rho=0.05, sam_share=share)
-    parts = dataclasses.replace(trainer, accumulate=4)
-    assert_same(gradients(trainer), gradients(parts))
+    accumulating = dataclasses.replace(trainer, accumulate=4)
+    assert_same(gradients(trainer), gradients(accumulating))
 
   def test_on_several_devices(self, plain):
     trainer = make_trainer(accumulate=2)
-    split = data_parallel.DataParallel(jax.local_devices()[:4])
-    run = split.train_step(trainer)
-    placed = split.replicate(make_state(trainer))
-    _, metrics = run(placed, split.split(make_batch()))
+    parallel = data_parallel.DataParallel(jax.local_devices()[:4])
+    run = parallel.train_step(trainer)
+    placed = parallel.replicate(make_state(trainer))
+    _, metrics = run(placed, parallel.shard_batch(make_batch()))
     (loss, (top1, _)), grads = plain
     np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics['top1'], top1, rtol=1e-5)
@@ -136,10 +136,10 @@ class TestAccumulation:
 
   def test_takes_less_memory(self):
     whole, quarter = (
-      lower(make_trainer(accumulate=parts))
+      lower(make_trainer(accumulate=microbatches))
       .compile()
       .memory_analysis()
       .temp_size_in_bytes
-      for parts in (1, 4)
+      for microbatches in (1, 4)
     )
     assert quarter < 0.5 * whole

@@ -1,3 +1,5 @@
+"""Metrics files and the figure made of them."""
+
 import json
 import math
 
@@ -15,7 +17,7 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   with metrics.MetricsWriter(tmp_path, resumed_step=0) as writer:
     writer.write([{'step': s, 'loss': 1 / s} for s in range(1, 6)])
-  # What a kill leaves behind: a cut line.
+  # A killed run leaves an incomplete line.
   with path.open('a') as file:
     file.write('{"step": 6, "lo')
   with metrics.MetricsWriter(tmp_path, resumed_step=3) as writer:
@@ -24,7 +26,7 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
   assert lines(path)[-1]['loss'] == 9
 
 
-def test_a_nan_is_still_json(tmp_path):
+def test_nan_is_valid_json(tmp_path):
   with metrics.MetricsWriter(tmp_path, resumed_step=0) as writer:
     writer.write([{'step': 1, 'loss': float('nan')}])
   path = tmp_path / 'metrics.jsonl'
@@ -46,7 +48,7 @@ def test_tensorboard_events_hold_the_rows(tmp_path):
     values |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
     content = content[16 + size :]
   assert values == {(2, 'eval/top1'): 0.5, (2, 'images_per_second'): 70}
-  # Rows are compared between runs; speed is never the same.
+  # Rows are compared between runs; speed always differs.
   assert lines(tmp_path / 'metrics.jsonl') == [{'step': 2, 'eval/top1': 0.5}]
 
 
@@ -59,7 +61,7 @@ def test_atomic_write_leaves_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize('clipped', [True, False])
-def test_curves_are_a_picture(tmp_path, clipped):
+def test_curves_are_written_as_png(tmp_path, clipped):
   rows = [
     {'step': s, 'loss': 2.0 / s, 'top1': 0.1, 'learning_rate': 0.1}
     | ({'clipped': 0.5, 'clipped/kernels': 0.4} if clipped else {})

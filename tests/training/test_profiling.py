@@ -1,4 +1,4 @@
-"""Traces of a loop on a network of one layer: which steps, and every end."""
+"""Traces of a loop on a network of one layer: their steps and all endings."""
 
 import gzip
 import json
@@ -15,19 +15,19 @@ from tests.training import test_loop
 
 
 def traced(workdir, steps, **changes):
-  """Runs the loop with a tracer; returns what that said."""
-  said = []
-  tracer = profiling.Tracer(workdir, steps, said.append)
+  """Runs the loop with a tracer and returns its messages."""
+  messages = []
+  tracer = profiling.Tracer(workdir, steps, messages.append)
   run = test_loop.Run(workdir, tracer=tracer, **changes)
   try:
     run.go()
   except (preemption.Interrupted, nonfinite.NonFiniteError):
     assert changes
-  return said
+  return messages
 
 
 def steps_in(folder):
-  """The numbers of the steps that a trace holds."""
+  """Lists the numbers of the steps in a trace."""
   path = folder / 'process_0.xplane.pb'
   data = jax.profiler.ProfileData.from_serialized_xspace(path.read_bytes())
   return sorted(
@@ -39,8 +39,8 @@ def steps_in(folder):
   )
 
 
-def test_it_holds_the_steps_asked_for(tmp_path):
-  # An evaluation and a checkpoint, after step 5, lie within.
+def test_trace_holds_the_requested_steps(tmp_path):
+  # An evaluation and a checkpoint happen in between, after step 5.
   (line,) = traced(tmp_path, range(3, 6))
   folder = tmp_path / 'profile' / 'plugins' / 'profile' / '3-6'
   assert line == f'profile of steps 3 to 6: {folder}'
@@ -53,7 +53,7 @@ def test_it_holds_the_steps_asked_for(tmp_path):
   assert json.loads(gzip.decompress(packed))['traceEvents']
 
 
-def test_a_trace_may_span_the_run_and_changes_nothing(tmp_path):
+def test_trace_of_the_whole_run_changes_nothing(tmp_path):
   (tmp_path / 'plain').mkdir()
   plain = test_loop.Run(tmp_path / 'plain')
   plain.go()
@@ -64,20 +64,20 @@ def test_a_trace_may_span_the_run_and_changes_nothing(tmp_path):
   test_loop.assert_same_run(test_loop.Run(tmp_path / 'whole'), plain)
 
 
-def test_the_devices_are_waited_for_at_both_ends(tmp_path, monkeypatch):
+def test_tracer_waits_for_the_devices_at_both_ends(tmp_path, monkeypatch):
   seen = []
 
-  def note(name):
-    whole = getattr(jax.profiler, name)
+  def record(name):
+    original = getattr(jax.profiler, name)
 
-    def noted(*args, **options):
+    def recording(*args, **options):
       seen.append((name, all(leaf.is_ready() for leaf in states[-1])))
-      return whole(*args, **options)
+      return original(*args, **options)
 
-    monkeypatch.setattr(jax.profiler, name, noted)
+    monkeypatch.setattr(jax.profiler, name, recording)
 
-  note('start_trace')
-  note('stop_trace')
+  record('start_trace')
+  record('stop_trace')
   states = []
   for name in ('begin_at', 'end_at'):
     method = getattr(profiling.Tracer, name)
@@ -91,7 +91,7 @@ def test_the_devices_are_waited_for_at_both_ends(tmp_path, monkeypatch):
   assert seen == [('start_trace', True), ('stop_trace', True)]
 
 
-def test_without_it_the_profiler_is_never_called(tmp_path, monkeypatch):
+def test_without_a_trace_the_profiler_is_never_called(tmp_path, monkeypatch):
   monkeypatch.setattr(jax.profiler, 'start_trace', None)
   monkeypatch.setattr(jax.profiler, 'StepTraceAnnotation', None)
   assert traced(tmp_path, range(0)) == []
@@ -112,7 +112,7 @@ def poisoned(first):
 
 
 @pytest.mark.parametrize('batches', [interrupted, poisoned])
-def test_a_run_that_ends_early_leaves_what_was_traced(tmp_path, batches):
+def test_run_that_ends_early_writes_its_trace(tmp_path, batches):
   (line,) = traced(tmp_path, range(1, 9), train_batches=batches)
   folder = profiling.folder_of(tmp_path, range(1, 9))
   steps = steps_in(folder)
@@ -123,14 +123,14 @@ def test_a_run_that_ends_early_leaves_what_was_traced(tmp_path, batches):
   traced(tmp_path / 'again', range(1, 3))
 
 
-def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
+def test_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
   (tmp_path / 'profile').write_text('a file')
   (line,) = traced(tmp_path, range(3, 6))
   assert line.startswith('profile of steps 3 to 6: not written (')
   assert test_loop.Run(tmp_path).saved()[-1] == 12
 
 
-def test_a_trace_that_cannot_begin_does_not_end_the_run(tmp_path, monkeypatch):
+def test_trace_that_cannot_begin_does_not_end_the_run(tmp_path, monkeypatch):
   def refuse(folder, **options):
     folders.append(folder)
     raise RuntimeError('another profile is active')

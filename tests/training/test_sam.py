@@ -1,4 +1,4 @@
-"""SAM: the step against its definition, and what it must not touch."""
+"""SAM: the step against its definition, and what it must not change."""
 
 import dataclasses
 import os
@@ -18,11 +18,11 @@ from nfnet_jax.training import data_parallel, nonfinite, sam, state, step
 from tests.training import test_loop
 
 CLASSES, SIZE = test_loop.CLASSES, test_loop.SIZE
-EACH = 10  # Examples a device.
-# Of ten examples, by hand.
+EACH = 10  # Examples per device.
+# Share -> the chosen ones of ten examples, by hand.
 CHOSEN = {0.04: [0], 0.2: [0, 5], 0.3: [0, 3, 6], 1.0: list(range(10))}
 RATE, DECAY, SMOOTHING = 0.3, 0.2, 0.1
-HURRY = {'xla_backend_optimization_level': 0}
+COMPILER_OPTIONS = {'xla_backend_optimization_level': 0}
 
 
 def make_trainer(devices=1, **changes):
@@ -59,7 +59,7 @@ def make_batch(devices=1, size=SIZE, classes=CLASSES):
 
 
 def make_state(trainer, size=SIZE):
-  """A state without zeros, which would keep gradients from passing."""
+  """Makes a state without zeros, which would make gradients zero."""
   fresh = state.create_state(
     trainer.model, trainer.optimizer, seed=1, image_size=size
   )
@@ -71,10 +71,14 @@ def make_state(trainer, size=SIZE):
 
 
 def take_step(trainer, batch, devices=1, size=SIZE):
-  split = data_parallel.DataParallel(jax.local_devices()[:devices])
-  initial = split.replicate(make_state(trainer, size))
-  placed = split.split(batch)
-  compiled = split.train_step(trainer).lower(initial, placed).compile(HURRY)
+  parallel = data_parallel.DataParallel(jax.local_devices()[:devices])
+  initial = parallel.replicate(make_state(trainer, size))
+  placed = parallel.shard_batch(batch)
+  compiled = (
+    parallel.train_step(trainer)
+    .lower(initial, placed)
+    .compile(COMPILER_OPTIONS)
+  )
   return jax.device_get(compiled(initial, placed))
 
 
@@ -100,7 +104,7 @@ def distance(ours, theirs):
 
 
 class Reference:
-  """The definition in NumPy, in float64, a device after the other."""
+  """The definition in NumPy, in float64, one device after the other."""
 
   def __init__(self, trainer, batch, devices):
     self.batch, self.devices, self.n = batch, devices, trainer.global_batch
@@ -159,13 +163,13 @@ def test_step_is_the_definition(devices, share):
   np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-4)
   assert metrics['applied'] == 1
   assert_close(final.params, params, rtol=1e-4, atol=1e-5)
-  # Without SAM, or on other examples, the step is another one.
+  # Without SAM, or with other examples, the step differs.
   assert distance(reference.step(0.0, [0])[2], params) > 0.01
   others = [i + 1 for i in CHOSEN[share]] if share < 1 else [0]
   assert distance(reference.step(0.4, others)[2], params) > 0.01
 
 
-def test_the_part_is_spread_evenly():
+def test_sub_batch_is_evenly_spaced():
   batch = {'label': np.arange(32), 'step': np.int32(3)}
   part = sam.sub_batch(batch, 0.2)
   assert part['label'].tolist() == [0, 5, 10, 16, 21, 26]
@@ -179,13 +183,13 @@ def test_the_part_is_spread_evenly():
       assert gaps.max() - gaps.min() <= 1
 
 
-def test_only_the_part_moves_the_weights_uphill():
+def test_only_the_sub_batch_perturbs_the_weights():
   trainer = make_trainer(sam_rho=0.4)
   initial, batch = make_state(trainer), make_batch()
-  perturbed_state = jax.jit(
+  perturb = jax.jit(
     lambda batch: trainer.perturbed_state(initial, batch).params
   )
-  expected = perturbed_state(batch)
+  expected = perturb(batch)
   assert distance(expected, initial.params) == pytest.approx(0.4, rel=1e-4)
   others = [i for i in range(EACH) if i not in CHOSEN[0.2]]
   changes = {
@@ -194,30 +198,30 @@ def test_only_the_part_moves_the_weights_uphill():
     'image': np.nan,
   }
   for name, value in changes.items():
-    assert_same(perturbed_state(change(batch, others, name, value)), expected)
+    assert_same(perturb(change(batch, others, name, value)), expected)
     for example in CHOSEN[0.2]:
-      moved = perturbed_state(change(batch, [example], name, value))
+      moved = perturb(change(batch, [example], name, value))
       assert not distance(moved, expected) < 1e-3
 
 
-def test_all_else_of_the_state_is_left_alone():
+def test_only_parameters_are_perturbed():
   trainer = make_trainer(sam_rho=0.4)
   initial = make_state(trainer)
-  perturbed_state = trainer.perturbed_state(initial, make_batch())
-  assert_same(perturbed_state._replace(params=initial.params), initial)
+  perturbed = trainer.perturbed_state(initial, make_batch())
+  assert_same(perturbed._replace(params=initial.params), initial)
 
 
 def test_without_rho_the_step_is_the_plain_one_bit_for_bit():
   batch, off = make_batch(8), make_trainer(8, sam_rho=0.0, sam_share=0.7)
   plain = take_step(make_trainer(8), batch, 8)
   assert_same(take_step(off, batch, 8), plain)
-  # Nor is anything computed for it.
+  # Nothing is computed for it.
   initial = make_state(off)
   assert off.perturbed_state(initial, batch) is initial
 
 
-def test_a_zero_gradient_moves_nothing_uphill():
-  """Rows without weight, as of padding, have no gradient."""
+def test_zero_gradient_perturbs_nothing():
+  """Rows without weight, such as padding, have no gradient."""
   trainer = make_trainer(sam_rho=0.4)
   batch = change(make_batch(), CHOSEN[0.2], 'weight', 0)
   assert_same(
@@ -240,7 +244,7 @@ def test_tiny_gradients_are_normalised_as_well():
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_a_gradient_that_is_not_finite_stays_visible(bad):
+def test_nonfinite_gradient_stays_visible(bad):
   grads = {'a': jnp.array([1.0, bad])}
   moved = sam.ascend({'a': jnp.ones(2)}, grads, 0.05)
   assert not np.isfinite(moved['a'][1])
@@ -249,13 +253,11 @@ def test_a_gradient_that_is_not_finite_stays_visible(bad):
 def test_bfloat16_computes_low_and_keeps_high():
   low = make_trainer(sam_rho=0.4, compute_dtype=jnp.dtype('bfloat16'))
   initial, batch = make_state(low), make_batch()
-  perturbed_state = low.perturbed_state(initial, batch).params
-  assert {p.dtype.name for p in jax.tree.leaves(perturbed_state)} == {'float32'}
-  assert distance(perturbed_state, initial.params) == pytest.approx(
-    0.4, rel=1e-5
-  )
+  perturbed = low.perturbed_state(initial, batch).params
+  assert {p.dtype.name for p in jax.tree.leaves(perturbed)} == {'float32'}
+  assert distance(perturbed, initial.params) == pytest.approx(0.4, rel=1e-5)
   high = make_trainer(sam_rho=0.4)
-  error = distance(perturbed_state, high.perturbed_state(initial, batch).params)
+  error = distance(perturbed, high.perturbed_state(initial, batch).params)
   assert 0 < error < 0.02 * 0.4
   final, metrics = take_step(low, batch)
   expected, expected_metrics = take_step(high, batch)
@@ -267,7 +269,7 @@ def test_bfloat16_computes_low_and_keeps_high():
 
 
 def make_model(make_middle):
-  """Two linear layers; in between `middle` maps `[N, 1, 1, 8]` to the same."""
+  """Makes a model of two linear layers around `middle` on `[N, 1, 1, 8]`."""
 
   def make():
     first, middle, last = hk.Linear(8), make_middle(), hk.Linear(CLASSES)
@@ -312,14 +314,12 @@ def test_running_statistics_are_those_of_the_descent():
   )
   statistics = final.model_state['batch_norm/~/mean_ema']
   average, counter = np.squeeze(statistics['average']), statistics['counter']
-  perturbed_state = trainer.perturbed_state(initial, batch).params
-  np.testing.assert_allclose(
-    average, mean(perturbed_state, x), rtol=1e-4, atol=1e-5
-  )
+  perturbed = trainer.perturbed_state(initial, batch).params
+  np.testing.assert_allclose(average, mean(perturbed, x), rtol=1e-4, atol=1e-5)
   assert counter == 1
-  # Neither where the step started, nor of the part.
+  # They are neither those of the first weights nor those of the sub-batch.
   assert distance(average, mean(initial.params, x)) > 0.01
-  assert distance(average, mean(perturbed_state, x[::2])) > 0.01
+  assert distance(average, mean(perturbed, x[::2])) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -340,13 +340,13 @@ def test_examples_draw_alike_in_both_passes(make_model):
   model = make_model()
   trainer = make_trainer(
     model=model,
-    optimizer=nfnet_jax.nfnet_sgd(RATE, weight_decay=DECAY),
+    optimizer=nfnet_jax.make_optimizer(RATE, weight_decay=DECAY),
     seed=7,
     sam_rho=0.2,
     sam_share=0.3,
   )
   batch = make_batch(size=32)
-  # Positions as of the last of several devices.
+  # Positions as on the last of several devices.
   batch['position'] += 30
   initial = make_state(trainer, 32)
   image = batch['image'] / 255 - np.float32([0.485, 0.456, 0.406])
@@ -365,13 +365,11 @@ def test_examples_draw_alike_in_both_passes(make_model):
   def reference(params):
     _, up = gradient(params, np.array(CHOSEN[0.3]))
     length = sum(jnp.sum(g**2) for g in jax.tree.leaves(up)) ** 0.5
-    perturbed_state = jax.tree.map(
-      lambda p, g: p + 0.2 * g / length, params, up
-    )
-    loss, down = gradient(perturbed_state, np.arange(EACH))
+    perturbed = jax.tree.map(lambda p, g: p + 0.2 * g / length, params, up)
+    loss, down = gradient(perturbed, np.arange(EACH))
     return loss, trainer.optimizer.update(down, initial.opt_state, params)[0]
 
-  compiled = jax.jit(reference).lower(initial.params).compile(HURRY)
+  compiled = jax.jit(reference).lower(initial.params).compile(COMPILER_OPTIONS)
   loss, updates = compiled(initial.params)
   final, metrics = take_step(trainer, batch, size=32)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
@@ -390,10 +388,10 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path):
   trainer = dataclasses.replace(trainer, sam_rho=0.05)
   whole = test_loop.Run(tmp_path / 'whole', trainer=trainer)
   whole.go()
-  parts = {'workdir': tmp_path / 'parts', 'trainer': trainer}
+  interrupted_run = {'workdir': tmp_path / 'again', 'trainer': trainer}
   with pytest.raises(preemption.Interrupted):
-    test_loop.Run(**parts, train_batches=interrupted).go()
-  resumed = test_loop.Run(**parts)
+    test_loop.Run(**interrupted_run, train_batches=interrupted).go()
+  resumed = test_loop.Run(**interrupted_run)
   resumed.go()
   test_loop.assert_same_run(resumed, whole)
   assert [row['step'] for row in whole.rows() if 'loss' in row][-1] == 12
@@ -408,35 +406,35 @@ def find_cause(trainer, batch):
   final, metrics = take_step(trainer, batch)
   assert metrics['applied'] == 0
   assert_same(final, make_state(trainer))
-  split = data_parallel.DataParallel(jax.local_devices()[:1])
-  initial = split.replicate(make_state(trainer))
-  return nonfinite.diagnose(trainer, split, initial, batch)
+  parallel = data_parallel.DataParallel(jax.local_devices()[:1])
+  initial = parallel.replicate(make_state(trainer))
+  return nonfinite.diagnose(trainer, parallel, initial, batch)
 
 
-def test_diagnosis_tells_the_ascent_from_the_descent():
+def test_diagnosis_separates_ascent_and_descent():
   trainer = make_trainer(sam_rho=0.4)
   others = [i for i in range(EACH) if i not in CHOSEN[0.2]]
   in_part = diagnose(trainer, change(make_batch(), [5], 'image', 1e30))
   assert in_part[0] == 'gradient norm (SAM ascent)'
-  elsewhere = diagnose(trainer, change(make_batch(), others, 'image', 1e30))
-  assert elsewhere == ['gradient norm (SAM descent)']
+  in_others = diagnose(trainer, change(make_batch(), others, 'image', 1e30))
+  assert in_others == ['gradient norm (SAM descent)']
 
 
-def test_advice_speaks_of_the_way_uphill_where_there_is_one():
+def test_advice_names_the_perturbation_only_with_sam():
   batch = change(make_batch(), [5], 'image', 1e30)
   assert 'optimizer.sam_rho' not in str(find_cause(make_trainer(), batch))
   advice = str(find_cause(make_trainer(sam_rho=0.4), batch))
   assert advice.endswith('a longer warm-up or a smaller optimizer.sam_rho.')
 
 
-def test_diagnosis_looks_at_the_weights_uphill():
-  """Weights and ascent are sound; the way is so long that the sums overflow."""
+def test_diagnosis_uses_the_perturbed_weights():
+  """The perturbation is so large that sums overflow; the weights are finite."""
   batch = make_batch()
   batch['image'] *= 1e3
   tensors = diagnose(make_trainer(sam_rho=1e37), batch)
   assert tensors[:2] == ['logits (SAM descent)', 'loss (SAM descent)']
 
 
-def test_diagnosis_without_sam_speaks_of_no_pass():
+def test_diagnosis_without_sam_names_no_pass():
   batch = change(make_batch(), [5], 'image', 1e30)
   assert diagnose(make_trainer(), batch) == ['gradient norm']

@@ -1,4 +1,4 @@
-"""A sharded update is the plain one."""
+"""A sharded update equals the replicated one."""
 
 import collections
 import dataclasses
@@ -22,7 +22,7 @@ def make_trainer(name='nfnet_two_blocks', **more):
   schedule = lambda count: 0.05 + 0.01 * count
   return step.Trainer(
     model=nfnet_jax.create(name, 10, **more.pop('model', {})),
-    optimizer=nfnet_jax.nfnet_sgd(schedule, **recipe),
+    optimizer=nfnet_jax.make_optimizer(schedule, **recipe),
     schedule=schedule,
     num_classes=10,
     global_batch=BATCH,
@@ -35,7 +35,7 @@ def make_state(trainer):
   made = state.create_state(
     trainer.model, trainer.optimizer, seed=0, image_size=SIZE
   )
-  # Skip gains off zero, so that the branches count.
+  # Skip gains are not zero, so that the branches have an effect.
   lively = lambda path, leaf: leaf + 0.5 * path.endswith('skip_gain')
   return jax.device_get(
     made._replace(params=trees.map_named(lively, made.params))
@@ -53,20 +53,22 @@ def make_batch(index):
   }
 
 
-def shard(trainer, least=512):
+def shard(trainer, min_size=512):
   shapes = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
-  return sharded_update.ShardedTrainer(trainer, shapes, DEVICES, least=least)
+  return sharded_update.ShardedTrainer(
+    trainer, shapes, DEVICES, min_size=min_size
+  )
 
 
 def train(trainer, initial, batches):
-  """Returns the plain state that a trainer comes to, and all metrics."""
+  """Returns the plain state after training, and all metrics."""
   devices = data_parallel.DataParallel()
   update = devices.train_step(trainer)
-  reached, rows = devices.distribute(trainer, initial), []
+  reached, rows = devices.shard_state(trainer, initial), []
   for batch in batches:
-    reached, metrics = update(reached, devices.split(batch))
+    reached, metrics = update(reached, devices.shard_batch(batch))
     rows.append(jax.tree.map(float, jax.device_get(metrics)))
-  return jax.device_get(devices.collector(trainer)(reached)), rows
+  return jax.device_get(devices.gather_state(trainer)(reached)), rows
 
 
 def assert_alike(one, other, **tolerances):
@@ -107,17 +109,17 @@ def sharded_ten_steps(plain, initial):
   return train(shard(plain), initial, map(make_batch, range(10)))
 
 
-def test_ten_steps_lose_alike(ten_steps, sharded_ten_steps):
+def test_metrics_of_ten_steps_are_equal(ten_steps, sharded_ten_steps):
   for row, same in zip(ten_steps[1], sharded_ten_steps[1], strict=True):
     assert row == pytest.approx(same, rel=1e-5, abs=1e-7)
 
 
-def test_ten_steps_lead_to_one_state(ten_steps, sharded_ten_steps):
+def test_states_after_ten_steps_are_equal(ten_steps, sharded_ten_steps):
   assert_alike(ten_steps[0], sharded_ten_steps[0], rtol=1e-4, atol=2e-6)
 
 
-def test_shares_of_clipped_units_are_those_of_all(ten_steps, sharded_ten_steps):
-  """Bit for bit; of kernels that are split, and of some that are not."""
+def test_clipped_fractions_are_those_of_all_units(ten_steps, sharded_ten_steps):
+  """Bit for bit, for kernels of which some are sharded and some are not."""
   shares = collections.defaultdict(list)
   for rows in (ten_steps[1], sharded_ten_steps[1]):
     for row in rows:
@@ -134,23 +136,23 @@ def test_shares_of_clipped_units_are_those_of_all(ten_steps, sharded_ten_steps):
     assert 0 < max(values) < 1
 
 
-def test_what_is_split_is_a_devices_own(plain, initial):
+def test_each_device_holds_only_its_shard(plain, initial):
   trainer, devices = shard(plain), data_parallel.DataParallel()
-  placed = devices.distribute(trainer, initial)
-  kernels = jax.tree.leaves(placed.kernels.params)
+  placed = devices.shard_state(trainer, initial)
+  shards = jax.tree.leaves(placed.sharded.params)
   whole = dict(trees.named_leaves(initial.params))
-  assert len(kernels) == len(trainer.split_paths) > 10
-  assert sum(leaf.size for leaf in kernels) == sum(
-    whole[path].size for path in trainer.split_paths
+  assert len(shards) == len(trainer.sharded_paths) > 10
+  assert sum(leaf.size for leaf in shards) == sum(
+    whole[path].size for path in trainer.sharded_paths
   )
-  for leaf in kernels:
+  for leaf in shards:
     assert leaf.shape[0] == DEVICES
     assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
-  trace = jax.tree.leaves(placed.kernels.opt_state)
-  assert sum(leaf.size for leaf in trace) > sum(leaf.size for leaf in kernels)
+  trace = jax.tree.leaves(placed.sharded.opt_state)
+  assert sum(leaf.size for leaf in trace) > sum(leaf.size for leaf in shards)
 
 
-def test_placed_and_put_together_is_the_same(plain, initial):
+def test_sharded_and_gathered_state_is_the_same(plain, initial):
   trainer, devices = shard(plain), data_parallel.DataParallel()
   numbered = trees.map_named(
     lambda path, leaf: (
@@ -159,22 +161,22 @@ def test_placed_and_put_together_is_the_same(plain, initial):
     ),
     initial,
   )
-  placed = devices.distribute(trainer, numbered)
-  assert_alike(numbered, devices.collector(trainer)(placed), rtol=0)
+  placed = devices.shard_state(trainer, numbered)
+  assert_alike(numbered, devices.gather_state(trainer)(placed), rtol=0)
 
 
-def test_small_or_odd_kernels_are_not_split(plain):
-  shapes = dict(trees.named_leaves(shard(plain).like.params))
-  split = shard(plain, least=2000).split_paths
-  assert split
+def test_small_or_odd_kernels_are_not_sharded(plain):
+  shapes = dict(trees.named_leaves(shard(plain).abstract_state.params))
+  sharded = shard(plain, min_size=2000).sharded_paths
+  assert sharded
   for path, leaf in shapes.items():
-    is_split = path.endswith('/w') and leaf.size >= 2000
-    assert (path in split) == (is_split and leaf.shape[-1] % DEVICES == 0)
-  assert 'NFNet/~/linear/w' not in shard(plain, least=1).split_paths
+    is_large = path.endswith('/w') and leaf.size >= 2000
+    assert (path in sharded) == (is_large and leaf.shape[-1] % DEVICES == 0)
+  assert 'NFNet/~/linear/w' not in shard(plain, min_size=1).sharded_paths
 
 
 @pytest.mark.parametrize('spoil', ['image', 'step'])
-def test_a_bad_step_changes_nothing(plain, initial, spoil):
+def test_bad_step_changes_nothing(plain, initial, spoil):
   batch = make_batch(0)
   batch[spoil] = batch[spoil] + (np.nan if spoil == 'image' else 1)
   after, (row,) = train(shard(plain), initial, [batch])
@@ -183,24 +185,25 @@ def test_a_bad_step_changes_nothing(plain, initial, spoil):
 
 
 @pytest.mark.parametrize('sharded', [False, True], ids=['', 'sharded'])
-def test_a_stray_batch_on_one_device_is_refused_on_all(sharded):
-  """Else the devices' states would differ from there on."""
+def test_batch_mismatch_on_one_device_is_refused_on_all(sharded):
+  """Otherwise the states of the devices would differ from then on."""
   plain = test_loop.make_trainer()
   initial = jax.device_get(
     state.create_state(
       plain.model, plain.optimizer, seed=0, image_size=test_loop.SIZE
     )
   )
-  like = jax.eval_shape(lambda: initial)
-  whole = sharded_update.ShardedTrainer(plain, like, DEVICES, least=1)
-  trainer, devices = whole if sharded else plain, data_parallel.DataParallel()
-  batch = devices.split(test_loop.make_batch(0))
+  shapes = jax.eval_shape(lambda: initial)
+  trainer, devices = plain, data_parallel.DataParallel()
+  if sharded:
+    trainer = sharded_update.ShardedTrainer(plain, shapes, DEVICES, min_size=1)
+  batch = devices.shard_batch(test_loop.make_batch(0))
   batch['step'] = batch['step'].at[3].set(-1)
-  placed = devices.distribute(trainer, initial)
+  placed = devices.shard_state(trainer, initial)
   after, metrics = devices.train_step(trainer)(placed, batch)
   assert metrics['applied'] == 0
   for leaf, before in zip(
-    *map(jax.tree.leaves, (devices.collector(trainer)(after), initial))
+    *map(jax.tree.leaves, (devices.gather_state(trainer)(after), initial))
   ):
     for shard_of_leaf in leaf.addressable_shards:
       np.testing.assert_array_equal(shard_of_leaf.data, before)
@@ -216,13 +219,13 @@ def test_a_stray_batch_on_one_device_is_refused_on_all(sharded):
     ),
     pytest.param(
       'nf_resnet_pico',
-      {'recipe': {'clipping': None, 'rms_decay': 0.9}},
+      {'recipe': {'clipping': 0, 'rms_decay': 0.9}},
       marks=pytest.mark.slow,
     ),
     pytest.param('bn_resnet_pico', {}, marks=pytest.mark.slow),
   ],
 )
-def test_other_steps_are_alike(name, more):
+def test_other_steps_are_equal(name, more):
   plain = make_trainer(name, **more)
   initial, batches = make_state(plain), [make_batch(0), make_batch(1)]
   one, rows = train(plain, initial, batches)

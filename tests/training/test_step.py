@@ -1,6 +1,6 @@
-"""The step on one and on eight devices, its dtypes, and what it refuses.
+"""The step on one and on eight devices, its dtypes, and refused batches.
 
-`python -m tests.training.test_step` writes the golden losses anew.
+`python -m tests.training.test_step` regenerates the golden losses.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def make_trainer(**changes):
   schedule = nfnet_jax.warmup_cosine(0.4, warmup_steps=3, total_steps=10)
   trainer = step.Trainer(
     model=nfnet_jax.create('nfnet_pico', num_classes=10),
-    optimizer=nfnet_jax.nfnet_sgd(schedule),
+    optimizer=nfnet_jax.make_optimizer(schedule),
     schedule=schedule,
     num_classes=10,
     global_batch=BATCH,
@@ -61,7 +61,7 @@ class Runner:
     fresh = state.create_state(
       trainer.model, trainer.optimizer, seed=1, image_size=SIZE
     )
-    # Skip gains off zero, so that the branches and their random draws count.
+    # Skip gains are not zero, so that branches and random draws have an effect.
     self.initial = jax.device_get(
       fresh._replace(
         params=trees.map_named(
@@ -73,7 +73,7 @@ class Runner:
 
     step = self.parallel.train_step(trainer)
     self.step = step.lower(
-      self.fresh_state(), self.parallel.split(batch or make_batch(0))
+      self.fresh_state(), self.parallel.shard_batch(batch or make_batch(0))
     ).compile()
 
   def fresh_state(self):
@@ -82,7 +82,9 @@ class Runner:
   def run(self, train_state, batches):
     rows = []
     for batch in batches:
-      train_state, metrics = self.step(train_state, self.parallel.split(batch))
+      train_state, metrics = self.step(
+        train_state, self.parallel.shard_batch(batch)
+      )
       rows.append(jax.device_get(metrics))
     return train_state, rows
 
@@ -99,7 +101,7 @@ def ten_steps(eight):
 
 
 def test_one_and_eight_devices_train_a_layer_alike():
-  """All but the network is as below, and quicker to compile."""
+  """Checks the same as the next test, on a network that compiles quickly."""
   losses = []
   for devices in (1, 8):
     first = test_loop.make_batch(0)
@@ -152,27 +154,27 @@ def make_blocks(index):
   return {**batch, 'image': np.asarray(stem.to_blocks(batch['image']))}
 
 
-def make_fast_trainer(*forms):
-  forms = dict.fromkeys(forms, True)
-  return make_trainer(model=nfnet_jax.create('nfnet_pico', 10, **forms))
+def make_fast_trainer(*fast_paths):
+  options = dict.fromkeys(fast_paths, True)
+  return make_trainer(model=nfnet_jax.create('nfnet_pico', 10, **options))
 
 
 @pytest.mark.parametrize(
-  ('forms', 'make'),
+  ('fast_paths', 'make'),
   [
     (['fast_stem'], make_blocks),
     (['fused_blocks', 'fast_convs'], make_batch),
   ],
 )
-def test_fast_forms_train_alike(ten_steps, forms, make):
-  runner = Runner(make_fast_trainer(*forms), 8, make(0))
+def test_fast_paths_train_alike(ten_steps, fast_paths, make):
+  runner = Runner(make_fast_trainer(*fast_paths), 8, make(0))
   _, rows = runner.run(runner.fresh_state(), map(make, range(10)))
   losses = [[row['loss'] for row in each] for each in (rows, ten_steps[1])]
   np.testing.assert_allclose(*losses, rtol=1e-5)
   assert all(row['applied'] for row in rows)
 
 
-def test_diagnosis_knows_the_order_of_a_fast_stem():
+def test_diagnosis_has_the_same_order_with_a_fast_stem():
   plain = nonfinite._creation_order(make_trainer(), make_batch(0))
   trainer = make_fast_trainer('fast_stem')
   fast = nonfinite._creation_order(trainer, make_blocks(0))
@@ -187,7 +189,7 @@ def test_state_is_donated(eight):
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_a_bad_batch_leaves_the_state_as_it_was(eight, value):
+def test_bad_batch_leaves_the_state_unchanged(eight, value):
   bad = make_batch(0)
   bad['image'][3, 5, 5, 1] = value
   final, rows = eight.run(eight.fresh_state(), [bad, make_batch(1)])
@@ -197,7 +199,7 @@ def test_a_bad_batch_leaves_the_state_as_it_was(eight, value):
   )
 
 
-def test_a_batch_of_another_step_is_refused(eight):
+def test_batch_of_another_step_is_refused(eight):
   final, rows = eight.run(eight.fresh_state(), [make_batch(5)])
   assert rows[0]['applied'] == 0
   assert int(final.step) == 0
@@ -252,7 +254,7 @@ def _equations(jaxpr):
 
 
 def test_diagnosis_names_the_gradient_that_broke_first(eight, monkeypatch):
-  """A NaN that arises in the backward pass of the third block's squeeze."""
+  """Injects a NaN into the backward pass of the third block's squeeze."""
 
   @jax.custom_vjp
   def poison(x):
@@ -312,7 +314,7 @@ def test_normalisation_of_blocks():
 
 
 def write_golden():
-  """Writes `golden/losses.json` from the step as it is."""
+  """Writes `golden/losses.json` from the current step."""
   runner = Runner(make_trainer(), 8)
   _, rows = runner.run(runner.fresh_state(), map(make_batch, range(10)))
   losses = [float(row['loss']) for row in rows]

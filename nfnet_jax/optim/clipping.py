@@ -1,0 +1,124 @@
+"""Gradient clipping rules by name: AGC and the baselines of its ablation.
+
+Section 4.1 of arXiv 2102.06171 compares them. To add a rule, add a row to
+`RULES`: settings, checks and error messages follow from that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import math
+from typing import Any, TypeAlias
+
+import optax
+
+from nfnet_jax import errors, trees
+from nfnet_jax.optim import agc as agc_lib
+from nfnet_jax.optim import groups as groups_lib
+
+Clipping: TypeAlias = float | optax.Schedule
+Groups = Sequence[groups_lib.Group]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippingRule:
+  """A way to bound gradients.
+
+  Attributes:
+    description: one line on what is bounded.
+    default: bound that is used if none is given.
+    make: `(clipping, eps, groups) -> optax.GradientTransformation`.
+  """
+
+  description: str
+  default: float
+  make: Callable[[Clipping, float, Groups], optax.GradientTransformation]
+
+
+def _clip_ratio(
+  axes: str, clipping: Clipping, eps: float, groups: Groups
+) -> optax.GradientTransformation:
+  return agc_lib.agc(
+    clipping,
+    eps,
+    axes=axes,
+    exclude=lambda path: not groups_lib.group_of(path, groups).clip,
+    group_fn=lambda path: groups_lib.group_of(path, groups).name,
+  )
+
+
+def _clip_global_norm(
+  clipping: Clipping, eps: float, groups: Groups
+) -> optax.GradientTransformation:
+  del eps, groups  # All gradients count, those of every group.
+  if callable(clipping):
+    raise ValueError(
+      "clip_by 'global_norm' takes no schedule. Give `clipping` as a number."
+    )
+  return optax.clip_by_global_norm(clipping)
+
+
+RULES = {
+  'unit': ClippingRule(
+    'AGC: the gradient-to-weight norm ratio of each output unit.',
+    0.01,
+    functools.partial(_clip_ratio, 'output_last'),
+  ),
+  'input_unit': ClippingRule(
+    'The gradient-to-weight norm ratio of each input unit.',
+    0.01,
+    functools.partial(_clip_ratio, 'output_first'),
+  ),
+  'layer': ClippingRule(
+    'The gradient-to-weight norm ratio of each parameter as a whole.',
+    0.01,
+    functools.partial(_clip_ratio, 'layer'),
+  ),
+  'global_norm': ClippingRule(
+    'The norm of all gradients together.', 1.0, _clip_global_norm
+  ),
+}
+
+
+def get_rule(name: str) -> ClippingRule:
+  """Return a clipping rule by its name.
+
+  Raises:
+    ValueError: if the name is unknown; the message lists the known ones.
+
+  Example:
+    >>> get_rule('global_norm').default
+    1.0
+  """
+  if name not in RULES:
+    raise ValueError(
+      f"Unknown clip_by '{name}'; known: {', '.join(RULES)}."
+      f'{errors.did_you_mean(name, RULES)}'
+    )
+  return RULES[name]
+
+
+def count_clipped_units(
+  params: Any, groups: Groups = groups_lib.NFNET_GROUPS
+) -> dict[str, int]:
+  """Count the units per group that the rule 'unit' may clip.
+
+  Args:
+    params: tree of arrays or shapes.
+    groups: which parameters are clipped.
+
+  Example:
+    >>> import numpy as np
+    >>> count_clipped_units({'net/conv': {'w': np.ones((3, 3, 8, 16))}})
+    {'kernels': 16}
+  """
+  units: dict[str, int] = {}
+  for path, leaf in trees.named_leaves(params):
+    group = groups_lib.group_of(path, groups)
+    if group.clip:
+      axes = agc_lib.output_last_axes(path, leaf.shape)
+      fan_in = math.prod(leaf.shape[axis] for axis in axes)
+      units[group.name] = units.get(group.name, 0) + leaf.size // fan_in
+  return units
