@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from nfnet_jax.models import layers
 
+# Options of every family that act in training only.
+REGULARIZATION = ('stochdepth_rate', 'dropout_rate')
+
 
 class BlockSpec(NamedTuple):
   """A block's place in its network, and what follows from it.
