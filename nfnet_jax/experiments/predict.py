@@ -71,7 +71,8 @@ def _collect(
 
   Without `--json` each row is printed at once.
   """
-  rows, unreadable, plotted = [], [], []
+  rows, unreadable = [], []
+  plotted: list[tuple[files.Prepared, Guesses]] = []
   for prepared, guesses in _predict(weights, paths):
     if prepared.fault:
       unreadable.append({'path': prepared.path, 'reason': prepared.fault})
