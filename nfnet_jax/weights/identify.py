@@ -175,7 +175,7 @@ def _candidates(root: str, params: Tree) -> list[str]:
   the message.
   """
   found = len({path.split('/')[2] for path in params if _is_in_block(path)})
-  names = [name for name, theirs in _roots().items() if theirs == root]
+  names = [name for name, known in _roots().items() if known == root]
   distance = {name: abs(_count_blocks(name) - found) for name in names}
   nearest = min(distance.values(), default=0)
   return [name for name in names if distance[name] == nearest]

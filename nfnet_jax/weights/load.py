@@ -101,7 +101,7 @@ class Weights:
 def load_weights(path: str | os.PathLike) -> Weights:
   """Load a trained network from a file or folder; its kind is detected.
 
-  Known are the published files (pickles, whatever their ending), safetensors of
+  Known are the published files (pickles, with any ending), safetensors of
   timm's `dm_nfnet_*`, `.npz` and safetensors of this project, and the folder of
   a run or of one of its checkpoints, of which the EMA weights are taken.
   Pickles are read without running code: they can only yield plain arrays.

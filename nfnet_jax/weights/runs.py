@@ -17,7 +17,7 @@ from nfnet_jax.storage import failures, files
 Tree = Mapping[str, Mapping[str, np.ndarray]]
 
 # Keys of `config.model` that do not change what a trained network computes:
-# regularisation, and whose statistics a batch normalisation takes in training.
+# regularisation, and over which devices training takes batch statistics.
 _TRAINING_ONLY = (*classifier.REGULARIZATION, 'cross_replica_bn')
 
 

@@ -135,7 +135,7 @@ class TestRun:
   def test_serves_as_weights(self, local, inside):
     weights = load.load_weights(f'gs://runs/one{inside}')
     expected = load.load_weights(f'{local}{inside}')
-    assert weights.note() == expected.note()
+    assert weights.metadata() == expected.metadata()
     jax.tree.map(np.testing.assert_array_equal, weights.params, expected.params)
     save.save_weights('gs://runs/mine.npz', weights)
     again = load.load_weights('gs://runs/mine.npz')

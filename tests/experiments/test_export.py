@@ -144,7 +144,7 @@ def test_a_fold_that_changes_logits_is_refused(
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--out={tmp}/out'], 'Name a trained network: --weights=PATH.'),
+    (['--out={tmp}/out'], '--weights=PATH.'),
     (
       ['--weights={tmp}/none', '--out={tmp}/out'],
       "There are no weights '{tmp}/none'",

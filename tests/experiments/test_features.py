@@ -177,7 +177,7 @@ class TestFeatures:
     [
       ([], 'Name images, or a --dataset; not both.'),
       (['{photo}', '--dataset=digits'], 'Name images, or a --dataset'),
-      (['{photo}', '--to='], 'Say where to write: --to=FILE.'),
+      (['{photo}', '--to='], '--to=FILE.'),
       (['{photo}', '--to=a.npy'], "--to='a.npy' must end in .npz."),
       (['{photo}', '--to={tmp}/no/a.npz'], 'there is no such folder'),
       (['{tmp}/none.jpg'], "There is no image or folder '{tmp}/none.jpg'."),
@@ -295,8 +295,8 @@ class TestConvert:
   @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-      (['--to=a.npz'], 'Name a trained network: --weights=PATH.'),
-      (['{w}'], 'Say where to write: --to=FILE.'),
+      (['--to=a.npz'], '--weights=PATH.'),
+      (['{w}'], '--to=FILE.'),
       (['{w}', '--to={tmp}/a.pkl'], "'{tmp}/a.pkl' must end in .npz or .saf"),
       (['{w}', '--to={tmp}/a'], 'must end in .npz or .safetensors'),
       (['{w}', '--to={tmp}/no/a.npz'], "'{tmp}/no/a.npz': there is no such fo"),

@@ -121,7 +121,7 @@ def test_kinds_of_weights_agree(ask_json, folder, kind):
 
 @pytest.mark.parametrize(
   ('config', 'options'),
-  zip(trained_weights.OLD_CONFIGS, ({'activation': 'relu'}, {})),
+  list(zip(trained_weights.OLD_CONFIGS, ({'activation': 'relu'}, {}))),
 )
 def test_old_runs(ask_json, folder, tmp_path, trained, config, options):
   trained_weights.write_run(tmp_path / 'run', trained, config)
@@ -361,7 +361,7 @@ def test_timm_forward(ask_json, folder, trained):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([], 'Say which: IMAGE... is missing.'),
+    ([], 'IMAGE... is missing.'),
     (['{tmp}/none.jpg'], "There is no image or folder '{tmp}/none.jpg'."),
     (['{tmp}'], "There are no images in '{tmp}'."),
     (['{photo}', '--plot=out.jpg'], "--plot='out.jpg' must end in .png"),
@@ -370,7 +370,7 @@ def test_timm_forward(ask_json, folder, trained):
     (['{photo}', '--batch_size=0'], '--batch_size=0'),
     (['{photo}', '--size=0'], '--size=0'),
     (['{photo}', '--top=3'], "Unknown command line flag 'top'"),
-    (['{photo}', '--weights='], 'Name a trained network: --weights=PATH.'),
+    (['{photo}', '--weights='], '--weights=PATH.'),
     (
       ['{photo}', '--weights={tmp}/none.npz'],
       "There are no weights '{tmp}/none.npz'.",
