@@ -1,7 +1,8 @@
-"""Weights as if trained, and a photo to try them on."""
+"""Random weights in place of trained ones, and images to run them on."""
 
 import dataclasses
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,13 @@ from nfnet_jax.models import registry
 from nfnet_jax.weights import identify, load
 from tests.models import reference
 
+_GOLDEN = pathlib.Path(__file__).parent / 'golden'
+# Configurations of runs of the digits, as earlier versions saved them.
+OLD_CONFIGS = ('old_run_config.json', 'older_run_config.json')
+
 
 def randomize(model: registry.Model):
-  """Draws parameters and running statistics far from the initial ones."""
+  """Draw parameters and running statistics far from the initial ones."""
   images = jnp.zeros((1, 32, 32, 3))
   init = lambda key: model.init(key, images, False)
   shapes = jax.eval_shape(init, jax.random.key(0))[1]
@@ -28,10 +33,10 @@ def randomize(model: registry.Model):
 
 
 def random_weights(name: str, *, margin: int = 4, **changes):
-  """Returns a model of ten classes and its weights."""
+  """Return a model of ten classes and its weights."""
   model = registry.create(name, 10)
   params, state = randomize(model)
-  facts = {
+  fields = {
     'num_classes': 10,
     'options': {},
     'class_names': [f'class {index}' for index in range(10)],
@@ -39,11 +44,11 @@ def random_weights(name: str, *, margin: int = 4, **changes):
       32, model.spec.eval_crop, margin
     ),
   }
-  return model, load.Weights(params, state, name, **{**facts, **changes})
+  return model, load.Weights(params, state, name, **{**fields, **changes})
 
 
 def decisive(weights: load.Weights) -> load.Weights:
-  """Scales the classifier, so that each image gets logits of its own."""
+  """Scale the classifier, so that logits differ from image to image."""
   rng = np.random.default_rng(5)
   tones = np.arange(1, 17).reshape(16, 1, 1, 1) / 8
   images = rng.uniform(-2, 2, (16, 32, 32, 3)) * tones
@@ -58,7 +63,7 @@ def decisive(weights: load.Weights) -> load.Weights:
 
 
 def draw_photo(path: pathlib.Path) -> None:
-  """Writes a smooth picture, wider than high."""
+  """Write a smooth picture, wider than high."""
   y, x = np.mgrid[:90, :140] / 20
   waves = [np.sin(x * (k + 1) + y * (3 - k) + k) for k in range(3)]
   pixels = np.uint8(127.5 + 120 * np.stack(waves, -1))
@@ -66,7 +71,7 @@ def draw_photo(path: pathlib.Path) -> None:
 
 
 def write_photos(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
-  """Writes pictures that networks tell apart, of several formats."""
+  """Write pictures that networks can tell apart, in several formats."""
   folder.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(count)
   paths = []
@@ -79,11 +84,28 @@ def write_photos(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
   return paths
 
 
-def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
-  """Writes a run of the digits whose average is these weights."""
+def write_run(
+  workdir: pathlib.Path, weights: load.Weights, old_config: str | None = None
+) -> None:
+  """Write a run of the digits whose EMA are these weights.
+
+  Args:
+    workdir: a folder that is made if it does not exist.
+    weights: the network.
+    old_config: one of `OLD_CONFIGS`, if the run is one of `nfnet_pico` that was
+      saved by an earlier version.
+  """
+  if old_config:
+    workdir.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_GOLDEN / old_config, workdir / 'config.json')
+  else:
+    _write_config(workdir, weights)
+  _write_checkpoint(workdir, weights)
+
+
+def _write_config(workdir: pathlib.Path, weights: load.Weights) -> None:
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.experiments.configs import digits
-  from nfnet_jax.training import checkpoint, state
 
   config = digits.get_config()
   config.model.name = weights.model
@@ -92,6 +114,11 @@ def write_run(workdir: pathlib.Path, weights: load.Weights) -> None:
   config.data.eval_margin = weights.preprocessing.margin
   config = experiment_lib.prepare_config(config)
   workdir_lib.save(config, workdir, weights.class_names)
+
+
+def _write_checkpoint(workdir: pathlib.Path, weights: load.Weights) -> None:
+  from nfnet_jax.training import checkpoint, state
+
   raw = jax.tree.map(np.zeros_like, weights.params)
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     checkpoints.save(

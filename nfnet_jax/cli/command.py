@@ -231,9 +231,7 @@ def _near_setting(line: str) -> str:
     if leaf in _SYNONYMS:
       return f' Use --config.{_SYNONYMS[leaf]}.'
   for word in unknown:
-    if '.' in word and (
-      hint := errors.did_you_mean(word, [*base.settings()])
-    ):
+    if '.' in word and (hint := errors.did_you_mean(word, [*base.settings()])):
       return hint
   return ''
 

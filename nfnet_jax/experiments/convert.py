@@ -1,6 +1,6 @@
-"""Writes a trained network to a file that other programs read.
+r"""Write a trained network to a file that other programs read.
 
-  python -m nfnet_jax.experiments.convert --weights=runs/digits \\
+  python -m nfnet_jax.experiments.convert --weights=runs/digits \
     --to=digits.safetensors
 
 The ending chooses plain .npz (flat names, no pickle) or .safetensors, with the
@@ -9,6 +9,8 @@ names and layouts of timm, for
 
   timm.create_model('dm_nfnet_f0', checkpoint_path='F0.safetensors')
 """
+
+from __future__ import annotations
 
 from absl import flags
 
@@ -23,6 +25,7 @@ _LAYOUT = flags.DEFINE_enum(
 
 
 def main() -> None:
+  """Write `--weights` to the file `--to`."""
   from nfnet_jax.models import complexity
   from nfnet_jax.weights import save
 

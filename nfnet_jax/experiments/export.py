@@ -1,14 +1,13 @@
-"""Exports weights as a program that runs without this package.
+"""Export weights as a program that runs without this package.
 
   python -m nfnet_jax.experiments.export --weights=PATH --out=DIR
 
 folds weight standardisation and batch normalisation into plain kernels and
-biases, and writes to DIR, a new or an empty folder or that of an earlier
-export:
+biases, and writes to DIR, which is new, empty, or holds an earlier export:
 
   model.stablehlo  `(weights, images) -> probabilities [N, classes]`, serialised
                    by `jax.export` for cpu, cuda and tpu; images are float
-                   pixels 0..255 `[N, size, size, 3]`, of any N
+                   pixels 0..255 `[N, size, size, 3]`, for any N
   weights.npz      its first argument: flat names -> float32 arrays
   model.json       what to feed it: size, crop, margin, class names; versions
   saved_model/     with `--saved_model`: the same as a TensorFlow SavedModel
@@ -16,30 +15,40 @@ export:
 The README has a program that loads them. `--json` prints one object.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
+from typing import Any, TYPE_CHECKING
 
 from absl import flags
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags
 
+if TYPE_CHECKING:
+  import jax.export
+
+  from nfnet_jax.export import fold
+  from nfnet_jax.weights import load
+
 for _name in ('weights', 'timm_forward', 'size', 'out', 'json'):
   flags.declare_key_flag(_name)
 _SAVED_MODEL = flags.DEFINE_bool(
-  'saved_model', False, 'Writes a TensorFlow SavedModel, too.'
+  'saved_model', False, 'Also write a TensorFlow SavedModel.'
 )
 
 _FILES = ('model.stablehlo', 'weights.npz', 'model.json')
-# Largest difference that folding may make, over the largest logit.
+# Largest difference that folding may make, divided by the largest logit.
 _TOLERANCE = 1e-5
 
 
 def main() -> None:
+  """Export `--weights` to the folder `--out`."""
   if _SAVED_MODEL.value:
     from nfnet_jax.export import saved_model
 
@@ -49,37 +58,37 @@ def main() -> None:
   out = _get_empty_out()
   folded, difference = _fold(weights)
   facts = _write(out, weights, folded)
-  _report(out, facts, folded, difference)
+  _print_report(out, facts, folded, difference)
 
 
 def _get_empty_out() -> pathlib.Path:
-  """Returns the folder of `--out`, if it holds an earlier export at most."""
+  """Return the folder of `--out`, which may hold only an earlier export."""
   out = common_flags.get_out()
   names = {*_FILES, *(['saved_model'] if _SAVED_MODEL.value else [])}
   known = {f'{name}.tmp' for name in names}
   with errors.as_input_error(OSError):
-    held = {path.name for path in out.iterdir()}
-  if 'model.json' in held:
+    found = {path.name for path in out.iterdir()}
+  if 'model.json' in found:
     known |= names
-  if others := held - known:
+  if others := found - known:
     raise errors.InputError(
       f"--out='{out}' holds '{min(others)}'; give a new or an empty folder."
     )
   return out
 
 
-def _fold(weights):
-  """Returns the folded network, and how far folding moves logits.
+def _fold(weights: load.Weights) -> tuple[fold.Folded, float]:
+  """Return the folded network, and the largest change of its logits.
 
   Raises:
-    errors.InputError: if that is more than rounding may do.
+    errors.InputError: if the change is more than that of rounding.
   """
   from nfnet_jax.export import fold
 
   network = weights.create(), weights.params, weights.model_state
   folded = fold.fold(*network)
   difference = fold.difference(*network, folded, weights.preprocessing.size)
-  if not difference <= _TOLERANCE:  # NaN, too.
+  if not difference <= _TOLERANCE:  # True for NaN, too.
     raise errors.InputError(
       f'Folding changes the logits by {difference:.1e} of the largest, more '
       f'than {_TOLERANCE:.0e}: these weights are not exported.'
@@ -87,15 +96,17 @@ def _fold(weights):
   return folded, difference
 
 
-def _write(out: pathlib.Path, weights, folded) -> dict:
-  """Writes all files or, if one fails, none; returns what model.json holds."""
+def _write(
+  out: pathlib.Path, weights: load.Weights, folded: fold.Folded
+) -> dict[str, Any]:
+  """Write all files or, if one fails, none; return what model.json holds."""
   import numpy as np
 
   from nfnet_jax.export import stablehlo
   from nfnet_jax.storage import files
 
   predict = stablehlo.predictor(folded)
-  arrays = stablehlo.flatten(folded.params)
+  arrays: dict[str, Any] = stablehlo.flatten(folded.params)
   exported = stablehlo.program(predict, arrays, weights.preprocessing.size)
   facts = _facts(weights, exported)
   with contextlib.ExitStack() as stack:
@@ -114,8 +125,10 @@ def _write(out: pathlib.Path, weights, folded) -> dict:
   return facts
 
 
-def _facts(weights, exported) -> dict:
-  """Returns what the consumer of the program has to know."""
+def _facts(
+  weights: load.Weights, exported: jax.export.Exported
+) -> dict[str, Any]:
+  """Return what a user of the program has to know."""
   import jax
 
   import nfnet_jax
@@ -133,7 +146,7 @@ def _facts(weights, exported) -> dict:
 
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a temporary name for a folder that takes the place of another."""
+  """Yield a temporary name for a folder that then replaces another."""
   temporary = path.with_name(f'{path.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
   yield temporary
@@ -141,9 +154,15 @@ def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   temporary.replace(path)
 
 
-def _report(out: pathlib.Path, facts: dict, folded, difference: float) -> None:
+def _print_report(
+  out: pathlib.Path,
+  facts: dict[str, Any],
+  folded: fold.Folded,
+  difference: float,
+) -> None:
   from nfnet_jax.models import complexity
 
+  sizes = {path.name: _count_bytes(path) for path in sorted(out.iterdir())}
   report = {
     'model': facts['model'],
     'size': facts['size'],
@@ -152,7 +171,7 @@ def _report(out: pathlib.Path, facts: dict, folded, difference: float) -> None:
     'merged': len(folded.merged),
     'kept': len(folded.kept),
     'difference': difference,
-    'files': {path.name: _bytes(path) for path in sorted(out.iterdir())},
+    'files': sizes,
   }
   if common_flags.JSON.value:
     print(json.dumps(report))
@@ -167,13 +186,13 @@ def _report(out: pathlib.Path, facts: dict, folded, difference: float) -> None:
     f'program     {", ".join(facts["platforms"])}; jax {facts["jax_version"]}, '
     f'calling convention {facts["calling_convention_version"]}'
   )
-  for name, size in report['files'].items():
+  for name, size in sizes.items():
     print(f'{size:>13,}  {out / name}')
 
 
-def _bytes(path: pathlib.Path) -> int:
+def _count_bytes(path: pathlib.Path) -> int:
   if path.is_dir():
-    return sum(_bytes(inner) for inner in path.iterdir())
+    return sum(_count_bytes(inner) for inner in path.iterdir())
   return path.stat().st_size
 
 

@@ -1,15 +1,18 @@
-"""Prints the table of models: sizes, costs, and what their authors report.
+"""Print the table of models: sizes, costs, and reported accuracies.
 
   python -m nfnet_jax.experiments.models 'nfnet_f?'
 
-lists the models whose names match. Without a pattern it lists all, in minutes:
-every network is built (not run) to be counted. Multiply-adds are those of one
-image at the test size. `--json` prints one object, name -> row.
+lists the models whose names match. Without a pattern it lists all, which takes
+minutes: every network is built (not run) to be counted. Multiply-adds are those
+of one image at the test size. `--json` prints one object, name -> row.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 import fnmatch
 import json
+from typing import Any
 
 from absl import flags
 
@@ -20,6 +23,7 @@ flags.declare_key_flag('json')
 
 
 def main(pattern: str = '*') -> None:
+  """Print a row for each model whose name matches a pattern."""
   from nfnet_jax.models import registry
 
   names = fnmatch.filter(registry.list_models(), pattern)
@@ -44,7 +48,7 @@ def main(pattern: str = '*') -> None:
     )
 
 
-def _rows(names: list[str]) -> Iterator[dict]:
+def _rows(names: list[str]) -> Iterator[dict[str, Any]]:
   import tqdm
 
   with tqdm.tqdm(names, leave=False, disable=None) as progress:
@@ -53,20 +57,13 @@ def _rows(names: list[str]) -> Iterator[dict]:
       yield _row(name)
 
 
-def _row(name: str) -> dict:
-  import jax
-  import jax.numpy as jnp
-
+def _row(name: str) -> dict[str, Any]:
   from nfnet_jax.models import complexity, registry
+  from nfnet_jax.weights import identify
 
   model = registry.create(name)
   spec = model.spec
-  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  params, state = jax.eval_shape(
-    lambda key, images: model.init(key, images, False),
-    jax.random.key(0),
-    images,  # Of any size: parameters do not depend on it.
-  )
+  params, state = identify.abstract_trees(name, 1000, {})
   return {
     'name': name,
     'parameters': complexity.count_parameters(params),

@@ -1,4 +1,4 @@
-"""Says what images show: the five likeliest classes of each, in words.
+"""Print what images show: the five likeliest classes of each, in words.
 
   python -m nfnet_jax.experiments.predict --weights=F0_haiku.npz a.jpg photos/
 
@@ -10,75 +10,101 @@ probabilities. `--json` prints one object: `model`, `images` (each `path` and
 code 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 import json
 import os
 import pathlib
+from typing import Any, TYPE_CHECKING
 
 from absl import flags
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags
 
+if TYPE_CHECKING:
+  import numpy as np
+
+  from nfnet_jax.data import files
+  from nfnet_jax.weights import load
+
 for _name in ('weights', 'size', 'timm_forward', 'json'):
   flags.declare_key_flag(_name)
 _BATCH = flags.DEFINE_integer(
-  'batch_size', 32, 'Images at a time.', lower_bound=1
+  'batch_size', 32, 'Images per batch.', lower_bound=1
 )
 _PLOT = flags.DEFINE_string('plot', None, 'Picture to draw, such as out.png.')
 
 _TOP = 5
-# Images in a plot; more would be too small to see, or too large to open.
-_PLOTTED = 24
+# Images in a plot. More would be too small to see, or make too large a file.
+_MAX_PLOTTED = 24
+
+# The likeliest classes of an image, each with class, name and probability.
+Guesses = list[dict[str, Any]]
 
 
 def main(*arguments: str) -> int:
+  """Print the likeliest classes of images, and draw them to `--plot`."""
   from nfnet_jax.data import files
 
   with errors.as_input_error():
     paths = files.find_images(arguments)
-  plot = _PLOT.value and _check_plot(pathlib.Path(_PLOT.value))
+  plot = _check_plot(pathlib.Path(_PLOT.value)) if _PLOT.value else None
   weights = common_flags.get_weights()
-  rows, shown, unreadable = [], [], []
-  for prepared, top in _predict(weights, paths):
-    if prepared.fault:
-      unreadable.append({'path': prepared.path, 'reason': prepared.fault})
-      continue
-    rows.append({'path': prepared.path, 'top5': top})
-    if len(shown) < _PLOTTED:
-      shown.append((prepared, top))
-    if not common_flags.JSON.value:
-      print(_table(rows[-1]), flush=True)
+  rows, unreadable, plotted = _collect(weights, paths)
   if common_flags.JSON.value:
-    print(
-      json.dumps(
-        {'model': weights.model, 'images': rows, 'unreadable': unreadable}
-      )
-    )
-  if plot and shown:
-    _draw(plot, shown)
+    report = {'model': weights.model, 'images': rows, 'unreadable': unreadable}
+    print(json.dumps(report))
+  if plot and plotted:
+    _draw(plot, plotted)
     command.log(f'{plot}')
   for row in unreadable:
     command.log(f'nfnet_jax: {row["path"]} cannot be read: {row["reason"]}')
   return command.EXIT_FAILED if unreadable else 0
 
 
-def _predict(weights, paths):
-  """Yields each prepared file with the likeliest classes, or None."""
+def _collect(
+  weights: load.Weights, paths: Sequence[str]
+) -> tuple[list[dict], list[dict], list[tuple[files.Prepared, Guesses]]]:
+  """Return the rows of the report, and what a plot shows.
+
+  Without `--json` each row is printed at once.
+  """
+  rows, unreadable = [], []
+  plotted: list[tuple[files.Prepared, Guesses]] = []
+  for prepared, guesses in _predict(weights, paths):
+    if prepared.fault:
+      unreadable.append({'path': prepared.path, 'reason': prepared.fault})
+      continue
+    rows.append({'path': prepared.path, 'top5': guesses})
+    if len(plotted) < _MAX_PLOTTED:
+      plotted.append((prepared, guesses))
+    if not common_flags.JSON.value:
+      print(_format(rows[-1]), flush=True)
+  return rows, unreadable, plotted
+
+
+def _predict(
+  weights: load.Weights, paths: Sequence[str]
+) -> Iterator[tuple[files.Prepared, Guesses]]:
+  """Yield each prepared file and its guesses, none if it cannot be read."""
   from nfnet_jax.data import files
   from nfnet_jax.weights import inference
 
   size = min(_BATCH.value, len(paths))
-  network = inference.Network(weights, size)
+  predictor = inference.Predictor(weights, size)
   images = files.prepare(paths, weights.preprocessing)
-  for batch in inference.in_batches(images, size, len(paths)):
-    readable = [prepared.image for prepared in batch if not prepared.fault]
-    outputs = iter(network(readable)['probabilities'] if readable else ())
-    for prepared in batch:
-      top = None if prepared.fault else _top(next(outputs), weights.class_names)
-      yield prepared, top
+  for batch in inference.batched_with_progress(images, size, len(paths)):
+    readable = [item.image for item in batch if item.image is not None]
+    outputs = iter(predictor(readable)['probabilities'] if readable else ())
+    for item in batch:
+      is_readable = item.image is not None
+      names = weights.class_names
+      yield item, _guess(next(outputs), names) if is_readable else []
 
 
-def _top(probabilities, names) -> list[dict]:
+def _guess(probabilities: np.ndarray, names: Sequence[str]) -> Guesses:
   order = (-probabilities).argsort(stable=True)[:_TOP]
   return [
     {
@@ -90,12 +116,12 @@ def _top(probabilities, names) -> list[dict]:
   ]
 
 
-def _table(row: dict) -> str:
+def _format(row: dict[str, Any]) -> str:
   lines = [
     f'{100 * guess["probability"]:8.2f} %  {guess["name"]}'
     for guess in row['top5']
   ]
-  # A file's name need not be text.
+  # A file's name need not be valid text.
   path = os.fsencode(row['path']).decode(errors='replace')
   return '\n'.join([path, *lines])
 
@@ -108,11 +134,13 @@ def _check_plot(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _draw(path: pathlib.Path, shown: list) -> None:
+def _draw(
+  path: pathlib.Path, plotted: Sequence[tuple[files.Prepared, Guesses]]
+) -> None:
   from nfnet_jax import plotting
 
-  columns = min(3, len(shown))
-  rows = -(-len(shown) // columns)
+  columns = min(3, len(plotted))
+  rows = -(-len(plotted) // columns)
   figure, axes = plotting.subplots(
     rows,
     2 * columns,
@@ -123,17 +151,18 @@ def _draw(path: pathlib.Path, shown: list) -> None:
   )
   for axis in axes.flat:
     axis.axis('off')
-  for (image, bars), (prepared, top) in zip(
-    axes.reshape(-1, 2), shown, strict=False
+  for (picture, bars), (prepared, guesses) in zip(
+    axes.reshape(-1, 2), plotted, strict=False
   ):
-    image.imshow(prepared.image.clip(0, 255).astype('uint8'))
-    # Names are no formulas, whatever dollars they have.
+    assert prepared.image is not None
+    picture.imshow(prepared.image.clip(0, 255).astype('uint8'))
+    # Names may hold dollar signs, which do not begin a formula here.
     style = {'fontsize': 8, 'parse_math': False}
-    image.set_title(pathlib.Path(prepared.path).name, **style)
+    picture.set_title(pathlib.Path(prepared.path).name, **style)
     bars.axis('on')
-    names = [guess['name'] for guess in top]
-    bars.barh(range(len(top)), [guess['probability'] for guess in top])
-    bars.set_yticks(range(len(top)), names, **style)
+    positions = range(len(guesses))
+    bars.barh(positions, [guess['probability'] for guess in guesses])
+    bars.set_yticks(positions, [guess['name'] for guess in guesses], **style)
     bars.set_xlim(0, 1)
     bars.invert_yaxis()
   plotting.save(figure, path, dpi=100)

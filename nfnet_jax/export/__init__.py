@@ -1,1 +1,1 @@
-"""Folded networks as programs for other runtimes."""
+"""Fold networks for inference, and export them as programs."""

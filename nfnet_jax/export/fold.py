@@ -1,13 +1,15 @@
-"""Folds normalisation into plain kernels and biases, for inference.
+"""Fold normalisation into plain kernels and biases, for inference.
 
-In evaluation a standardised kernel is a constant, and a batch normalisation is
-a scale and an offset of each channel, which a convolution just before it can
-take over. The network that is left is the same modules, run without either.
+In evaluation a standardised kernel is a constant. A batch normalisation is a
+scale and an offset per channel, which the convolution just before it can
+absorb. The folded network is the same modules, run without either.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -18,9 +20,11 @@ import numpy as np
 
 from nfnet_jax.models import layers, registry
 
-Params = Mapping[str, Mapping[str, np.ndarray]]
+Leaves = Mapping[str, np.ndarray]
+Params = Mapping[str, Leaves]
 
 _Convolution = layers.ScaledWSConv2D | hk.Conv2D
+_Traced = _Convolution | hk.BatchNorm
 
 
 class Folded(NamedTuple):
@@ -29,11 +33,11 @@ class Folded(NamedTuple):
   Attributes:
     params: module path -> name -> float32 array. Convolutions hold `w` and,
       if there is something to add, `b [C]`; batch normalisations that follow
-      no convolution hold `scale` and `offset [C]`; all else is as it was.
+      no convolution hold `scale` and `offset [C]`; other modules are unchanged.
     apply: `(params, images) -> logits`, in evaluation, of normalised images
       `[N, H, W, 3]`.
     standardized: paths of the convolutions whose kernels were standardised.
-    merged: paths of the batch normalisations that vanished in a convolution.
+    merged: paths of the batch normalisations that a convolution absorbed.
     kept: paths of those left as a scale and an offset.
   """
 
@@ -45,10 +49,10 @@ class Folded(NamedTuple):
 
 
 def fold(model: registry.Model, params: Params, model_state: Params) -> Folded:
-  """Folds standardisation and running statistics into plain parameters.
+  """Fold standardisation and running statistics into plain parameters.
 
-  Which normalisation follows which convolution is read off a trace, so that it
-  holds for any network of `ScaledWSConv2D`, `hk.Conv2D` and `hk.BatchNorm`.
+  Which normalisation follows which convolution is found by tracing the model,
+  so that any network of `ScaledWSConv2D`, `hk.Conv2D` and `hk.BatchNorm` works.
   Computes in float64.
 
   Args:
@@ -57,7 +61,7 @@ def fold(model: registry.Model, params: Params, model_state: Params) -> Folded:
     model_state: its running statistics; empty if it has none.
 
   Raises:
-    ValueError: if a module is called twice, or if state is left that belongs
+    ValueError: if a module is called twice, or if there is state that belongs
       to no batch normalisation.
 
   Example:
@@ -74,29 +78,28 @@ def fold(model: registry.Model, params: Params, model_state: Params) -> Folded:
   """
   modules, followers = _trace(model, params, model_state)
   folded = {path: dict(leaves) for path, leaves in params.items()}
-  kinds = {
-    kind: [path for path, module in modules.items() if isinstance(module, kind)]
-    for kind in (layers.ScaledWSConv2D, hk.BatchNorm)
-  }
-  for path in kinds[layers.ScaledWSConv2D]:
-    folded[path] = _plain_convolution(modules[path], params[path])
-  for path in kinds[hk.BatchNorm]:
-    statistics = {
-      name: np.float64(model_state[f'{path}/~/{name}_ema']['average'])
-      for name in ('mean', 'var')
-    }
-    eps = modules[path].eps
-    folded[path] = _affine(params[path], **statistics, eps=eps)
+  standardized, norms = [], []
+  for path, module in modules.items():
+    if isinstance(module, layers.ScaledWSConv2D):
+      folded[path] = _plain_convolution(module, params[path])
+      standardized.append(path)
+    elif isinstance(module, hk.BatchNorm):
+      mean, var = (
+        np.asarray(model_state[name]['average'], np.float64)
+        for name in _statistics(path)
+      )
+      folded[path] = _affine(params[path], mean, var, module.eps)
+      norms.append(path)
   for path, norm in followers.items():
     folded[path] = _merge(folded[path], folded.pop(norm))
-  _check_no_other_state(model_state, kinds[hk.BatchNorm])
+  _check_no_other_state(model_state, norms)
   merged = tuple(followers.values())
   return Folded(
     jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), folded),
     functools.partial(_apply, model),
-    tuple(kinds[layers.ScaledWSConv2D]),
+    tuple(standardized),
     merged,
-    tuple(path for path in kinds[hk.BatchNorm] if path not in merged),
+    tuple(path for path in norms if path not in merged),
   )
 
 
@@ -107,14 +110,14 @@ def difference(
   folded: Folded,
   size: int,
 ) -> float:
-  """Returns how far folding moves logits, as a share of the largest.
+  """Return the largest change of a logit, divided by the largest logit.
 
   Args:
-    model: see `fold`, like `params` and `model_state`.
-    params: before folding.
-    model_state: before folding.
-    folded: what came of them.
-    size: pixels a side of the two random images that are compared.
+    model: the network before folding; see `fold`.
+    params: its parameters.
+    model_state: its running statistics.
+    folded: the folded network.
+    size: side of the two random images that are compared, in pixels.
   """
   images = np.random.default_rng(0).normal(size=(2, size, size, 3))
   images = images.astype(np.float32)
@@ -128,8 +131,10 @@ def difference(
   return float(np.max(np.abs(actual - expected)) / np.max(np.abs(expected)))
 
 
-def _apply(model: registry.Model, params: Params, images: jax.Array):
-  """Runs the network on folded parameters."""
+def _apply(
+  model: registry.Model, params: Mapping[str, Any], images: jax.Array
+) -> jax.Array:
+  """Run the network on folded parameters."""
 
   def plain(call, args, kwargs, context):
     module = context.module
@@ -150,27 +155,25 @@ def _apply(model: registry.Model, params: Params, images: jax.Array):
 
 def _trace(
   model: registry.Model, params: Params, model_state: Params
-) -> tuple[dict[str, hk.Module], dict[str, str]]:
-  """Finds the convolutions and normalisations, and who follows whom.
+) -> tuple[dict[str, _Traced], dict[str, str]]:
+  """Find the convolutions and normalisations, and which follows which.
 
   Returns:
     Path -> module, and the path of a convolution -> that of the normalisation
-    that alone uses its output.
+    that is the only user of its output.
   """
-  modules = {}
+  modules: dict[str, _Traced] = {}
 
   def mark(call, args, kwargs, context):
     module = context.module
-    is_norm = isinstance(module, hk.BatchNorm)
-    if context.method_name != '__call__' or not (
-      is_norm or isinstance(module, _Convolution)
-    ):
+    if context.method_name != '__call__' or not isinstance(module, _Traced):
       return call(*args, **kwargs)
     path = module.module_name
     if path in modules:
       raise ValueError(f"'{path}' is called twice, so it cannot be folded.")
     modules[path] = module
-    # A norm keeps the shape, so that its input stands for its output.
+    # A norm keeps the shape, so that its input can stand for its output.
+    is_norm = isinstance(module, hk.BatchNorm)
     return checkpoint_name(args[0] if is_norm else call(*args, **kwargs), path)
 
   def forward(images):
@@ -184,9 +187,9 @@ def _trace(
 
 
 def _followers(
-  jaxpr: core.Jaxpr, modules: Mapping[str, hk.Module]
+  jaxpr: core.Jaxpr, modules: Mapping[str, _Traced]
 ) -> dict[str, str]:
-  """Maps convolutions to the normalisations that alone use their outputs."""
+  """Map each convolution to the normalisation that is its only user, if any."""
   users = {variable: [''] for variable in jaxpr.outvars}
   marks = {}
   for equation in jaxpr.eqns:
@@ -210,22 +213,27 @@ def _followers(
 
 
 def _plain_convolution(
-  module: layers.ScaledWSConv2D, leaves: Mapping[str, np.ndarray]
+  module: layers.ScaledWSConv2D, leaves: Leaves
 ) -> dict[str, np.ndarray]:
   cpu = jax.local_devices(backend='cpu')[0]
   standardize = jax.jit(module.standardize)
   with jax.enable_x64(True), jax.default_device(cpu):
     kernel = standardize(np.float64(leaves['w']), np.float64(leaves['gain']))
-    return {'w': np.asarray(kernel), 'b': np.float64(leaves['bias'])}
+    return {
+      'w': np.asarray(kernel),
+      'b': np.asarray(leaves['bias'], np.float64),
+    }
 
 
-def _affine(leaves, mean: np.ndarray, var: np.ndarray, eps: float):
+def _affine(
+  leaves: Leaves, mean: np.ndarray, var: np.ndarray, eps: float
+) -> dict[str, np.ndarray]:
   scale = np.float64(leaves['scale']) / np.sqrt(var + eps)
   offset = np.float64(leaves['offset']) - mean * scale
   return {'scale': scale.ravel(), 'offset': offset.ravel()}
 
 
-def _merge(convolution, affine):
+def _merge(convolution: Leaves, affine: Leaves) -> dict[str, np.ndarray]:
   bias = np.float64(convolution.get('b', 0.0)) * affine['scale']
   return {
     'w': np.float64(convolution['w']) * affine['scale'],
@@ -233,7 +241,12 @@ def _merge(convolution, affine):
   }
 
 
+def _statistics(norm: str) -> tuple[str, str]:
+  """Return the paths of a normalisation's mean and variance."""
+  return f'{norm}/~/mean_ema', f'{norm}/~/var_ema'
+
+
 def _check_no_other_state(model_state: Params, norms: list[str]) -> None:
-  known = {f'{path}/~/{name}_ema' for path in norms for name in ('mean', 'var')}
+  known = {name for norm in norms for name in _statistics(norm)}
   if unknown := sorted(set(model_state) - known):
     raise ValueError(f"'{unknown[0]}' is no batch norm's; it cannot be folded.")

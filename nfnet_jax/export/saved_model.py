@@ -1,7 +1,9 @@
-"""A folded network as a TensorFlow SavedModel.
+"""Export a folded network as a TensorFlow SavedModel.
 
-The only file that joins JAX and TensorFlow.
+This is the only file that imports both JAX and TensorFlow.
 """
+
+from __future__ import annotations
 
 import pathlib
 
@@ -14,13 +16,13 @@ from nfnet_jax.export import stablehlo
 
 
 def check() -> None:
-  """Tries whether this TensorFlow reads what this JAX writes.
+  """Check that the installed TensorFlow reads what the installed JAX writes.
 
-  TensorFlow reads StableHLO up to its own version; JAX writes one that may be
-  four weeks old.
+  TensorFlow reads StableHLO up to its own version. JAX writes a version that
+  may be only four weeks old.
 
   Raises:
-    ValueError: if it does not.
+    ValueError: if TensorFlow is too old.
   """
   probe = jax2tf.convert(lambda x: x + 1, polymorphic_shapes=['batch'])
   try:
@@ -28,7 +30,7 @@ def check() -> None:
   except tf.errors.OpError as error:
     raise ValueError(
       f'TensorFlow {tf.__version__} is too old for the programs of JAX '
-      f'{jax.__version__}; leave --saved_model out, or take an older JAX.'
+      f'{jax.__version__}. Leave --saved_model out, or install an older JAX.'
     ) from error
 
 
@@ -38,7 +40,7 @@ def save(
   weights: dict[str, np.ndarray],
   size: int,
 ) -> None:
-  """Writes a SavedModel whose `predict` takes any number of images.
+  """Write a SavedModel whose `predict` takes any number of images.
 
   `predict` and the signature `serving_default` map `images [N, size, size, 3]`,
   float pixels in 0..255, to `{'probabilities': [N, classes]}`.
@@ -47,7 +49,7 @@ def save(
     path: a folder that does not exist.
     predict: see `stablehlo.predictor`.
     weights: its first argument.
-    size: pixels a side of its images.
+    size: side of its images, in pixels.
   """
   convert = jax2tf.convert(
     predict,
@@ -56,7 +58,7 @@ def save(
     native_serialization_platforms=stablehlo.PLATFORMS,
   )
   module = tf.Module()
-  # Variables stay out of the graph, which could not hold 2 GB.
+  # As variables, because the graph cannot hold 2 GB.
   module.weights = {
     name: tf.Variable(leaf, trainable=False) for name, leaf in weights.items()
   }

@@ -1,4 +1,6 @@
-"""A folded network as a program and arrays that need JAX and NumPy alone."""
+"""Export a folded network as a program that needs only JAX and NumPy."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +21,7 @@ Predict = Callable[[Weights, jax.Array], jax.Array]
 
 
 def flatten(params: fold.Params) -> dict[str, np.ndarray]:
-  """Maps '/'-joined names to arrays.
+  """Map '/'-joined names to arrays.
 
   Example:
     >>> flatten({'net/~/linear': {'w': np.ones(3)}})
@@ -29,10 +31,10 @@ def flatten(params: fold.Params) -> dict[str, np.ndarray]:
 
 
 def predictor(folded: fold.Folded) -> Predict:
-  """Returns `(weights, images) -> probabilities [N, classes]`.
+  """Return a function `(weights, images) -> probabilities [N, classes]`.
 
-  `weights` are as `flatten` makes them, `images [N, H, W, 3]` float pixels in
-  0..255.
+  It takes `weights` as `flatten` returns them, and `images [N, H, W, 3]`, float
+  pixels in 0..255.
   """
 
   def predict(weights: Weights, images: jax.Array) -> jax.Array:
@@ -46,15 +48,15 @@ def predictor(folded: fold.Folded) -> Predict:
 
 
 def program(predict: Predict, weights: Weights, size: int) -> export.Exported:
-  """Lowers a predictor for `PLATFORMS`, with a symbolic batch size.
+  """Lower a predictor for `PLATFORMS`, with a symbolic batch size.
 
-  The weights are arguments: the program stays small, and below the 2 GB of its
-  container, whatever the network.
+  The weights are an argument, so that the program is small for any network:
+  its container holds at most 2 GB.
 
   Args:
     predict: see `predictor`.
-    weights: its first argument, or shapes.
-    size: pixels a side of its images.
+    weights: its first argument, or the shapes of it.
+    size: side of its images, in pixels.
 
   Example:
     >>> double = lambda weights, images: images.mean((1, 2)) * weights['w']

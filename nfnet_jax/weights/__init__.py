@@ -1,1 +1,1 @@
-"""Weights: published, of timm, of this project, folded for inference."""
+"""Read, identify and write trained weights, and run them on images."""

@@ -1,11 +1,13 @@
-"""Flat files of arrays: plain `.npz` and safetensors, with a note inside."""
+"""Read and write `.npz` and safetensors: flat files of arrays and metadata."""
+
+from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
 import json
 import math
 import os
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, IO
 import zipfile
 
 from etils import epath
@@ -13,11 +15,12 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-# Member of an `.npz`, and key of a safetensors header, that holds the note.
+# Member of an `.npz`, and key of a safetensors header, that holds the metadata.
 _METADATA = 'nfnet_jax'
-_KINDS = 'fiub'  # Of dtypes: float, int, unsigned, bool.
-# What a compressed file may unpack to: a few times its size, or this.
-_MOST_RATIO, _MOST_BYTES = 16, 1 << 30
+# Kinds of dtypes: float, int, unsigned, bool.
+_KINDS = 'fiub'
+# A file may unpack to this many times its size, or to this many bytes.
+_MAX_RATIO, _MAX_BYTES = 16, 1 << 30
 
 
 class DamagedError(ValueError):
@@ -25,19 +28,19 @@ class DamagedError(ValueError):
 
 
 def read_npz(file: BinaryIO) -> tuple[Arrays, dict[str, Any]]:
-  """Reads an `.npz` of plain arrays, and its note if it has one.
+  """Read an `.npz` of plain arrays, and its metadata if it has any.
 
-  No member is unpickled, and none is allocated before the size that it declares
-  has been compared with the one it has.
+  No member is unpickled. The size that a member declares is compared with the
+  size that it has before memory is allocated.
 
   Args:
     file: open for reading, seekable.
 
   Returns:
-    Name -> array, and the note.
+    Name -> array, and the metadata.
 
   Raises:
-    DamagedError: naming the member that cannot be read.
+    DamagedError: if a member cannot be read; the message names it.
   """
   try:
     with zipfile.ZipFile(file) as archive:
@@ -49,7 +52,7 @@ def read_npz(file: BinaryIO) -> tuple[Arrays, dict[str, Any]]:
       }
   except DamagedError:
     raise
-  except Exception as error:  # A damaged archive raises anything.
+  except Exception as error:  # A damaged archive raises many kinds.
     raise DamagedError(f'the .npz is damaged: {error}') from error
   metadata = arrays.pop(_METADATA, None)
   return arrays, {} if metadata is None else _parse_metadata(str(metadata))
@@ -65,15 +68,15 @@ def _check_names(members: list[zipfile.ZipInfo]) -> None:
     raise DamagedError(
       'this is a checkpoint of PyTorch; save its state_dict as safetensors'
     )
-  twice = collections.Counter(names).most_common(1)
-  if twice and twice[0][1] > 1:
-    raise DamagedError(f'the .npz has {twice[0][0]!r} more than once')
+  for name, count in collections.Counter(names).most_common(1):
+    if count > 1:
+      raise DamagedError(f'the .npz has {name!r} more than once')
 
 
 def _check_total(members: list[zipfile.ZipInfo], file: BinaryIO) -> None:
   declared = sum(member.file_size for member in members)
   size = file.seek(0, os.SEEK_END)
-  if declared > max(_MOST_BYTES, _MOST_RATIO * size):
+  if declared > max(_MAX_BYTES, _MAX_RATIO * size):
     raise DamagedError(
       f'the .npz of {size:,} bytes declares {declared:,} bytes of arrays'
     )
@@ -87,7 +90,7 @@ def _read_member(
     try:
       shape, dtype = _read_header(stream)
     except ValueError as error:
-      raise DamagedError(f'{where} is no array: {error}') from error
+      raise DamagedError(f'{where} is not an array: {error}') from error
     kinds = 'U' if _array_name(member) == _METADATA else _KINDS
     if dtype.kind not in kinds:
       raise DamagedError(f'{where} has the dtype {dtype}; it was not loaded')
@@ -103,7 +106,7 @@ def _read_member(
       raise DamagedError(f'{where} is damaged: {error}') from error
 
 
-def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
   version = np.lib.format.read_magic(stream)
   read = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -120,17 +123,26 @@ def write_npz(
   arrays: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
 ) -> None:
-  """Writes arrays and a note to an `.npz`, atomically."""
-  members = {**arrays, _METADATA: np.asarray(json.dumps(metadata))}
+  """Write arrays and metadata to an `.npz`."""
+  members: dict[str, Any] = {
+    **arrays,
+    _METADATA: np.asarray(json.dumps(metadata)),
+  }
   with path.open('wb') as file:
     np.savez(file, **members)
 
 
 def read_safetensors(data: bytes) -> tuple[Arrays, dict[str, Any]]:
-  """Reads safetensors, and the note in their header if there is one.
+  """Read safetensors, and the metadata in their header if there are any.
+
+  Args:
+    data: the whole file.
+
+  Returns:
+    Name -> array, and the metadata.
 
   Raises:
-    DamagedError: if they are damaged, or declare more than they hold.
+    DamagedError: if the data are damaged, or declare more than they hold.
   """
   import safetensors
   from safetensors import numpy as safetensors_numpy
@@ -157,7 +169,7 @@ def write_safetensors(
   arrays: Mapping[str, np.ndarray],
   metadata: Mapping[str, Any],
 ) -> None:
-  """Writes arrays and a note as safetensors."""
+  """Write arrays and metadata as safetensors."""
   from safetensors import numpy as safetensors_numpy
 
   # Not ascontiguousarray, which adds an axis to scalars.
@@ -171,7 +183,7 @@ def _parse_metadata(text: str) -> dict[str, Any]:
   try:
     metadata = json.loads(text)
   except (ValueError, RecursionError) as error:
-    raise DamagedError(f'the note inside is damaged: {error}') from error
+    raise DamagedError(f'the metadata inside are damaged: {error}') from error
   if not isinstance(metadata, dict):
-    raise DamagedError('the note inside is damaged')
+    raise DamagedError('the metadata inside are damaged')
   return metadata

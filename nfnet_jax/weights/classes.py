@@ -1,4 +1,6 @@
-"""What classes are called."""
+"""Names of classes for people to read."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 import re
@@ -7,19 +9,23 @@ _WORDNET_ID = re.compile(r'n\d{8}')
 _IMAGENET_CLASSES = 1000
 
 
-def in_words(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-  """Names classes for a person.
+def readable_names(
+  names: Sequence[str] | None, num_classes: int
+) -> tuple[str, ...]:
+  """Return a name in words for each class.
 
   Args:
-    names: of the classes, if known; the WordNet ids of ImageNet's become words.
-    num_classes: how many there are. 1000 unnamed classes are ImageNet's.
+    names: names of the classes, if known. WordNet ids, which ImageNet has for
+      names, are replaced by words.
+    num_classes: number of classes. 1000 classes without names are taken for
+      those of ImageNet.
 
   Example:
-    >>> in_words(['n01440764', 'n01443537'], 2)
+    >>> readable_names(['n01440764', 'n01443537'], 2)
     ('tench', 'goldfish')
-    >>> in_words(None, 1000)[999]
+    >>> readable_names(None, 1000)[999]
     'toilet paper'
-    >>> in_words(None, 2)
+    >>> readable_names(None, 2)
     ('class 0', 'class 1')
   """
   if names is None and num_classes == _IMAGENET_CLASSES:

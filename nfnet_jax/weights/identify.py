@@ -1,4 +1,6 @@
-"""Which model a tree of parameters belongs to, told by its paths and shapes."""
+"""Identify the model of a tree of parameters by its paths and shapes."""
+
+from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
@@ -11,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax import trees
-from nfnet_jax.models import registry
+from nfnet_jax.models import classifier, registry
 
 Tree = Mapping[str, Mapping[str, Any]]
 
-# How many differences a message names.
-_NAMED = 3
+# Number of differences that a message names.
+_MAX_NAMED = 3
 
 
 class MismatchError(ValueError):
@@ -26,8 +28,9 @@ class MismatchError(ValueError):
 def abstract_trees(
   name: str, num_classes: int, options: Mapping[str, Any]
 ) -> tuple[Tree, Tree]:
-  """Returns shapes and dtypes of a model's parameters and state."""
+  """Return shapes and dtypes of a model's parameters and state."""
   model = registry.create(name, num_classes, **options)
+  # Parameters do not depend on the size of the image.
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   return jax.eval_shape(
     lambda key, images: model.init(key, images, False),
@@ -36,8 +39,20 @@ def abstract_trees(
   )
 
 
+def constructor_defaults(name: str) -> dict[str, Any]:
+  """Return the arguments of a model's constructor with their defaults.
+
+  Example:
+    >>> constructor_defaults('nfnet_f0')['activation']
+    'gelu'
+  """
+  family = registry.get_model_spec(name).family
+  parameters = inspect.signature(family.__init__).parameters
+  return {name: parameter.default for name, parameter in parameters.items()}
+
+
 def identify(params: Tree, model_state: Tree) -> tuple[str, int]:
-  """Finds the model whose parameters a tree holds.
+  """Find the model whose parameters a tree holds.
 
   Args:
     params: `{module path: {name: array}}`, under the published paths.
@@ -47,8 +62,8 @@ def identify(params: Tree, model_state: Tree) -> tuple[str, int]:
     Its registry name, and the number of classes.
 
   Raises:
-    MismatchError: if it fits none; the message has the first paths and shapes
-      in which it differs from the nearest.
+    MismatchError: if they fit no model; the message names the first paths and
+      shapes that differ from those of the nearest model.
 
   Example:
     >>> params, state = abstract_trees('nfnet_pico', 10, {})
@@ -66,37 +81,38 @@ def identify(params: Tree, model_state: Tree) -> tuple[str, int]:
     if nearest is None or len(wrong) < len(nearest[1]):
       nearest = name, wrong
   if nearest is None:
+    known = ', '.join(sorted(set(_roots().values())))
     raise MismatchError(
       f"they fit no known model: paths begin with '{root}', not with one of "
-      + ', '.join(sorted(set(_roots().values())))
+      + known
     )
   raise _mismatch(f"they fit no known model; of '{nearest[0]}'", nearest[1])
 
 
 def count_classes(params: Tree) -> int:
-  """Reads the number of classes off the classifier's kernel.
+  """Read the number of classes from the shape of the classifier's kernel.
 
   Raises:
-    MismatchError: if there is none.
+    MismatchError: if there is no classifier.
   """
   path = classifier_path(params)
-  kernel = params.get(path, {}).get('w')
-  if np.ndim(kernel) != 2 or not np.shape(kernel)[-1]:
+  shape = np.shape(params.get(path, {}).get('w', ()))
+  if len(shape) != 2 or not shape[-1]:
     raise MismatchError(
       f"they fit no known model: there is no classifier '{path}/w' [C, classes]"
     )
-  return int(np.shape(kernel)[-1])
+  return int(shape[-1])
 
 
 def classifier_path(params: Tree) -> str:
-  """Returns the path of the module that maps features to logits."""
+  """Return the path of the module that maps features to logits."""
   return f'{_root(params)}/~/linear'
 
 
 def _root(params: Tree) -> str:
-  """Returns what most paths begin with."""
+  """Return the first part that most paths have."""
   roots = collections.Counter(path.partition('/')[0] for path in params)
-  return max(roots, key=roots.get, default='')
+  return next((root for root, _ in roots.most_common(1)), '')
 
 
 def check(
@@ -105,11 +121,11 @@ def check(
   options: Mapping[str, Any],
   variables: tuple[Tree, Tree],
 ) -> None:
-  """Checks that parameters and state are those of a model.
+  """Check that parameters and state are those of a model.
 
   Raises:
-    MismatchError: with the first paths and shapes that differ, or if the model
-      takes no such options.
+    MismatchError: if they are not; the message names the first paths and shapes
+      that differ. Also if the model does not take these options.
     ValueError: if there is no such model.
   """
   registry.get_model_spec(name)
@@ -127,7 +143,7 @@ def check(
 def differences(
   variables: tuple[Tree, Tree], expected: tuple[Tree, Tree]
 ) -> list[str]:
-  """Lists the paths at which parameters and state differ from the expected."""
+  """List the paths at which parameters and state differ from the expected."""
   has = _shapes(variables)
   wants = _shapes(expected)
   return [
@@ -145,51 +161,43 @@ def _shapes(variables: tuple[Tree, Tree]) -> dict[str, list[int]]:
   }
 
 
-def _mismatch(what: str, wrong: list[str]) -> MismatchError:
-  named = '; '.join(wrong[:_NAMED])
-  more = f'; and {len(wrong) - _NAMED} more' if len(wrong) > _NAMED else ''
-  return MismatchError(f'{what} they differ in: {named}{more}')
+def _mismatch(subject: str, wrong: list[str]) -> MismatchError:
+  named = '; '.join(wrong[:_MAX_NAMED])
+  left = len(wrong) - _MAX_NAMED
+  more = f'; and {left} more' if left > 0 else ''
+  return MismatchError(f'{subject} they differ in: {named}{more}')
 
 
 def _candidates(root: str, params: Tree) -> list[str]:
-  """Lists the models of a root, those with as many blocks as the tree first.
+  """List the models of a root whose number of blocks is nearest to the tree's.
 
-  Only they can fit. If there are none, the nearest serve the message.
+  Only those with as many blocks can fit. If there are none, the nearest serve
+  the message.
   """
-  found = len({path.split('/')[2] for path in params if _in_a_block(path)})
-  names = [name for name, theirs in _roots().items() if theirs == root]
-  distance = {name: abs(_blocks(name) - found) for name in names}
+  found = len({path.split('/')[2] for path in params if _is_in_block(path)})
+  names = [name for name, known in _roots().items() if known == root]
+  distance = {name: abs(_count_blocks(name) - found) for name in names}
   nearest = min(distance.values(), default=0)
   return [name for name in names if distance[name] == nearest]
 
 
-def _in_a_block(path: str) -> bool:
-  # Such as 'NFNet/~/nf_block_3/~/conv0': blocks alone hold modules.
+def _is_in_block(path: str) -> bool:
+  # Such as 'NFNet/~/nf_block_3/~/conv0': only blocks hold modules.
   parts = path.split('/')
   return len(parts) > 4 and 'squeeze_excite' not in parts[2]
 
 
 def _roots() -> dict[str, str]:
-  """Maps registry names to the root of their parameters' paths."""
-  return {name: _default_name(name) for name in registry.list_models()}
+  """Map registry names to the first part of their parameters' paths."""
+  return {
+    name: constructor_defaults(name)['name'] for name in registry.list_models()
+  }
 
 
-def _default_name(model: str) -> str:
-  family = registry.get_model_spec(model).family
-  return inspect.signature(family.__init__).parameters['name'].default
-
-
-def _blocks(name: str) -> int:
-  return len(_module(name).blocks)
-
-
-def _module(name: str) -> hk.Module:
-  """Builds a model's modules, without parameters."""
+def _count_blocks(name: str) -> int:
+  """Count a model's blocks; builds its modules without parameters."""
   spec = registry.get_model_spec(name)
-  built = []
-
-  def build():
-    built.append(spec.family(1, spec.variant))
-
-  hk.transform(build).init(None)
-  return built[0]
+  family: Any = spec.family
+  built: list[classifier.ImageClassifier] = []
+  hk.transform(lambda: built.append(family(1, spec.variant))).init(None)
+  return len(built[0].blocks)

@@ -1,11 +1,11 @@
-"""Trained networks from files of any known kind."""
+"""Load trained networks from files and folders of any known kind."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
-import inspect
 import io
-import json
 import os
 from typing import Any
 
@@ -13,15 +13,16 @@ from absl import logging
 from etils import epath
 import numpy as np
 
-from nfnet_jax import errors, preprocessing
+from nfnet_jax import errors
+from nfnet_jax import preprocessing as preprocessing_lib
 from nfnet_jax.models import registry
-from nfnet_jax.storage import failures, files
+from nfnet_jax.storage import failures
 from nfnet_jax.weights import arrays as arrays_lib
-from nfnet_jax.weights import classes, identify, pickles, timm
+from nfnet_jax.weights import classes, identify, pickles, runs, timm
 
 Tree = Mapping[str, Mapping[str, np.ndarray]]
 
-# Of the published files, by model, as recorded by a third party.
+# MD5 of the published file of each model, as recorded by a third party.
 PUBLISHED_MD5 = {
   'nfnet_f0': '0a41039da1cb43adf47f1b7d86ddfe0f',
   'nfnet_f1': 'c9126bbfaf855f9ddb7ff3b902558781',
@@ -32,13 +33,10 @@ PUBLISHED_MD5 = {
   'nfnet_f6': 'b16cca40ac1ecec2bd5e3273866da0c1',
 }
 
-
-# First words of the names in a flat file.
+# First parts of the names in a flat file.
 PARAMS, STATE = 'params', 'state'
-_EVALUATION = tuple(
-  field.name for field in dataclasses.fields(preprocessing.EvalPreprocessing)
-)
-# What a note may say, if it says anything.
+
+# Keys of the metadata -> whether a value is possible.
 _METADATA_CHECKS = {
   'model': lambda value: isinstance(value, str),
   'options': lambda value: isinstance(value, dict),
@@ -47,12 +45,9 @@ _METADATA_CHECKS = {
   ),
 }
 
-# Of a run's model: what the network is, not how it was trained.
-_OPTIONS = ('activation', 'se_ratio', 'timm_forward')
-
 
 class WeightsError(ValueError):
-  """Weights cannot be used; the message names the file and says why."""
+  """Weights cannot be used; the message names the file and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +59,7 @@ class Weights:
     model_state: running statistics likewise; empty for normalizer-free models.
     model: registry name.
     num_classes: size of the logits.
-    options: of the model's module, where they are not its own defaults.
+    options: arguments of the model's constructor that are not its defaults.
     class_names: what the logits stand for.
     preprocessing: what evaluation does to an image.
   """
@@ -75,27 +70,26 @@ class Weights:
   num_classes: int
   options: Mapping[str, Any]
   class_names: Sequence[str]
-  preprocessing: preprocessing.EvalPreprocessing
+  preprocessing: preprocessing_lib.EvalPreprocessing
 
   def create(self) -> registry.Model:
-    """Builds the model that the weights are of."""
-    return registry.create(self.model, self.num_classes, **self.options)
+    """Build the model that the weights belong to."""
+    return registry.create_model(self.model, self.num_classes, **self.options)
 
-  def with_options(self, **options: Any) -> 'Weights':
-    """Returns the same weights for a model of other options.
+  def with_options(self, **options: Any) -> Weights:
+    """Return the same weights for a model with other options.
 
     Raises:
-      WeightsError: if the model's family has no such option.
+      WeightsError: if the model has no such option.
     """
-    family = registry.get_model_spec(self.model).family
-    known = inspect.signature(family.__init__).parameters
+    known = identify.constructor_defaults(self.model)
     for name in options:
       if name not in known:
         raise WeightsError(f"'{self.model}' has no option {name}.")
     return dataclasses.replace(self, options={**self.options, **options})
 
   def metadata(self) -> dict[str, Any]:
-    """Returns everything but the arrays, as a file of weights holds it."""
+    """Return everything but the arrays, as files of weights store it."""
     return {
       'model': self.model,
       'num_classes': self.num_classes,
@@ -106,18 +100,19 @@ class Weights:
 
 
 def load_weights(path: str | os.PathLike) -> Weights:
-  """Reads a trained network; what kind of file it is shows in its contents.
+  """Load a trained network from a file or folder; its kind is detected.
 
-  Known are the published files (pickles, whatever their ending), safetensors of
+  Known are the published files (pickles, with any ending), safetensors of
   timm's `dm_nfnet_*`, `.npz` and safetensors of this project, and the folder of
-  a run or of one of its checkpoints, of which the averaged weights are taken.
-  Nothing is unpickled but plain arrays.
+  a run or of one of its checkpoints, of which the EMA weights are taken.
+  Pickles are read without running code: they can only yield plain arrays.
 
   Args:
     path: local, or in a bucket.
 
   Raises:
-    WeightsError: in one line, what is wrong with which file.
+    WeightsError: if they cannot be used; the message names the path and the
+      reason in one line.
 
   Example:
     >>> import tempfile
@@ -131,17 +126,14 @@ def load_weights(path: str | os.PathLike) -> Weights:
   """
   path = epath.Path(path)
   try:
-    return _from_run(path) if _is_folder(path) else _from_file(path)
+    if runs.is_folder(path):
+      return _describe(*runs.read_run(path))
+    return _from_file(path)
   except FileNotFoundError as error:
     raise WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
     reason = errors.one_line(error).removesuffix('.')
     raise WeightsError(f"Weights '{path}' cannot be used: {reason}.") from error
-
-
-def _is_folder(path: epath.Path) -> bool:
-  with failures.as_os_error('looking for them'):
-    return path.is_dir()
 
 
 def _from_file(path: epath.Path) -> Weights:
@@ -159,7 +151,7 @@ def _from_file(path: epath.Path) -> Weights:
 
 
 def _from_pickle(data: bytes) -> Weights:
-  """Reads a published file: `{module path: {name: array}}`."""
+  """Read a published file: `{module path: {name: array}}`."""
   params = pickles.read_pickle(data)
   if not _is_tree(params):
     raise WeightsError('the pickle is no mapping of mappings of arrays')
@@ -189,62 +181,23 @@ def _is_tree(value: Any) -> bool:
 def _from_arrays(
   arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> Weights:
-  """Makes sense of flat names: timm's, or the paths of this project."""
+  """Build trees of flat names: timm's, or the paths of this project."""
   if timm.is_timm(arrays):
     return _describe(timm.from_timm(arrays), {}, metadata)
-  trees = {PARAMS: {}, STATE: {}}
+  trees: dict[str, dict[str, dict[str, np.ndarray]]] = {PARAMS: {}, STATE: {}}
   for name, array in arrays.items():
     module, _, leaf = name.rpartition('/')
     kind, _, path = module.partition('/')
-    tree = trees[kind if kind in trees else PARAMS]
-    tree.setdefault(path if kind in trees else module, {})[leaf] = array
+    if kind not in trees:  # Without a first part they are parameters.
+      kind, path = PARAMS, module
+    trees[kind].setdefault(path, {})[leaf] = array
   return _describe(trees[PARAMS], trees[STATE], metadata)
-
-
-def _from_run(path: epath.Path) -> Weights:
-  """Reads the averaged weights of a run, or of one of its checkpoints."""
-  from nfnet_jax.training import checkpoint  # Orbax is slow to import.
-
-  if not files.is_in_bucket(path):  # epath would look for it in this folder.
-    path = path.resolve()
-  step = int(path.name) if path.parent.name == 'checkpoints' else None
-  inside = path if step is None else path.parent
-  workdir = inside.parent if inside.name == 'checkpoints' else inside
-  if not (
-    _is_folder(workdir / 'checkpoints') and (workdir / 'config.json').exists()
-  ):
-    raise WeightsError('the folder holds no run with a checkpoint')
-  fields = ('ema_params', 'ema_model_state')
-  with checkpoint.Checkpoints(
-    workdir / 'checkpoints', read_only=True
-  ) as checkpoints:
-    state = checkpoints.restore_fields(fields, step)
-  names = workdir / 'classes.txt'
-  metadata = {
-    **_metadata_of_config(workdir / 'config.json'),
-    'class_names': names.read_text().splitlines() if names.exists() else None,
-  }
-  return _describe(*(state[field] for field in fields), metadata)
-
-
-def _metadata_of_config(path: epath.Path) -> dict[str, Any]:
-  """Takes from a run's configuration what a note says."""
-  try:
-    config = json.loads(path.read_text())
-    model = config['model']
-    return {
-      'model': model['name'],
-      'options': {k: model[k] for k in _OPTIONS if model[k] is not None},
-      **{key: config['data'][f'eval_{key}'] for key in _EVALUATION},
-    }
-  except Exception as error:  # As many kinds as there are mistakes.
-    raise WeightsError(f"'{path}' is damaged: {error!r}") from error
 
 
 def _describe(
   params: Tree, model_state: Tree, metadata: Mapping[str, Any]
 ) -> Weights:
-  """Checks trees against the model that they are of, and adds its defaults."""
+  """Check trees against their model, and fill in what the metadata lack."""
   _check_metadata(metadata)
   trees = (params, model_state)
   name, options = metadata.get('model'), metadata.get('options') or {}
@@ -254,31 +207,30 @@ def _describe(
   else:
     num_classes = identify.count_classes(params)
     identify.check(name, num_classes, options, trees)
-  spec = registry.get_model_spec(name)
-  class_names = classes.in_words(metadata.get('class_names'), num_classes)
+  class_names = classes.readable_names(metadata.get('class_names'), num_classes)
   if len(class_names) != num_classes:
     raise WeightsError(
       f'they have {num_classes} classes and {len(class_names)} names for them'
     )
+  defaults = identify.constructor_defaults(name)
   return Weights(
     params=_convert(params, np.float32),
     model_state=_convert(model_state),
     model=name,
     num_classes=num_classes,
-    options=options,
+    options={k: v for k, v in options.items() if v != defaults[k]},
     class_names=class_names,
-    preprocessing=_preprocessing(metadata, spec),
+    preprocessing=_preprocessing(metadata, registry.get_model_spec(name)),
   )
 
 
 def _preprocessing(
   metadata: Mapping[str, Any], spec: registry.ModelSpec
-) -> preprocessing.EvalPreprocessing:
-  """Return what the metadata say, and the published values where they do not."""
-  given = {
-    name: metadata[name]
-    for name in _EVALUATION
-    if metadata.get(name) is not None
+) -> preprocessing_lib.EvalPreprocessing:
+  """Return the preprocessing of the metadata, with published defaults."""
+  names = (field.name for field in dataclasses.fields(spec.preprocessing))
+  given: dict[str, Any] = {
+    name: metadata[name] for name in names if metadata.get(name) is not None
   }
   try:
     return dataclasses.replace(spec.preprocessing, **given)
@@ -287,14 +239,14 @@ def _preprocessing(
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
-  for key, is_good in _METADATA_CHECKS.items():
+  for key, is_valid in _METADATA_CHECKS.items():
     value = metadata.get(key)
-    if value is not None and not is_good(value):
-      raise WeightsError(f'their note has {value!r} as {key}')
+    if value is not None and not is_valid(value):
+      raise WeightsError(f'their metadata have {value!r} as {key}')
 
 
 def _convert(tree: Tree, dtype: type | None = None) -> Tree:
-  """Gives arrays a dtype, or their own in the byte order of the machine."""
+  """Convert arrays to a dtype, or to the byte order of this machine."""
   return {
     path: {
       name: np.asarray(a, dtype or a.dtype.newbyteorder('='))

@@ -1,10 +1,12 @@
-"""A reader of pickled arrays that can build nothing but arrays.
+"""Read pickled arrays without running the code that a pickle may hold.
 
-The published weights are pickles, and a pickle is a program: it may call
-anything that it can name. Here every name stands for a function of this file.
-What a pickle declares about sizes is compared with what it holds before any of
-it is believed.
+The published weights are pickles, and a pickle is a program: it may call any
+function that it names. Here every name is resolved to a function of this file,
+and these build nothing but arrays. The sizes that a pickle declares are
+compared with what it holds before memory is allocated.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 import io
@@ -12,11 +14,11 @@ import math
 import pickle
 import pickletools
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-# Opcodes of pickles of nested mappings of arrays, protocols 2 to 5.
+# Opcodes that pickles of nested mappings of arrays use, protocols 2 to 5.
 _OPCODES = frozenset(
   opcode
   for line in """
@@ -28,9 +30,11 @@ _OPCODES = frozenset(
   """.splitlines()
   for opcode in line.split()
 )
-# Of dtypes: float, int, unsigned, bool.
+# Codes of dtypes: float, int, unsigned, bool.
 _DTYPE = re.compile(r'[fiub]\d{1,2}')
-_MOST_AXES = 32
+_MAX_AXES = 32
+# typeshed describes the unpickler in C, which lacks most of its methods.
+_PythonUnpickler: Any = pickle._Unpickler
 
 
 class PickleError(ValueError):
@@ -38,7 +42,7 @@ class PickleError(ValueError):
 
 
 def read_pickle(data: bytes) -> Any:
-  """Rebuilds mappings, sequences, scalars and numpy arrays from a pickle.
+  """Rebuild mappings, sequences, scalars and NumPy arrays from a pickle.
 
   Args:
     data: a pickle of protocol 2 to 5, written with `pickle` or `dill`.
@@ -48,7 +52,7 @@ def read_pickle(data: bytes) -> Any:
 
   Raises:
     PickleError: if it is damaged, declares more than it holds, or names
-      anything else than what arrays are made of; the message has the name.
+      anything that arrays do not need; the message has the name.
 
   Example:
     >>> read_pickle(pickle.dumps({'w': np.ones(2)}))
@@ -59,31 +63,31 @@ def read_pickle(data: bytes) -> Any:
     return _Finisher(opcodes).finish(_Unpickler(data).load())
   except PickleError:
     raise
-  except Exception as error:  # A damaged pickle raises anything.
+  except Exception as error:  # A damaged pickle raises many kinds.
     raise PickleError(f'the pickle is damaged: {error}') from error
 
 
 def _count_opcodes(data: bytes) -> int:
-  """Counts opcodes, and so checks that their arguments are there.
+  """Count the opcodes, and check that their arguments are complete.
 
-  `genops` reads no further than the data go, where the unpickler would first
-  allocate what a length announces.
+  `genops` reads up to the end of the data, where the unpickler would first
+  allocate as much as a length declares.
   """
   return sum(1 for _ in pickletools.genops(data))
 
 
 def _refusal(opcode: str) -> Callable:
-  def refuse(unpickler: pickle._Unpickler) -> None:
+  def refuse(unpickler: _Unpickler) -> None:
     raise PickleError(f'the pickle uses {opcode}, which arrays do not need')
 
   return refuse
 
 
-class _Unpickler(pickle._Unpickler):
+class _Unpickler(_PythonUnpickler):
   """Resolves the names that pickled arrays use to functions of this file.
 
-  It stands on Python's own unpickler. The one in C hashes any key, and tuples
-  within tuples, deep enough, overflow the stack there.
+  It extends the unpickler in Python, because the one in C hashes any key, and
+  deeply nested tuples overflow the stack there.
   """
 
   def __init__(self, data: bytes):
@@ -103,7 +107,7 @@ class _Unpickler(pickle._Unpickler):
     return known
 
   def _encode(self, text: str, encoding: str = 'utf-8') -> bytes:
-    """As `_codecs.encode`, through which protocol 2 spells bytes."""
+    """Stand in for `_codecs.encode`, with which protocol 2 writes bytes."""
     if encoding != 'latin1':
       raise PickleError(f'the pickle encodes text as {encoding!r}')
     self._unencoded -= len(text)
@@ -124,7 +128,7 @@ class _Unpickler(pickle._Unpickler):
     **{
       ord(opcode.code): _refusal(opcode.name)
       if opcode.name not in _OPCODES
-      else pickle._Unpickler.dispatch[ord(opcode.code)]
+      else _PythonUnpickler.dispatch[ord(opcode.code)]
       for opcode in pickletools.opcodes
     },
     pickle.SETITEM[0]: load_setitem,
@@ -140,7 +144,7 @@ def _check_key(key: Any) -> None:
 
 
 class _DType:
-  """Stands for `numpy.dtype` while a pickle is read."""
+  """Stands in for `numpy.dtype` while a pickle is read."""
 
   def __init__(self, code: str, align: bool = False, copy: bool = False):
     self.dtype = _simple_dtype(code)
@@ -159,7 +163,7 @@ def _simple_dtype(code: str) -> np.dtype:
 
 
 class _Array:
-  """Stands for a `numpy.ndarray` while a pickle is read."""
+  """Stands in for a `numpy.ndarray` while a pickle is read."""
 
   array: np.ndarray | None = None
 
@@ -168,9 +172,11 @@ class _Array:
     self.array = _view(raw, dtype, shape, 'F' if is_fortran else 'C')
 
 
-def _view(raw: bytes, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
-  """Views bytes as an array, if they are as many as its shape declares."""
-  if len(shape) > _MOST_AXES or not all(
+def _view(
+  raw: bytes, dtype: _DType, shape: tuple, order: Literal['C', 'F']
+) -> np.ndarray:
+  """View bytes as an array, if there are as many as its shape declares."""
+  if len(shape) > _MAX_AXES or not all(
     isinstance(size, int) and size >= 0 for size in shape
   ):
     raise PickleError(f'the pickle holds an array of shape {shape}')
@@ -184,7 +190,7 @@ def _view(raw: bytes, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
 
 
 def _reconstruct(kind: type, shape: tuple, code: bytes) -> _Array:
-  """As `numpy.core.multiarray._reconstruct`; the state follows."""
+  """Stand in for `numpy.core.multiarray._reconstruct`; the state follows."""
   return _Array()
 
 
@@ -195,44 +201,44 @@ def _from_buffer(
   order: str,
   axes: tuple | None = None,
 ) -> np.ndarray:
-  """As `numpy.core.numeric._frombuffer`, which protocol 5 uses."""
+  """Stand in for `numpy.core.numeric._frombuffer`, which protocol 5 uses."""
   array = _view(raw, dtype, shape, 'F' if order == 'F' else 'C')
   return array if axes is None else array.transpose(axes)
 
 
 def _scalar(dtype: _DType, raw: bytes) -> np.ndarray:
-  """As `numpy.core.multiarray.scalar`, giving an array without axes."""
+  """Stand in for `numpy.core.multiarray.scalar`; return an array of rank 0."""
   return _view(raw, dtype, (), 'C')
 
 
 def _create_array(
   function: Callable, arguments: tuple, state: tuple, attributes: Any = None
 ) -> _Array:
-  """As `dill._dill._create_array`, which dill wraps arrays in."""
+  """Stand in for `dill._dill._create_array`, in which dill wraps arrays."""
   array = _Array()
   array.__setstate__(state)
   return array
 
 
 def _empty_bytes() -> bytes:
-  """As `bytes` without arguments, which protocol 2 calls for them."""
+  """Stand in for `bytes` without arguments, with which protocol 2 makes b''."""
   return b''
 
 
 def _empty_mapping() -> dict:
-  """As `collections.OrderedDict`; the items follow."""
+  """Stand in for `collections.OrderedDict`; the items follow."""
   return {}
 
 
 class _Builder:
-  """A function that a pickle may call, and do nothing else with."""
+  """A function that a pickle may call but not change."""
 
   __slots__ = ('function',)
 
   def __init__(self, function: Callable):
     self.function = function
 
-  def __call__(self, *arguments):
+  def __call__(self, *arguments: Any) -> Any:
     return self.function(*arguments)
 
   def __setstate__(self, state: Any) -> None:
@@ -240,26 +246,23 @@ class _Builder:
 
 
 _BUILDERS = {
-  name: _Builder(function)
-  for name, function in {
-    ('numpy', 'ndarray'): _Array,
-    ('numpy', 'dtype'): _DType,
-    ('numpy.core.multiarray', '_reconstruct'): _reconstruct,
-    ('numpy.core.multiarray', 'scalar'): _scalar,
-    ('numpy.core.numeric', '_frombuffer'): _from_buffer,
-    ('dill._dill', '_create_array'): _create_array,
-    ('__builtin__', 'bytes'): _empty_bytes,
-    ('collections', 'OrderedDict'): _empty_mapping,
-  }.items()
+  ('numpy', 'ndarray'): _Builder(_Array),
+  ('numpy', 'dtype'): _Builder(_DType),
+  ('numpy.core.multiarray', '_reconstruct'): _Builder(_reconstruct),
+  ('numpy.core.multiarray', 'scalar'): _Builder(_scalar),
+  ('numpy.core.numeric', '_frombuffer'): _Builder(_from_buffer),
+  ('dill._dill', '_create_array'): _Builder(_create_array),
+  ('__builtin__', 'bytes'): _Builder(_empty_bytes),
+  ('collections', 'OrderedDict'): _Builder(_empty_mapping),
 }
 
 
 class _Finisher:
-  """Replaces what stood for arrays, in mappings and sequences."""
+  """Replaces the stand-ins for arrays, in nested mappings and sequences."""
 
   def __init__(self, opcodes: int):
-    # Each value took an opcode to make; a pickle that refers to one container
-    # over and over would unfold without end.
+    # Each value took an opcode to make. A pickle that refers to one container
+    # repeatedly could unfold to any size.
     self._left = opcodes
 
   def finish(self, value: Any) -> Any:

@@ -1,10 +1,13 @@
-"""Writing weights to files that other programs read."""
+"""Write weights to files that other programs read."""
+
+from __future__ import annotations
 
 import os
 
 from etils import epath
 import numpy as np
 
+from nfnet_jax import trees as trees_lib
 from nfnet_jax.models import nfnet, registry
 from nfnet_jax.storage import files
 from nfnet_jax.weights import arrays as arrays_lib
@@ -20,27 +23,28 @@ LAYOUTS = ('haiku', 'timm')
 def save_weights(
   path: str | os.PathLike, weights: load.Weights, layout: str = 'haiku'
 ) -> None:
-  """Writes weights to `.npz` (flat, no pickle) or `.safetensors`, atomically.
+  """Write weights to `.npz` (flat, no pickle) or `.safetensors`, atomically.
 
   Args:
     path: local, or in a bucket; its ending chooses the format.
-    weights: see `load.Weights`. Everything in it is kept.
+    weights: all fields of it are written.
     layout: 'haiku' for the published names and layouts, under `params/` and
       `state/`; 'timm' for those of `timm.create_model('dm_nfnet_f0')`, which
-      only NFNets have.
+      exist for NFNets only.
 
   Raises:
-    ValueError: if ending or layout is unknown, or the model has no such layout.
+    ValueError: if the ending or the layout is unknown, or timm does not have
+      the model.
     OSError: if the file cannot be written.
   """
-  path = epath.Path(path)
-  if path.suffix not in _WRITERS:
+  target = epath.Path(path)
+  if target.suffix not in _WRITERS:
     raise ValueError(
-      f"'{path}' must end in {' or '.join(_WRITERS)}, which says what to write."
+      f"'{target}' must end in {' or '.join(_WRITERS)} to choose the format."
     )
   arrays = _arrays(weights, layout)
-  with files.atomically(path) as temporary:
-    _WRITERS[path.suffix](temporary, arrays, weights.metadata())
+  with files.atomically(target) as temporary:
+    _WRITERS[target.suffix](temporary, arrays, weights.metadata())
 
 
 def _arrays(weights: load.Weights, layout: str) -> dict[str, np.ndarray]:
@@ -55,4 +59,6 @@ def _arrays(weights: load.Weights, layout: str) -> dict[str, np.ndarray]:
   if layout != 'haiku':
     raise ValueError(f"Unknown layout '{layout}'; known: {', '.join(LAYOUTS)}.")
   trees = {load.PARAMS: weights.params, load.STATE: weights.model_state}
-  return {path: np.asarray(leaf) for path, leaf in trees.named_leaves(trees)}
+  return {
+    path: np.asarray(leaf) for path, leaf in trees_lib.named_leaves(trees)
+  }

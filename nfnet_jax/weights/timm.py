@@ -1,11 +1,14 @@
-"""Names and layouts of NFNets in timm, and back.
+"""Convert NFNets to timm's names and layouts, and back.
 
-timm carries these networks as `dm_nfnet_f0` to `dm_nfnet_f6`. Kernels are
-output first there, gains `[O, 1, 1, 1]`, and squeeze-excite is made of 1x1
-convolutions. Outputs differ a little, because timm computes GELU exactly and
-adds 1e-5 to each kernel's variance where the published networks have a floor;
-the option `timm_forward` of `models.nfnet.NFNet` does as timm does.
+timm has these networks as `dm_nfnet_f0` to `dm_nfnet_f6`. Its kernels have the
+output channels first, its gains are `[O, 1, 1, 1]`, and its squeeze-excite is
+made of 1x1 convolutions. Outputs differ slightly: timm computes GELU exactly,
+and adds 1e-5 to the variance of each kernel where the published networks have a
+lower bound. The option `timm_forward` of `models.nfnet.NFNet` computes as timm
+does.
 """
+
+from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ import numpy as np
 Arrays = Mapping[str, np.ndarray]
 Tree = Mapping[str, Mapping[str, np.ndarray]]
 
-# Modules outside the blocks and in one: ours -> timm's.
+# Modules outside of the blocks, and those in a block: ours -> timm's.
 _OUTSIDE = {
   **{f'stem_conv{i}': f'stem.conv{i + 1}' for i in range(4)},
   'final_conv': 'final_conv',
@@ -35,16 +38,16 @@ _BLOCK = re.compile(r'stages\.(\d+)\.(\d+)\.')
 
 
 class LayoutError(ValueError):
-  """Arrays are not those of an NFNet in timm."""
+  """Arrays are not those of an NFNet of timm."""
 
 
 def is_timm(arrays: Arrays) -> bool:
-  """Says whether arrays have timm's names of an NFNet."""
+  """Return whether arrays have the names that timm gives an NFNet's."""
   return 'stem.conv1.weight' in arrays
 
 
 def from_timm(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
-  """Gives timm's arrays the published names and layouts.
+  """Convert timm's arrays to the published names and layouts.
 
   Args:
     arrays: name -> array, as in the safetensors of `dm_nfnet_f0`.
@@ -53,11 +56,11 @@ def from_timm(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
     `{module path: {name: array}}`; kernels are HWIO.
 
   Raises:
-    LayoutError: naming an array that `dm_nfnet_*` do not have, or have in
-      another shape.
+    LayoutError: if `dm_nfnet_*` do not have such an array, or have it in
+      another shape; the message names it.
   """
   ours = {theirs: ours for ours, theirs in _modules(_depth(arrays)).items()}
-  params = {}
+  params: dict[str, dict[str, np.ndarray]] = {}
   for name, array in arrays.items():
     module, _, kind = name.rpartition('.')
     if module not in ours or kind not in _FROM_TIMM:
@@ -77,11 +80,11 @@ def from_timm(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
 
 
 def to_timm(params: Tree, depth: Sequence[int]) -> dict[str, np.ndarray]:
-  """Gives an NFNet's parameters timm's names and layouts.
+  """Convert an NFNet's parameters to timm's names and layouts.
 
   Args:
     params: `{module path: {name: array}}`.
-    depth: blocks of each stage.
+    depth: number of blocks of each stage.
 
   Returns:
     Name -> array, as `timm.create_model('dm_nfnet_f0')` takes them.
@@ -99,7 +102,7 @@ def to_timm(params: Tree, depth: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def _modules(depth: Sequence[int]) -> dict[str, str]:
-  """Maps the paths of an NFNet's modules to timm's."""
+  """Map the paths of an NFNet's modules to timm's."""
   modules = dict(_OUTSIDE)
   for stage, blocks in enumerate(depth):
     for index in range(blocks):
@@ -112,14 +115,14 @@ def _modules(depth: Sequence[int]) -> dict[str, str]:
 
 
 def _depth(arrays: Arrays) -> list[int]:
-  """Counts the blocks of each stage."""
+  """Count the blocks of each stage."""
   blocks = {match.groups() for match in map(_BLOCK.match, arrays) if match}
   stages = collections.Counter(stage for stage, _ in blocks)
-  # A stage that is left out ends the list: its successors belong to no NFNet.
+  # A missing stage ends the list: no NFNet has stages after a gap.
   return [stages[str(stage)] for stage in range(len(stages))]
 
 
-# Kernels: OIHW there, HWIO here; linear ones [O, I] there, [I, O] here.
+# Kernels are OIHW in timm and HWIO here; linear ones are [O, I] and [I, O].
 _FROM_TIMM = {
   'weight': lambda array: ('w', np.moveaxis(array, (0, 1), (-1, -2))),
   'gain': lambda array: ('gain', array.reshape(-1)),

@@ -33,7 +33,8 @@ def test_a_run_of_an_older_version_resumes(tmp_path):
   (tmp_path / 'config.json').write_text(OLD_RUN.read_text())
   saved = workdir_lib.load(tmp_path)
   assert saved.run.fast_paths == 'fused_blocks,fast_convs'
-  resolved = experiment_lib.prepare_config(digits(), workdir=tmp_path)
+  given = digits(**{'model.name': saved.model.name})
+  resolved = experiment_lib.prepare_config(given, workdir=tmp_path)
   assert resolved.optimizer.clipping == 0.01
 
 

@@ -1,4 +1,4 @@
-"""The door that exports weights."""
+"""The command that exports weights."""
 
 import json
 import tempfile
@@ -17,7 +17,7 @@ FILES = {'model.json', 'model.stablehlo', 'weights.npz'}
 
 @pytest.fixture
 def weights(tmp_path):
-  """The flag with a file of weights."""
+  """Return the flag with a file of weights."""
   _, trained = trained_weights.random_weights('bn_resnet_pico', margin=3)
   path = tmp_path / 'weights.npz'
   nfnet_jax.save_weights(path, trained)
@@ -28,7 +28,7 @@ def names(folder):
   return {path.name for path in folder.iterdir()}
 
 
-def test_what_is_written(run_command, tmp_path, weights):
+def test_files_that_are_written(run_command, tmp_path, weights):
   out = tmp_path / 'new' / 'exported'
   code, printed, err = run_command(
     export.main, weights, f'--out={out}', '--size=40'
@@ -110,13 +110,13 @@ def test_saved_model(run_command, tmp_path, weights):
     assert code == 2
     assert 'is too old for the programs of JAX' in err
     return
-  for _ in range(2):  # The second replaces the first.
+  for _ in range(2):  # The second export replaces the first.
     assert run_command(export.main, *flags, '--saved_model')[0] == 0
   assert names(out) == FILES | {'saved_model'}
   loaded = tf.saved_model.load(out / 'saved_model')
   shares = loaded.predict(tf.zeros((2, 32, 32, 3)))['probabilities']
   np.testing.assert_allclose(np.sum(shares, 1), 1, rtol=1e-5)
-  # It would stay behind, with weights of its own.
+  # Without the flag it would remain, with the old weights.
   code, _, err = run_command(export.main, *flags)
   assert (code, "holds 'saved_model'" in err) == (2, True)
 
@@ -142,9 +142,9 @@ def test_a_fold_that_changes_logits_is_refused(
 
 
 @pytest.mark.parametrize(
-  ('flags', 'said'),
+  ('flags', 'message'),
   [
-    (['--out={tmp}/out'], 'Name a trained network: --weights=PATH.'),
+    (['--out={tmp}/out'], '--weights=PATH.'),
     (
       ['--weights={tmp}/none', '--out={tmp}/out'],
       "There are no weights '{tmp}/none'",
@@ -159,14 +159,14 @@ def test_a_fold_that_changes_logits_is_refused(
     (['{weights}', '--out={tmp}/out', 'extra'], "Unexpected argument 'extra'"),
   ],
 )
-def test_bad_input(run_command, tmp_path, weights, monkeypatch, flags, said):
+def test_bad_input(run_command, tmp_path, weights, monkeypatch, flags, message):
   monkeypatch.setattr(fold, 'fold', None)  # Before any work.
   flags = [flag.format(tmp=tmp_path, weights=weights) for flag in flags]
   code, printed, err = run_command(export.main, *flags)
   assert (code, printed) == (2, '')
   assert not (tmp_path / 'out').exists()
   assert err.startswith('nfnet_jax: ')
-  assert said.format(tmp=tmp_path) in err
+  assert message.format(tmp=tmp_path) in err
   assert len(err.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Every family through the doors, and the configs of the comparisons."""
+"""Commands and configs of every family of models."""
 
 import csv
 import json
@@ -17,22 +17,41 @@ from nfnet_jax.experiments.configs import (
   nf_regnet,
   resnet,
 )
-from nfnet_jax.models import registry
+from nfnet_jax.models import bn_resnet, nf_resnet, registry
+from nfnet_jax.models import efficientnet as efficientnet_lib
+from nfnet_jax.models import nf_regnet as nf_regnet_lib
 from tests import trained_weights
 
-slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
+# Smallest models -> settings to train them with, other than the defaults.
+_SETTINGS = {
+  'nf_resnet_pico': ['--config.model.se_ratio=0.25'],
+  'nf_regnet_pico': ['--config.optimizer.clip_by=layer'],
+  'senet_pico': ['--config.optimizer.trust_coefficient=0.001'],
+  'efficientnet_pico': ['--config.optimizer.rms_decay=0.9'],
+  'nfnet_pico_bn': ['--config.optimizer.clip_by=global_norm'],
+}
+
+
+def specs_of(*families):
+  """Return the models of families, without those for tests."""
+  specs = map(registry.get_spec, registry.list_models())
+  return [
+    spec
+    for spec in specs
+    if spec.family in families and 'pico' not in spec.name
+  ]
 
 
 @pytest.mark.parametrize(
   ('name', 'flags'),
   [
     ('bn_resnet_pico', ['--config.model.cross_replica_bn=True']),
-    slow('bn_resnet_pico', []),
-    slow('nf_resnet_pico', ['--config.model.se_ratio=0.25']),
-    slow('nf_regnet_pico', ['--config.optimizer.clip_by=layer']),
-    slow('senet_pico', ['--config.optimizer.trust_coefficient=0.001']),
-    slow('efficientnet_pico', ['--config.optimizer.rms_decay=0.9']),
-    slow('nfnet_pico_bn', ['--config.optimizer.clip_by=global_norm']),
+    *(
+      pytest.param(name, _SETTINGS.get(name, []), marks=pytest.mark.slow)
+      for name in registry.list_models()
+      # `nfnet_pico` is trained by the tests of the commands.
+      if 'pico' in name and name != 'nfnet_pico'
+    ),
   ],
 )
 def test_family_trains_resumes_and_evaluates(
@@ -63,59 +82,63 @@ def resolved(config):
 
 
 def test_resnets():
-  for name in ('nf_resnet50', 'bn_resnet200', 'resnet50', 'senet50'):
-    config = resnet.get_config(name)
+  for spec in specs_of(
+    nf_resnet.NFResNet, bn_resnet.BNResNet, bn_resnet.ResNetV1
+  ):
+    config = resnet.get_config(spec.name)
     config.batch_size = 256
     config = resolved(config)
     assert config.optimizer.learning_rate == 0.1
     assert config.data.randaugment_layers == 0
     assert not config.data.mixup
     assert config.optimizer.clipping == 0
-    assert (config.data.image_size, config.data.eval_size) == (224, 224)
+    assert config.data.image_size == spec.train_size
+    assert config.data.eval_size == spec.test_size
     assert config.data.eval_crop == 'centre'
     assert config.ema_decay == 0
 
 
 def test_nf_regnets():
-  for variant, size in (('b0', 192), ('b5', 384)):
-    config = nf_regnet.get_config(variant)
+  for spec in specs_of(nf_regnet_lib.NFRegNet):
+    config = nf_regnet.get_config(spec.variant)
     config.batch_size = 512
     config = resolved(config)
     assert config.optimizer.learning_rate == 0.4
     assert config.optimizer.final_learning_rate == 0.001
-    assert config.data.image_size == size
+    assert config.data.image_size == spec.train_size
     assert config.data.mixup
     assert config.data.randaugment_layers == 0
 
 
 def test_efficientnets():
-  config = efficientnet.get_config('b3')
-  assert resolved(config).optimizer.learning_rate == 0.256
-  config.batch_size = 2048
-  config = resolved(config)
-  assert config.optimizer.learning_rate == 0.128
-  assert config.data.randaugment_layers == 2
-  assert config.data.image_size == 300
+  for spec in specs_of(efficientnet_lib.EfficientNet):
+    config = efficientnet.get_config(spec.variant)
+    assert resolved(config).optimizer.learning_rate == 0.256
+    config.batch_size = 2048
+    config = resolved(config)
+    assert config.optimizer.learning_rate == 0.128
+    assert config.data.randaugment_layers == 2
+    assert config.data.image_size == spec.train_size
 
 
 @pytest.mark.parametrize('depth', ['f0', 'f3'])
-def test_every_rung_of_the_ladder_is_reported(depth):
-  for rung in ladder._RUNGS:
-    config = resolved(ladder.get_config(f'{depth}_{rung}'))
-    augmented = rung in ('randaugment', 'cutmix', 'default_width', 'bn')
+def test_every_ablation_step_is_reported(depth):
+  for step in ladder._RUNGS:
+    config = resolved(ladder.get_config(f'{depth}_{step}'))
+    augmented = step in ('randaugment', 'cutmix', 'default_width', 'bn')
     assert (config.data.randaugment_layers == 4) == augmented
     assert config.model.name.startswith(f'nfnet_{depth}')
-    assert f'\n  {rung} ' in ladder.__doc__
+    assert f'\n  {step} ' in ladder.__doc__
   cutmix = resolved(ladder.get_config(f'{depth}_cutmix')).to_dict()
   published = f0.get_config()
   published.model.name = f'nfnet_{depth}'
   assert cutmix == resolved(published).to_dict()
 
 
-@pytest.mark.parametrize('rung', ['f4_bn', 'f0', 'f0_relu'])
-def test_unknown_rung_is_refused(rung):
-  with pytest.raises(ValueError, match='is no rung'):
-    ladder.get_config(rung)
+@pytest.mark.parametrize('step', ['f4_bn', 'f0', 'f0_relu'])
+def test_unknown_ablation_step_is_refused(step):
+  with pytest.raises(ValueError, match=f"'{step}' is no"):
+    ladder.get_config(step)
 
 
 def test_unknown_variant_is_refused():
@@ -147,7 +170,9 @@ def test_unknown_activation_is_refused():
     resolved(config)
 
 
-def test_table_of_models_without_a_pattern_is_whole(run_command, monkeypatch):
+def test_table_of_models_without_a_pattern_is_complete(
+  run_command, monkeypatch
+):
   names = ['nfnet_pico', 'senet_pico']
   monkeypatch.setattr(registry, 'list_models', lambda: names)
   code, out, _ = run_command(models.main, takes='[PATTERN]')
@@ -215,22 +240,24 @@ def test_signal_propagation_of_a_run_on_images(run_command, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('flags', 'said'),
+  ('flags', 'message'),
   [
     ([], '--model=NAME or --weights=PATH'),
     (['--model=nf_resnet51'], "Unknown model 'nf_resnet51'"),
     (['--model=nfnet_pico', '--dataset=no_such'], 'TFDS knows no dataset'),
   ],
 )
-def test_signal_propagation_of_nothing(run_command, flags, said, tmp_path):
+def test_bad_input_to_signal_propagation(run_command, flags, message, tmp_path):
   code, _, err = run_command(
     signal_propagation.main, *flags, f'--out={tmp_path}'
   )
   assert code == 2
-  assert said in err
+  assert message in err
 
 
-def test_a_table_is_whole_or_not_there(run_command, monkeypatch, tmp_path):
+def test_a_table_is_written_whole_or_not_at_all(
+  run_command, monkeypatch, tmp_path
+):
   rows = [{'block': 0}, {'no_column': 1}]
   monkeypatch.setattr(signal_propagation, 'measure', lambda *network: rows)
   with pytest.raises(ValueError, match='no_column'):
@@ -240,8 +267,8 @@ def test_a_table_is_whole_or_not_there(run_command, monkeypatch, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_signal_propagation_to_nowhere(run_command, monkeypatch):
-  monkeypatch.delattr(signal_propagation, 'measure')  # The work.
+def test_signal_propagation_to_a_bad_folder(run_command, monkeypatch):
+  monkeypatch.delattr(signal_propagation, 'measure')  # Before any work.
   flags = '--model=nfnet_pico', '--out=/proc'
   code, out, err = run_command(signal_propagation.main, *flags)
   assert (code, out) == (2, '')

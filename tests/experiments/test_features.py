@@ -1,4 +1,4 @@
-"""The doors that write features, and weights to other files."""
+"""The commands that write features, and weights to other files."""
 
 import pickle
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory, trained):
 
 @pytest.fixture
 def extract(run_command, folder, tmp_path):
-  """Runs the door: `extract(*arguments) -> (code, err, arrays or None)`."""
+  """Return `extract(*arguments) -> (code, err, arrays or None)`."""
 
   def extract(*arguments):
     to = tmp_path / 'out.npz'
@@ -110,12 +110,26 @@ class TestFeatures:
     )
 
   def test_batches_agree(self, extract, folder, monkeypatch):
-    _, _, distributed_session = extract(folder / 'photos')
+    _, _, whole = extract(folder / 'photos')
     monkeypatch.setattr(features, '_BATCH', 2)
-    _, _, alone = extract(folder / 'photos')
-    assert alone['paths'].tolist() == distributed_session['paths'].tolist()
+    _, _, split = extract(folder / 'photos')
+    assert split['paths'].tolist() == whole['paths'].tolist()
     np.testing.assert_allclose(
-      alone['features'], distributed_session['features'], rtol=1e-3, atol=1e-5
+      split['features'], whole['features'], rtol=1e-3, atol=1e-5
+    )
+
+  @pytest.mark.parametrize('config', trained_weights.OLD_CONFIGS)
+  def test_of_an_old_run(self, extract, folder, tmp_path, trained, config):
+    trained_weights.write_run(tmp_path / 'run', trained, config)
+    path = str(folder / 'photos' / '03.png')
+    code, err, arrays = extract(path, f'--weights={tmp_path}/run')
+    assert code == 0, err
+    weights = nfnet_jax.load_weights(tmp_path / 'run')
+    assert weights.preprocessing.margin == 0
+    (item,) = files.prepare([path], weights.preprocessing)
+    expected = by_hand(weights, item.image[None])
+    np.testing.assert_allclose(
+      arrays['features'], expected, rtol=1e-3, atol=1e-5
     )
 
   def test_size(self, extract, folder, trained):
@@ -159,11 +173,11 @@ class TestFeatures:
     assert [path.name for path in tmp_path.iterdir()] == ['bad.png']
 
   @pytest.mark.parametrize(
-    ('arguments', 'said'),
+    ('arguments', 'message'),
     [
       ([], 'Name images, or a --dataset; not both.'),
       (['{photo}', '--dataset=digits'], 'Name images, or a --dataset'),
-      (['{photo}', '--to='], 'Say where to write: --to=FILE.'),
+      (['{photo}', '--to='], '--to=FILE.'),
       (['{photo}', '--to=a.npy'], "--to='a.npy' must end in .npz."),
       (['{photo}', '--to={tmp}/no/a.npz'], 'there is no such folder'),
       (['{tmp}/none.jpg'], "There is no image or folder '{tmp}/none.jpg'."),
@@ -174,18 +188,18 @@ class TestFeatures:
     ],
   )
   def test_bad_input(
-    self, extract, folder, tmp_path, monkeypatch, arguments, said
+    self, extract, folder, tmp_path, monkeypatch, arguments, message
   ):
-    monkeypatch.setattr(inference, 'Network', None)  # Before any work.
+    monkeypatch.setattr(inference, 'Predictor', None)  # Before any work.
     places = {'tmp': tmp_path, 'photo': folder / 'photos' / '00.png'}
     code, err, arrays = extract(*(word.format(**places) for word in arguments))
     assert (code, arrays) == (2, None)
     assert len(err.splitlines()) == 1
-    assert said.format(**places) in err
+    assert message.format(**places) in err
     assert not list(tmp_path.iterdir())
 
   @pytest.mark.parametrize(
-    ('flags', 'said'),
+    ('flags', 'message'),
     [
       (['--dataset=digitz'], "TFDS knows no dataset 'digitz'"),
       (['--dataset=digits', '--split=dev'], "no split 'dev'"),
@@ -195,11 +209,13 @@ class TestFeatures:
       ),
     ],
   )
-  def test_bad_datasets(self, extract, digits, data_dir, tmp_path, flags, said):
+  def test_bad_datasets(
+    self, extract, digits, data_dir, tmp_path, flags, message
+  ):
     code, err, arrays = extract(*flags, f'--data_dir={data_dir}')
     assert (code, arrays) == (2, None)
     assert len(err.splitlines()) == 1, err
-    assert said in err
+    assert message in err
     assert not list(tmp_path.iterdir())
 
   def test_a_file_that_cannot_be_written(self, extract, folder, tmp_path):
@@ -237,8 +253,7 @@ class TestConvert:
     for path in (to, back):
       weights = nfnet_jax.load_weights(path)
       trees.assert_equal(weights.params, trained.params)
-      note = {**trained.note(), 'class_names': list(trained.class_names)}
-      assert weights.note() == note
+      assert weights.metadata() == trained.metadata()
     with np.load(back, allow_pickle=False) as arrays:
       assert {
         name.split('/')[0] for name in arrays.files if name != 'nfnet_jax'
@@ -278,10 +293,10 @@ class TestConvert:
     assert nfnet_jax.load_weights(to).preprocessing.size == 64
 
   @pytest.mark.parametrize(
-    ('flags', 'said'),
+    ('flags', 'message'),
     [
-      (['--to=a.npz'], 'Name a trained network: --weights=PATH.'),
-      (['{w}'], 'Say where to write: --to=FILE.'),
+      (['--to=a.npz'], '--weights=PATH.'),
+      (['{w}'], '--to=FILE.'),
       (['{w}', '--to={tmp}/a.pkl'], "'{tmp}/a.pkl' must end in .npz or .saf"),
       (['{w}', '--to={tmp}/a'], 'must end in .npz or .safetensors'),
       (['{w}', '--to={tmp}/no/a.npz'], "'{tmp}/no/a.npz': there is no such fo"),
@@ -290,14 +305,14 @@ class TestConvert:
       (['{w}', '--to={tmp}/a.npz', 'extra'], "Unexpected argument 'extra'"),
     ],
   )
-  def test_bad_input(self, run_command, folder, tmp_path, flags, said):
+  def test_bad_input(self, run_command, folder, tmp_path, flags, message):
     places = {'tmp': tmp_path, 'w': f'--weights={folder}/w.npz'}
     code, out, err = self.run(
       run_command, *(flag.format(**places) for flag in flags)
     )
     assert (code, out) == (2, '')
     assert len(err.splitlines()) == 1
-    assert said.format(**places) in err
+    assert message.format(**places) in err
     assert not list(tmp_path.iterdir())
 
   @pytest.mark.parametrize('name', ['bn_resnet_pico', 'nf_regnet_pico'])
@@ -312,7 +327,7 @@ class TestConvert:
     )
     assert not (tmp_path / 'a.npz').exists()
 
-  def test_a_place_that_cannot_be_written(self, run_command, folder, tmp_path):
+  def test_a_file_that_cannot_be_written(self, run_command, folder, tmp_path):
     (tmp_path / 'a.npz').mkdir()
     flags = f'--weights={folder}/w.npz', f'--to={tmp_path}/a.npz'
     code, out, err = self.run(run_command, *flags)

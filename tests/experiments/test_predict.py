@@ -1,4 +1,4 @@
-"""The door that says what images show."""
+"""The command that prints what images show."""
 
 import dataclasses
 import json
@@ -23,14 +23,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture(scope='module')
 def trained():
-  # As a pickle, which has no note, would be taken.
+  # With the margin that a pickle gets, which has no metadata.
   _, weights = trained_weights.random_weights('nfnet_pico', margin=32)
   return trained_weights.decisive(weights)
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, trained):
-  """The same weights in files of every kind, seven photos, and one good."""
+  """Return a folder with seven photos, and with weights of every kind."""
   folder = tmp_path_factory.mktemp('predict')
   trained_weights.write_photos(folder / 'photos', 7)
   nfnet_jax.save_weights(folder / 'npz.npz', trained)
@@ -48,7 +48,7 @@ def flag(folder, kind='npz'):
 
 @pytest.fixture
 def ask(run_command, folder):
-  """Runs the door: `ask(*arguments, kind='npz') -> (code, out, err)`."""
+  """Return `ask(*arguments, kind='npz') -> (code, out, err)`."""
 
   def ask(*arguments, kind='npz'):
     arguments = [str(argument) for argument in arguments]
@@ -70,7 +70,7 @@ def ask_json(ask):
 
 
 def by_hand(weights, paths):
-  """Probabilities of the model, one image at a time."""
+  """Compute probabilities with the model, one image at a time."""
   run = jax.jit(weights.create().apply, static_argnums=4)
   rows = []
   for prepared in files.prepare(
@@ -89,7 +89,7 @@ def by_hand(weights, paths):
   return np.stack([row / row.sum() for row in rows])
 
 
-def assert_says(images, paths, probabilities, names):
+def assert_predicts(images, paths, probabilities, names):
   assert [row['path'] for row in images] == [str(path) for path in paths]
   for row, expected in zip(images, probabilities):
     order = np.argsort(-expected)[:5]
@@ -102,7 +102,7 @@ def assert_says(images, paths, probabilities, names):
     assert got == sorted(got, reverse=True)
 
 
-def test_what_the_model_says(ask_json, folder, trained):
+def test_predictions_of_the_model(ask_json, folder, trained):
   result = ask_json(folder / 'photos')
   assert list(result) == ['model', 'images', 'unreadable']
   assert (result['model'], result['unreadable']) == ('nfnet_pico', [])
@@ -111,7 +111,7 @@ def test_what_the_model_says(ask_json, folder, trained):
   paths = sorted((folder / 'photos').iterdir())
   probabilities = by_hand(trained, paths)
   assert len(set(probabilities.argmax(1))) > 2, 'Photos must differ.'
-  assert_says(result['images'], paths, probabilities, trained.class_names)
+  assert_predicts(result['images'], paths, probabilities, trained.class_names)
 
 
 @pytest.mark.parametrize('kind', KINDS[1:])
@@ -119,13 +119,31 @@ def test_kinds_of_weights_agree(ask_json, folder, kind):
   assert ask_json(folder / 'photos', kind=kind) == ask_json(folder / 'photos')
 
 
+@pytest.mark.parametrize(
+  ('config', 'options'),
+  list(zip(trained_weights.OLD_CONFIGS, ({'activation': 'relu'}, {}))),
+)
+def test_old_runs(ask_json, folder, tmp_path, trained, config, options):
+  trained_weights.write_run(tmp_path / 'run', trained, config)
+  same = dataclasses.replace(
+    trained,
+    options=options,
+    preprocessing=preprocessing.EvalPreprocessing(32, 'squash', margin=0),
+  )
+  nfnet_jax.save_weights(tmp_path / 'same.npz', same)
+  photos = sorted((folder / 'photos').iterdir())[4:6]
+  result = ask_json(f'--weights={tmp_path}/run', *photos, kind=None)
+  assert result == ask_json(
+    f'--weights={tmp_path}/same.npz', *photos, kind=None
+  )
+  assert result != ask_json(*photos)
+
+
 @pytest.mark.parametrize('size', [1, 3])
 def test_batch_sizes_agree(ask_json, folder, size):
-  alone = ask_json(folder / 'photos', f'--batch_size={size}')
-  distributed_session = ask_json(folder / 'photos')
-  for ours, theirs in zip(
-    alone['images'], distributed_session['images'], strict=True
-  ):
+  split = ask_json(folder / 'photos', f'--batch_size={size}')
+  whole = ask_json(folder / 'photos')
+  for ours, theirs in zip(split['images'], whole['images'], strict=True):
     assert ours['path'] == theirs['path']
     for guess, other in zip(ours['top5'], theirs['top5'], strict=True):
       assert guess['class'] == other['class']
@@ -135,19 +153,19 @@ def test_batch_sizes_agree(ask_json, folder, size):
 
 
 def test_one_program_is_compiled(trained):
-  network = inference.Network(trained, 3)
+  predictor = inference.Predictor(trained, 3)
   images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3))
   images = np.float32(images)
-  whole = network(images)
+  whole = predictor(images)
   assert whole['features'].shape == (3, 192)
   assert whole['probabilities'].shape == (3, 10)
   np.testing.assert_allclose(whole['probabilities'].sum(1), 1, rtol=1e-5)
   for count in (1, 2):
-    part = network(images[:count])
+    part = predictor(images[:count])
     for name, value in part.items():
       assert len(value) == count
       np.testing.assert_array_equal(value, whole[name][:count])
-  assert network._run._cache_size() == 1
+  assert predictor._run._cache_size() == 1
 
 
 def test_table(ask, folder):
@@ -181,7 +199,7 @@ def test_fewer_than_five_classes(ask_json, folder, tmp_path, trained, count):
   top = result['images'][0]['top5']
   assert len(top) == count
   assert sum(guess['probability'] for guess in top) == pytest.approx(1)
-  assert_says(
+  assert_predicts(
     result['images'], [path], by_hand(weights, [path]), weights.class_names
   )
 
@@ -204,7 +222,7 @@ def test_published_classes_have_names_in_words(ask_json, folder, tmp_path):
 
 @pytest.fixture
 def damaged(folder, tmp_path):
-  """A folder with one good image in the middle of bad ones."""
+  """Return a folder with one good image between bad ones."""
   whole = (folder / 'photos' / '00.png').read_bytes()
   (tmp_path / 'bad').mkdir()
   for name, content in (
@@ -228,9 +246,9 @@ def test_unreadable_files_are_listed(ask_json, ask, folder, damaged, size):
   ]
   assert bad[0]['reason'] == 'no format that Pillow knows'
   assert all(set(row) == {'path', 'reason'} and row['reason'] for row in bad)
-  (alone,) = ask_json(folder / 'photos' / '00.png')['images']
+  (single,) = ask_json(folder / 'photos' / '00.png')['images']
   (other,) = result['images']
-  assert [g['class'] for g in alone['top5']] == [
+  assert [g['class'] for g in single['top5']] == [
     g['class'] for g in other['top5']
   ]
   code, out, err = ask(*flags)
@@ -281,20 +299,20 @@ def test_plot_of_names_that_look_like_formulas(ask, folder, tmp_path, trained):
 
 
 def test_plot_holds_the_first_images_only(ask, folder, tmp_path, monkeypatch):
-  monkeypatch.setattr(predict, '_PLOTTED', 2)
+  monkeypatch.setattr(predict, '_MAX_PLOTTED', 2)
   plot = tmp_path / 'plot.png'
   code, out, _ = ask(folder / 'photos', f'--plot={plot}')
   assert (code, len(out.splitlines())) == (0, 42)
   assert np.asarray(Image.open(plot)).shape[:2] == (240, 1280)
 
 
-def test_a_name_that_is_no_text(ask, ask_json, folder, tmp_path):
+def test_a_name_that_is_not_text(ask, ask_json, folder, tmp_path):
   name = tmp_path.joinpath(b'\xe4.png'.decode(errors='surrogateescape'))
   name.write_bytes((folder / 'photos' / '00.png').read_bytes())
   assert ask_json(tmp_path)['images'][0]['path'] == str(name)
   code, out, _ = ask(tmp_path)
   assert (code, len(out.splitlines())) == (0, 6)
-  assert out.encode()  # Whatever the terminal, this can be printed.
+  assert out.encode()  # Any terminal can print it.
 
 
 def test_size(ask_json, folder, trained):
@@ -304,7 +322,7 @@ def test_size(ask_json, folder, trained):
   )
   result = ask_json(photo, '--size=48')
   expected = by_hand(larger, [photo])
-  assert_says(result['images'], [photo], expected, trained.class_names)
+  assert_predicts(result['images'], [photo], expected, trained.class_names)
   assert result != ask_json(photo)
 
 
@@ -319,7 +337,7 @@ def test_preprocessing_is_that_of_the_weights(
   photos = sorted((folder / 'photos').iterdir())[4:6]
   result = ask_json(f'--weights={tmp_path}/w.npz', *photos, kind=None)
   expected = by_hand(other, photos)
-  assert_says(result['images'], photos, expected, trained.class_names)
+  assert_predicts(result['images'], photos, expected, trained.class_names)
 
 
 def test_statistics_of_a_batch_normalised_network(ask_json, folder, tmp_path):
@@ -329,21 +347,21 @@ def test_statistics_of_a_batch_normalised_network(ask_json, folder, tmp_path):
   result = ask_json(f'--weights={tmp_path}/bn.npz', *photos, kind=None)
   assert result['model'] == 'bn_resnet_pico'
   expected = by_hand(weights, photos)
-  assert_says(result['images'], photos, expected, weights.class_names)
+  assert_predicts(result['images'], photos, expected, weights.class_names)
 
 
 def test_timm_forward(ask_json, folder, trained):
   photo = folder / 'photos' / '06.png'
   result = ask_json(photo, '--timm_forward')
   expected = by_hand(trained.with_options(timm_forward=True), [photo])
-  assert_says(result['images'], [photo], expected, trained.class_names)
+  assert_predicts(result['images'], [photo], expected, trained.class_names)
   assert np.abs(expected - by_hand(trained, [photo])).max() > 1e-3
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'said'),
+  ('arguments', 'message'),
   [
-    ([], 'Say which: IMAGE... is missing.'),
+    ([], 'IMAGE... is missing.'),
     (['{tmp}/none.jpg'], "There is no image or folder '{tmp}/none.jpg'."),
     (['{tmp}'], "There are no images in '{tmp}'."),
     (['{photo}', '--plot=out.jpg'], "--plot='out.jpg' must end in .png"),
@@ -352,7 +370,7 @@ def test_timm_forward(ask_json, folder, trained):
     (['{photo}', '--batch_size=0'], '--batch_size=0'),
     (['{photo}', '--size=0'], '--size=0'),
     (['{photo}', '--top=3'], "Unknown command line flag 'top'"),
-    (['{photo}', '--weights='], 'Name a trained network: --weights=PATH.'),
+    (['{photo}', '--weights='], '--weights=PATH.'),
     (
       ['{photo}', '--weights={tmp}/none.npz'],
       "There are no weights '{tmp}/none.npz'.",
@@ -360,14 +378,14 @@ def test_timm_forward(ask_json, folder, trained):
     (['{photo}', '--weights={photo}'], 'cannot be used'),
   ],
 )
-def test_bad_input(ask, folder, tmp_path, monkeypatch, arguments, said):
-  monkeypatch.setattr(inference, 'Network', None)  # Before any work.
+def test_bad_input(ask, folder, tmp_path, monkeypatch, arguments, message):
+  monkeypatch.setattr(inference, 'Predictor', None)  # Before any work.
   places = {'tmp': tmp_path, 'photo': folder / 'photos' / '00.png'}
   code, out, err = ask(*(word.format(**places) for word in arguments))
   assert (code, out) == (2, '')
   assert len(err.splitlines()) == 1
   assert err.startswith('nfnet_jax: ')
-  assert said.format(**places) in err
+  assert message.format(**places) in err
 
 
 @pytest.mark.parametrize('name', ['bn_resnet_pico', 'nfnet_pico_bn'])
@@ -380,9 +398,9 @@ def test_timm_forward_of_another_family(ask, folder, tmp_path, name):
   assert err == f"nfnet_jax: '{name}' has no option timm_forward.\n"
 
 
-def test_equal_probabilities_come_in_order_of_their_class():
-  top = predict._top(np.full(7, 1 / 7), list('abcdefg'))
-  assert [guess['name'] for guess in top] == list('abcde')
+def test_equal_probabilities_are_ordered_by_class():
+  guesses = predict._guess(np.full(7, 1 / 7), list('abcdefg'))
+  assert [guess['name'] for guess in guesses] == list('abcde')
 
 
 def test_weights_that_give_nan(ask, folder, tmp_path, trained):

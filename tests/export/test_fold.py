@@ -1,4 +1,4 @@
-"""Folded networks compute what the trained ones do, with plain parameters."""
+"""Folded networks give the logits of the trained ones."""
 
 import haiku as hk
 import jax
@@ -12,7 +12,7 @@ from nfnet_jax.models import batch_norm, layers, registry
 from tests.models import reference
 from tests.trained_weights import randomize
 
-# How many kernels lose standardisation, how many norms vanish, how many stay.
+# Number of standardised kernels, of merged norms, and of norms that are kept.
 COUNTS = {
   'nfnet_pico': (25, 0, 0),
   'nfnet_pico_bn': (0, 17, 3),
@@ -25,7 +25,7 @@ COUNTS = {
 
 
 def check(model, params, state, folded):
-  """Compares logits, and holds what the tree may contain."""
+  """Compare logits, and check what the tree contains."""
   images = np.float32(reference.random_images(3, 32, 32, 3))
   call = jax.jit(lambda p, s, x: model.apply(p, s, None, x, False)[0])
   expected = call(params, state, images)
@@ -59,7 +59,7 @@ def test_every_family(name):
   assert {*folded.merged, *folded.kept} == norms
 
 
-def test_another_standardisation():
+def test_standardisation_of_timm():
   model = nfnet_jax.create('nfnet_pico', 10, timm_forward=True)
   params, state = randomize(model)
   check(model, params, state, fold.fold(model, params, state))
@@ -81,7 +81,7 @@ def test_no_family_is_left_out():
   assert set(COUNTS) == picos
 
 
-def test_norms_that_stay_follow_sums_and_pools():
+def test_norms_after_sums_and_pools_are_kept():
   model = nfnet_jax.create('bn_resnet_pico', 10)
   kept = fold.fold(model, *randomize(model)).kept
   assert {path.rsplit('/', 1)[1] for path in kept} == {'bn0', 'final_bn'}
@@ -104,7 +104,7 @@ def test_kernels_are_those_of_float64():
 
 
 def network(forward):
-  """Makes a model of a function of images and the classes it may build."""
+  """Return a model that computes a function of images."""
   make = lambda images, is_training: forward(images)
   spec = registry.ModelSpec('toy', hk.Module, '', 32, 32, 'squash')
   return registry.Model(*hk.transform_with_state(make), None, spec)
@@ -119,7 +119,7 @@ def norm(x, name):
 
 
 def merged(x):
-  """Every way in which a norm may vanish."""
+  """Every case in which a norm is merged."""
   x = norm(conv('plain')(x), 'a')
   x = norm(conv('biased', with_bias=True)(x), 'b')
   x = norm(conv('grouped', feature_group_count=2)(x), 'c')
@@ -150,7 +150,7 @@ def before(x):
 
 
 @pytest.mark.parametrize(
-  ('forward', 'vanish'),
+  ('forward', 'expected'),
   [
     (merged, 'abcd'),
     (shared_with_a_shortcut, ''),
@@ -160,15 +160,15 @@ def before(x):
     (before, ''),
   ],
 )
-def test_which_norm_follows_which_convolution(forward, vanish):
+def test_which_norm_follows_which_convolution(forward, expected):
   model = network(lambda x: jnp.mean(forward(x), (1, 2)))
   params, state = randomize(model)
   folded = fold.fold(model, params, state)
-  assert sorted(folded.merged) == list(vanish)
+  assert sorted(folded.merged) == list(expected)
   check(model, params, state, folded)
 
 
-def test_an_output_that_leaves_the_network_is_not_rescaled():
+def test_an_output_of_the_network_is_not_rescaled():
   def forward(x):
     x = conv('first')(x)
     norm(x, 'a')
@@ -181,7 +181,7 @@ def test_an_output_that_leaves_the_network_is_not_rescaled():
   check(model, params, state, folded)
 
 
-def test_what_is_called_twice_is_refused():
+def test_a_module_that_is_called_twice_is_refused():
   def forward(x):
     module = hk.Conv2D(3, 3, name='shared')
     return module(module(x))
@@ -191,7 +191,7 @@ def test_what_is_called_twice_is_refused():
     fold.fold(model, *randomize(model))
 
 
-def test_state_that_is_no_norms_is_refused():
+def test_state_of_other_modules_is_refused():
   def forward(x):
     average = hk.ExponentialMovingAverage(0.9, name='average')(x)
     return conv('first')(x) + jnp.mean(average)

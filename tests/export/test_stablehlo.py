@@ -1,4 +1,4 @@
-"""Programs and SavedModels give what the trained network gives."""
+"""Programs and SavedModels give the probabilities of the trained network."""
 
 import jax
 from jax import export
@@ -15,7 +15,7 @@ IMAGES = IMAGES.astype(np.float32)
 
 @pytest.fixture(scope='module', params=['nfnet_pico', 'bn_resnet_pico'])
 def folded(request):
-  """Predictor and weights, and the probabilities of the unfolded network."""
+  """Return predictor, weights, and probabilities of the unfolded network."""
   model, trained = trained_weights.random_weights(request.param)
   logits, _ = jax.jit(lambda *args: model.apply(*args, False))(
     trained.params, trained.model_state, None, inputs.normalize_images(IMAGES)

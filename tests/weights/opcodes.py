@@ -1,4 +1,4 @@
-"""Pickles put together by hand, opcode by opcode."""
+"""Pickles that are built opcode by opcode."""
 
 import struct
 
@@ -26,7 +26,7 @@ DTYPE = name('numpy', 'dtype') + text('f4') + b'\x89\x88\x87R'
 
 
 def array_of(raw, shape, dtype=DTYPE, order=b'\x89'):
-  """Opcodes of an array with whatever one likes for a state."""
+  """Return the opcodes of an array with any state."""
   made = name('numpy.core.multiarray', '_reconstruct')
   made += name('numpy', 'ndarray') + b'K\x00\x85' + text('b') + b'\x87R'
   return made + b'(K\x01' + shape + dtype + order + raw + b'tb'

@@ -1,4 +1,4 @@
-"""Flat files of arrays: what they hold, and what is wrong with them."""
+"""Flat files of arrays are read and written; damaged ones are refused."""
 
 import io
 import json
@@ -26,7 +26,12 @@ EXAMPLES = {
   'half': np.float16([1, -2]),
   'nan': np.float64([np.nan, -0.0, np.inf]),
 }
-NOTE = {'model': 'é', 'size': 3, 'options': {'alpha': 0.25}, 'class_names': []}
+METADATA = {
+  'model': 'é',
+  'size': 3,
+  'options': {'alpha': 0.25},
+  'class_names': [],
+}
 
 
 def read_npz(data):
@@ -55,9 +60,9 @@ def refused(read, data, match=None):
 )
 def test_round_trips_are_exact(tmp_path, write, read):
   path = epath.Path(tmp_path) / 'file'
-  write(path, EXAMPLES, NOTE)
+  write(path, EXAMPLES, METADATA)
   ours, metadata = read(path)
-  assert metadata == NOTE
+  assert metadata == METADATA
   assert type(metadata['size']) is int
   trees.assert_equal({'': ours}, {'': EXAMPLES})
 
@@ -80,8 +85,8 @@ def test_npz_headers_of_version_2():
 
 MEMBERS = {
   'version 3': (trees.npy_header('<f4', (1,), b'1234', b'\x03\x00'), 'version'),
-  'no array': (b'hello, I am text', "'a.npy' is no array"),
-  'empty': (b'', "'a.npy' is no array"),
+  'no array': (b'hello, I am text', "'a.npy' is not an array"),
+  'empty': (b'', "'a.npy' is not an array"),
   'more than it has': (
     trees.npy_header('<f4', (1 << 40,), b'1234'),
     "'a.npy' declares an array float32",
@@ -123,7 +128,7 @@ def test_zip_bombs():
   data = bytearray(trees.archive([('a.npy', member)]))
   assert len(data) < 2000
   refused(read_npz, declaring(data, (1 << 32) - 2), 'declares 4,294,967,294')
-  # Many small ones make a large one.
+  # Many small members add up to a large one.
   many = trees.archive([(f'{i}.npy', member) for i in range(30)])
   assert read_npz(many)[0].keys() == {str(i) for i in range(30)}
   many = declaring(bytearray(many), 1 << 26)
@@ -131,7 +136,7 @@ def test_zip_bombs():
 
 
 def declaring(data, size):
-  """Sets the unpacked size of each entry of the central directory."""
+  """Set the unpacked size of each entry of the central directory."""
   position = data.find(b'PK\x01\x02')
   while position >= 0:
     data[position + 24 : position + 28] = struct.pack('<I', size)
@@ -139,7 +144,7 @@ def declaring(data, size):
   return bytes(data)
 
 
-def test_what_compresses_well_is_no_bomb(tmp_path):
+def test_an_array_that_compresses_well_is_read(tmp_path):
   np.savez_compressed(tmp_path / 'a.npz', w=np.zeros(1 << 24, np.float32))
   ours, _ = read_npz((tmp_path / 'a.npz').read_bytes())
   assert ours['w'].shape == (1 << 24,)
@@ -168,19 +173,19 @@ def test_checkpoints_of_pytorch(folder):
 
 
 @pytest.mark.parametrize(
-  'note',
+  'text',
   ['{', '[]', '3', '', '[' * 100_000, '{"a": ' * 20_000, '{"a": 1} x'],
-  ids=lambda metadata: metadata[:9],
+  ids=lambda text: text[:9],
 )
-def test_damaged_notes(metadata):
-  members = [('nfnet_jax.npy', trees.npy(np.asarray(metadata)))]
-  refused(read_npz, trees.archive(members), 'note')
-  header = {'__metadata__': {'nfnet_jax': metadata}, 'w': F32}
+def test_damaged_metadata(text):
+  members = [('nfnet_jax.npy', trees.npy(np.asarray(text)))]
+  refused(read_npz, trees.archive(members), 'metadata inside are damaged')
+  header = {'__metadata__': {'nfnet_jax': text}, 'w': F32}
   data = trees.safetensors(header, b'1234')
-  refused(arrays.read_safetensors, data, 'note')
+  refused(arrays.read_safetensors, data, 'metadata inside are damaged')
 
 
-def test_notes_of_others_are_left_alone():
+def test_metadata_of_other_programs_are_ignored():
   header = {'__metadata__': {'format': 'pt'}, 'w': F32}
   _, metadata = arrays.read_safetensors(trees.safetensors(header, b'1234'))
   assert metadata == {}
@@ -237,7 +242,7 @@ def test_safetensors_that_are_refused(tensors):
 
 def _written(tmp_path_factory, write):
   path = epath.Path(tmp_path_factory.mktemp('arrays')) / 'file'
-  write(path, EXAMPLES, NOTE)
+  write(path, EXAMPLES, METADATA)
   return path.read_bytes()
 
 
@@ -287,10 +292,10 @@ def test_flipped_bytes_raise_nothing_else(npz, tensors, edits):
     assert {array.dtype.kind for array in ours.values()} <= set('fiub')
 
 
-def test_our_files_need_no_package_of_ours(npz, tensors):
+def test_files_are_read_without_this_package(npz, tensors):
   with np.load(io.BytesIO(npz), allow_pickle=False) as file:
     np.testing.assert_array_equal(file['a/~/w'], EXAMPLES['a/~/w'])
-    assert json.loads(str(file['nfnet_jax'])) == NOTE
+    assert json.loads(str(file['nfnet_jax'])) == METADATA
   from safetensors import numpy as safetensors_numpy
 
   loaded = safetensors_numpy.load(tensors)

@@ -1,4 +1,4 @@
-"""Which model a tree is of, and how a tree that is of none is told."""
+"""The model of a tree is identified; a tree that fits none is refused."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ QUICK = [
 
 
 def changed(change, name='nfnet_pico'):
-  """Copies of a model's trees, to which `change` is applied."""
+  """Return copies of a model's trees, after `change` is applied to them."""
   copies = tuple(
     {path: dict(leaves) for path, leaves in tree.items()}
     for tree in trees.abstract(name)
@@ -36,13 +36,13 @@ def mismatch(both):
 
 
 @pytest.mark.parametrize('name', QUICK)
-def test_models_are_told_apart(name):
+def test_models_are_distinguished(name):
   assert identify.identify(*trees.abstract(name)) == (name, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', nfnet_jax.list_models())
-def test_all_models_are_told_apart(name):
+def test_all_models_are_distinguished(name):
   assert identify.identify(*identify.abstract_trees(name, 10, {})) == (name, 10)
 
 
@@ -134,7 +134,7 @@ def test_state_is_compared_too():
     ),
   ],
 )
-def test_what_is_no_tree_of_ours(params, expected):
+def test_trees_of_other_networks(params, expected):
   assert expected in mismatch((params, {}))
 
 

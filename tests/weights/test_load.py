@@ -1,4 +1,4 @@
-"""Weights are known by their contents; what is wrong is said in one line."""
+"""Kinds of weights are detected; errors take one line."""
 
 import hashlib
 import io
@@ -14,6 +14,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import preprocessing
+from nfnet_jax.models import registry
 from nfnet_jax.weights import arrays, load, timm
 from tests.weights import trees
 
@@ -30,7 +31,7 @@ def to_file(path, write, *args):
 
 @pytest.fixture(scope='module')
 def contents(pico, tmp_path_factory):
-  """Bytes of a file of each kind, all of the same weights."""
+  """Return the bytes of a file of each kind, all of the same weights."""
   path = tmp_path_factory.mktemp('contents') / 'file'
   theirs = timm.to_timm(pico, (1, 1, 1, 1))
   flat = trees.flat(pico)
@@ -59,7 +60,8 @@ KINDS = (
 )
 
 
-def one_line(path, match=None):
+def assert_refused(path, match=None):
+  """Check that loading fails, and return the message of one line."""
   with pytest.raises(load.WeightsError, match=match) as info:
     nfnet_jax.load_weights(path)
   assert '\n' not in str(info.value)
@@ -70,7 +72,7 @@ def one_line(path, match=None):
 
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors', '.pkl', ''])
 @pytest.mark.parametrize('kind', KINDS)
-def test_kinds_are_told_by_contents(tmp_path, pico, contents, kind, ending):
+def test_kinds_are_detected_by_contents(tmp_path, pico, contents, kind, ending):
   path = tmp_path / f'weights{ending}'
   path.write_bytes(contents[kind])
   weights = nfnet_jax.load_weights(os.fspath(path) if ending else path)
@@ -98,7 +100,7 @@ def test_weights_fit_in_their_model(tmp_path, contents):
 
 @pytest.fixture
 def no_tensorflow(monkeypatch):
-  """With TensorFlow epath goes past its own mock, to the network."""
+  """With TensorFlow epath bypasses its mock, and uses the network."""
   monkeypatch.setattr('etils.epath.gpath._is_tf_installed', lambda: False)
 
 
@@ -112,16 +114,16 @@ def test_a_bucket_is_read_through_epath(no_tensorflow, contents):
   assert weights.model == 'nfnet_pico'
 
 
-class ElsewhereError(Exception):
-  """Such as those of TensorFlow, which are no OSError."""
+class BucketError(Exception):
+  """Like the errors of TensorFlow, which are no OSError."""
 
 
-def test_errors_of_a_bucket_are_told(no_tensorflow):
+def test_errors_of_a_bucket_are_reported(no_tensorflow):
   def fail(original, path, mode):
-    raise ElsewhereError('denied\nby the bucket')
+    raise BucketError('denied\nby the bucket')
 
   with testing.mock_epath(isdir=lambda original, path: False, open=fail):
-    one_line('gs://ours/weights', 'denied by the bucket')
+    assert_refused('gs://ours/weights', 'denied by the bucket')
 
 
 def test_floats_become_float32(tmp_path, pico):
@@ -138,13 +140,13 @@ def test_floats_become_float32(tmp_path, pico):
   trees.assert_equal(weights.params, expected)
 
 
-def test_state_keeps_its_dtypes_in_our_byte_order(tmp_path):
+def test_state_keeps_its_dtypes_in_native_byte_order(tmp_path):
   params, state = trees.filled('bn_resnet_pico')
   flat = trees.flat(params, state)
-  turned = {
+  swapped = {
     name: a.astype(a.dtype.newbyteorder('>')) for name, a in flat.items()
   }
-  np.savez(tmp_path / 'a.npz', **turned)
+  np.savez(tmp_path / 'a.npz', **swapped)
   weights = nfnet_jax.load_weights(tmp_path / 'a.npz')
   assert weights.model == 'bn_resnet_pico'
   trees.assert_equal(weights.params, params)
@@ -178,7 +180,7 @@ def test_md5_of_other_files_is_not_compared(
   assert not caplog.text
 
 
-def test_md5_table_is_that_of_paper_facts():
+def test_md5_table():
   assert list(load.PUBLISHED_MD5) == [f'nfnet_f{i}' for i in range(7)]
   md5 = load.PUBLISHED_MD5.values()
   assert all(re.fullmatch('[0-9a-f]{32}', value) for value in md5)
@@ -206,24 +208,24 @@ def test_md5_table_is_that_of_paper_facts():
     (pickle.dumps({'a': {'w': io.BytesIO()}}), '_io.BytesIO'),
   ],
 )
-def test_what_holds_no_weights(tmp_path, data, match):
+def test_files_without_weights(tmp_path, data, match):
   (tmp_path / 'weights.npz').write_bytes(data)
-  one_line(tmp_path / 'weights.npz', match)
+  assert_refused(tmp_path / 'weights.npz', match)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_truncated(tmp_path, contents, kind):
   (tmp_path / 'a').write_bytes(contents[kind][: len(contents[kind]) // 2])
-  one_line(tmp_path / 'a', 'damaged')
+  assert_refused(tmp_path / 'a', 'damaged')
 
 
 def test_no_such_file(tmp_path):
-  message = one_line(tmp_path / 'F9_haiku.npz')
+  message = assert_refused(tmp_path / 'F9_haiku.npz')
   assert message == f"There are no weights '{tmp_path / 'F9_haiku.npz'}'."
-  one_line(tmp_path / 'no' / 'folder', 'There are no weights')
+  assert_refused(tmp_path / 'no' / 'folder', 'There are no weights')
 
 
-NOTE = {
+METADATA = {
   'model': 'nfnet_pico',
   'options': {'alpha': 0.25, 'activation': 'silu'},
   'class_names': list('abcdefghij'),
@@ -233,19 +235,31 @@ NOTE = {
 }
 
 
-def noted(tmp_path, pico, metadata):
-  path = epath.Path(tmp_path) / 'noted.npz'
+def write_npz(tmp_path, pico, metadata):
+  path = epath.Path(tmp_path) / 'weights.npz'
   arrays.write_npz(path, trees.flat(pico), metadata)
   return path
 
 
-def test_notes_are_taken(tmp_path, pico):
-  weights = nfnet_jax.load_weights(noted(tmp_path, pico, NOTE))
-  assert weights.metadata() == {**NOTE, 'num_classes': 10}
+def test_metadata_are_read(tmp_path, pico):
+  weights = nfnet_jax.load_weights(write_npz(tmp_path, pico, METADATA))
+  assert weights.metadata() == {**METADATA, 'num_classes': 10}
 
 
-def test_options_without_a_model_are_left(tmp_path, pico):
-  path = noted(tmp_path, pico, {'options': {'alpha': 0.25}})
+def test_missing_metadata_have_their_defaults(tmp_path, pico):
+  metadata = {
+    'model': 'nfnet_pico',
+    'options': {'activation': 'gelu'},
+    'new': 1,
+  }
+  weights = nfnet_jax.load_weights(write_npz(tmp_path, pico, metadata))
+  assert weights.options == {}  # GELU is the model's own.
+  spec = registry.get_spec('nfnet_pico')
+  assert weights.preprocessing == spec.preprocessing
+
+
+def test_options_without_a_model_are_ignored(tmp_path, pico):
+  path = write_npz(tmp_path, pico, {'options': {'alpha': 0.25}})
   assert nfnet_jax.load_weights(path).options == {}
 
 
@@ -278,8 +292,8 @@ def test_options_without_a_model_are_left(tmp_path, pico):
   ],
   ids=str,
 )
-def test_wrong_notes(tmp_path, pico, wrong):
-  message = one_line(noted(tmp_path, pico, {**NOTE, **wrong}))
+def test_wrong_metadata(tmp_path, pico, wrong):
+  message = assert_refused(write_npz(tmp_path, pico, {**METADATA, **wrong}))
   (value,) = wrong.values()
   if not isinstance(value, dict) and len(str(value)) < 13:
     assert str(value).strip('[]') in message or 'names' in message

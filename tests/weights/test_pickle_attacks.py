@@ -1,4 +1,4 @@
-"""Pickles that were made to do harm: refused, and in little memory."""
+"""Malicious pickles are refused, with little memory."""
 
 import pathlib
 import struct
@@ -24,14 +24,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 ATTACKS = {
   'BINBYTES8': b'\x8e' + struct.pack('<Q', 1 << 50),
-  'BINBYTES8 beyond any machine': b'\x8e' + struct.pack('<Q', (1 << 64) - 1),
+  'BINBYTES8 of 64 bits': b'\x8e' + struct.pack('<Q', (1 << 64) - 1),
   'BINBYTES': b'B\xff\xff\xff\xff',
   'BINUNICODE': b'X\xff\xff\xff\xff',
   'BINUNICODE8': b'\x8d' + struct.pack('<Q', 1 << 50),
   'BYTEARRAY8': b'\x96' + struct.pack('<Q', 1 << 50),
   'BYTEARRAY8 that would fit': b'\x96' + struct.pack('<Q', 1 << 30),
   'FRAME': b'\x95' + struct.pack('<Q', 1 << 50),
-  'FRAME beyond any machine': b'\x95' + struct.pack('<Q', (1 << 64) - 1),
+  'FRAME of 64 bits': b'\x95' + struct.pack('<Q', (1 << 64) - 1),
   'LONG4': b'\x8b\xff\xff\xff\x7f',
   'shape': array_of(in_bytes(b'1234'), integer(1 << 50) + b'\x85'),
   'shape that wraps': array_of(
@@ -44,7 +44,7 @@ ATTACKS = {
     in_bytes(b'12341234'), integer(-1) + integer(-2) + b'\x86'
   ),
   'shape of floats': array_of(in_bytes(b'1234'), b'G' + b'\x3f\xf0' + bytes(6)),
-  'shape that is less': array_of(in_bytes(b'12341234'), b'K\x01\x85'),
+  'shape that is too small': array_of(in_bytes(b'12341234'), b'K\x01\x85'),
   'text as bytes': array_of(text('1234'), b'K\x01\x85'),
   'shape of text': array_of(in_bytes(b''), text('a')),
   'no contents': name('numpy', 'ndarray') + b')R',
@@ -65,7 +65,7 @@ ATTACKS = {
   'mapping of itself': b'}\x94' + text('a') + b'h\x00s',
   'exponential': b']\x94'
   + b''.join(b'](h%ch%ce\x94' % (i, i) for i in range(100)),
-  'text over and over': text('a' * 10_000)
+  'repeated text': text('a' * 10_000)
   + b'\x94'
   + text('latin1')
   + b'\x94'
@@ -75,8 +75,8 @@ ATTACKS = {
   + b'e',
   'encoding': name('_codecs', 'encode') + text('a') + text('zip') + b'\x86R',
   'call of a result': name('numpy', 'dtype') + text('f4') + b'\x85R)R',
-  'a dtype alone': DTYPE,
-  'a function alone': name('numpy', 'dtype'),
+  'only a dtype': DTYPE,
+  'only a function': name('numpy', 'dtype'),
   'call of text': text('f4') + b')R',
   'build on a function': name('numpy', 'dtype')
   + b'}'
@@ -86,7 +86,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize('attack', ATTACKS)
-def test_attacks_are_refused_in_little_memory(attack):
+def test_attacks_are_refused_with_little_memory(attack):
   data = HEAD + ATTACKS[attack] + b'.'
   tracemalloc.start()
   try:
@@ -97,7 +97,7 @@ def test_attacks_are_refused_in_little_memory(attack):
 
 
 def test_attacks_stay_within_a_limited_address_space(tmp_path):
-  """What C allocates, tracemalloc may not see; the system does."""
+  """tracemalloc may not see what C allocates; the system does."""
   for number, attack in enumerate(ATTACKS.values()):
     (tmp_path / f'{number}.pkl').write_bytes(HEAD + attack + b'.')
   program = (
@@ -130,7 +130,7 @@ def test_shapes_and_bytes_that_disagree(size):
 
 
 @pytest.mark.parametrize('index', [b'\xff\xff\xff\xff', b'\x00\x00\x00\x7f'])
-def test_a_large_index_makes_no_room(index):
+def test_a_large_index_allocates_nothing(index):
   tracemalloc.start()
   assert pickles.read_pickle(HEAD + b']r' + index + b'.') == []
   peak = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""Pickles of arrays are read; all else is refused, and nothing is executed."""
+"""Pickles of arrays are read; others are refused, and nothing is executed."""
 
 import base64
 import collections
@@ -141,7 +141,7 @@ def test_large_arrays_are_views():
 
 
 class Calls:
-  """Is pickled as a call."""
+  """Is pickled as a function call."""
 
   def __init__(self, function, *arguments):
     self.call = function, arguments
@@ -166,7 +166,7 @@ class Calls:
   ],
   ids=lambda value: getattr(value, '__name__', None),
 )
-def test_foreign_calls_are_named_and_not_made(
+def test_foreign_calls_are_named_and_not_executed(
   tmp_path, protocol, function, argument, named
 ):
   touched = tmp_path / 'touched'
@@ -200,7 +200,7 @@ def test_names_cannot_break_the_line():
   refused(HEAD + name('os\nfine', 'a\x1b[2J') + b'.', r'os\\nfine\.a\\x1b')
 
 
-def test_objects_and_what_arrays_need_not():
+def test_what_arrays_do_not_need_is_refused():
   refused(pickle.dumps(np.array([{}, None])), "dtype 'O8'")
   refused(pickle.dumps(np.zeros(2, 'U3')), 'dtype')
   refused(pickle.dumps(np.zeros(2, 'f4,i4')), 'dtype')
@@ -212,7 +212,7 @@ def test_objects_and_what_arrays_need_not():
 
 
 @pytest.mark.parametrize('code', ['i,i', 'f4,', 'f', 'V4', 'O', '', 'f3', '4'])
-def test_dtypes_that_are_none(code):
+def test_invalid_dtypes_are_refused(code):
   dtype = name('numpy', 'dtype') + text(code) + b'\x89\x88\x87R'
   refused(HEAD + array_of(in_bytes(b'1234'), b'K\x01\x85', dtype) + b'.')
 

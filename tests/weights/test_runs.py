@@ -1,4 +1,4 @@
-"""Weights of a run: of its folder, or of one of its checkpoints."""
+"""Weights of a run are loaded from its folder, or from a checkpoint."""
 
 import json
 import re
@@ -13,13 +13,15 @@ from nfnet_jax import preprocessing
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.experiments.configs import digits
+from nfnet_jax.models import registry
 from nfnet_jax.training import checkpoint, state
 from nfnet_jax.weights import load
+from tests import trained_weights
 from tests.weights import trees
 
 
-def averaged(step, name):
-  """What the checkpoint of a step holds as averages."""
+def ema_of(step, name):
+  """Return the EMA parameters and state in the checkpoint of a step."""
   return trees.filled(name, seed=step)
 
 
@@ -36,7 +38,7 @@ def make_run(workdir, name):
   raw, raw_state = trees.filled(name, seed=99)
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     for step in (3, 6, 9):
-      params, model_state = averaged(step, name)
+      params, model_state = ema_of(step, name)
       checkpoints.save(
         state.TrainState(
           step=np.int32(step),
@@ -62,18 +64,18 @@ def made(tmp_path_factory, model):
 
 @pytest.fixture
 def run(made, tmp_path):
-  """A run that may be damaged."""
+  """Return a copy of the run, which a test may damage."""
   return shutil.copytree(made, tmp_path / 'run')
 
 
 def assert_holds(weights, step, model):
-  params, model_state = averaged(step, model)
+  params, model_state = ema_of(step, model)
   trees.assert_equal(weights.params, params)
   trees.assert_equal(weights.model_state, model_state)
   assert (weights.model, weights.num_classes) == (model, 10)
 
 
-def one_line(path, match):
+def assert_refused(path, match):
   with pytest.raises(load.WeightsError, match=match) as info:
     nfnet_jax.load_weights(path)
   assert '\n' not in str(info.value)
@@ -86,7 +88,7 @@ def files_below(folder):
   }
 
 
-def test_averages_of_the_newest_checkpoint(made, model):
+def test_ema_of_the_newest_checkpoint(made, model):
   before = files_below(made)
   weights = nfnet_jax.load_weights(made)
   assert_holds(weights, 9, model)
@@ -129,17 +131,17 @@ def test_class_names_of_a_run(run):
   (run / 'classes.txt').write_text('\n'.join(names) + '\n')
   assert nfnet_jax.load_weights(run).class_names == tuple(names)
   (run / 'classes.txt').write_text('one\ntwo\n')
-  one_line(run, '10 classes and 2 names')
+  assert_refused(run, '10 classes and 2 names')
 
 
-def cut(directory):
+def truncate(directory):
   for path in (directory / 'state').rglob('*'):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:50])
 
 
-def disagree(directory):
-  """Changes the checksum of an averaged tensor."""
+def change_checksum(directory):
+  """Change the checksum of an EMA tensor."""
   for path in directory.rglob('*'):
     if path.is_file() and b'"ema_params/' in (text := path.read_bytes()):
       path.write_bytes(
@@ -147,46 +149,46 @@ def disagree(directory):
       )
 
 
-@pytest.mark.parametrize('how', ['disagrees', 'cut'])
+@pytest.mark.parametrize('how', ['checksum', 'truncated'])
 def test_an_unreadable_newest_checkpoint(run, model, caplog, how):
   newest = run / 'checkpoints' / '9'
-  disagree(newest) if how == 'disagrees' else cut(newest)
+  change_checksum(newest) if how == 'checksum' else truncate(newest)
   assert_holds(nfnet_jax.load_weights(run), 6, model)
   assert 'Checkpoint 9 cannot be read' in caplog.text
-  one_line(run / 'checkpoints' / '9', 'can be read')
+  assert_refused(run / 'checkpoints' / '9', 'can be read')
 
 
 def test_no_readable_checkpoint(run):
   for step in (3, 6, 9):
-    disagree(run / 'checkpoints' / str(step))
-  one_line(run, r'None of the checkpoints \[3, 6, 9\]')
+    change_checksum(run / 'checkpoints' / str(step))
+  assert_refused(run, r'None of the checkpoints \[3, 6, 9\]')
 
 
 @pytest.mark.parametrize('gone', ['state', 'checksums', 'state/_METADATA'])
-def test_a_checkpoint_without_its_parts(run, model, gone):
+def test_an_incomplete_checkpoint(run, model, gone):
   path = run / 'checkpoints' / '9' / gone
   shutil.rmtree(path) if path.is_dir() else path.unlink()
   assert_holds(nfnet_jax.load_weights(run), 6, model)
-  one_line(run / 'checkpoints' / '9', 'can be read')
+  assert_refused(run / 'checkpoints' / '9', 'can be read')
 
 
 def test_no_such_checkpoint(run):
-  one_line(run / 'checkpoints' / '4', 'There are no weights')
+  assert_refused(run / 'checkpoints' / '4', 'There are no weights')
   (run / 'checkpoints' / '4').mkdir()
-  one_line(run / 'checkpoints' / '4', 'cannot be used')
+  assert_refused(run / 'checkpoints' / '4', 'cannot be used')
   (run / 'checkpoints' / '9.unreadable').mkdir()
-  one_line(run / 'checkpoints' / '9.unreadable', 'cannot be used')
+  assert_refused(run / 'checkpoints' / '9.unreadable', 'cannot be used')
 
 
 def test_folders_without_a_run(run, tmp_path):
-  one_line(tmp_path, 'holds no run with a checkpoint')
+  assert_refused(tmp_path, 'holds no run with a checkpoint')
   (run / 'other').mkdir()
-  one_line(run / 'other', 'holds no run with a checkpoint')
-  one_line(run / 'checkpoints' / '9' / 'state', 'holds no run')
+  assert_refused(run / 'other', 'holds no run with a checkpoint')
+  assert_refused(run / 'checkpoints' / '9' / 'state', 'holds no run')
   shutil.rmtree(run / 'checkpoints')
-  one_line(run, 'holds no run with a checkpoint')
+  assert_refused(run, 'holds no run with a checkpoint')
   (run / 'checkpoints').mkdir()
-  one_line(run, 'holds no checkpoint yet')
+  assert_refused(run, 'holds no checkpoint yet')
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_folders_without_a_run(run, tmp_path):
 )
 def test_damaged_configurations(run, text):
   (run / 'config.json').write_text(text, encoding='latin1')
-  one_line(run, 'config.json.* is damaged')
+  assert_refused(run, 'config.json.* is damaged')
 
 
 @pytest.mark.parametrize(
@@ -215,17 +217,75 @@ def test_damaged_configurations(run, text):
     (('model', 'name'), 3, '3 as model'),
     (('model', 'name'), 'nfnet_pica', "Unknown model 'nfnet_pica'"),
     (('model', 'name'), 'nf_resnet_pico', 'they differ in'),
-    (('data', 'eval_size'), 'x', "'x' as size"),
+    (('model', 'colour'), 1, 'cannot be built with .*colour'),
+    (('data', 'eval_size'), 'x', "size is 'x', not an integer"),
   ],
 )
 def test_wrong_configurations(run, key, value, match):
   config = json.loads((run / 'config.json').read_text())
   config[key[0]][key[1]] = value
   (run / 'config.json').write_text(json.dumps(config))
-  one_line(run, match)
+  assert_refused(run, match)
 
 
-def test_some_fields_alone(made, model):
+@pytest.fixture(params=[None, *trained_weights.OLD_CONFIGS])
+def old_pico(request, tmp_path):
+  """Return a run of `nfnet_pico` and, as a dict, its config of some age."""
+  _, weights = trained_weights.random_weights('nfnet_pico')
+  trained_weights.write_run(tmp_path / 'run', weights, request.param)
+  config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  return tmp_path / 'run', config
+
+
+def load_with(workdir, config):
+  (workdir / 'config.json').write_text(json.dumps(config))
+  return nfnet_jax.load_weights(workdir)
+
+
+def test_old_runs_are_loaded(old_pico):
+  workdir, config = old_pico
+  weights = nfnet_jax.load_weights(workdir)
+  activation = config['model'].get('activation')
+  assert weights.options == ({'activation': activation} if activation else {})
+  margin = config['data']['eval_margin']
+  expected = preprocessing.EvalPreprocessing(32, 'squash', margin)
+  assert weights.preprocessing == expected
+
+
+def test_runs_without_settings_have_the_defaults(old_pico):
+  workdir, _ = old_pico
+  weights = load_with(workdir, {'model': {'name': 'nfnet_pico'}, 'data': {}})
+  assert weights.options == {}
+  spec = registry.get_spec('nfnet_pico')
+  assert weights.preprocessing == spec.preprocessing
+
+
+def test_every_option_of_a_run_is_loaded(old_pico):
+  """Options that no list names, such as `alpha`, and settings of the future."""
+  workdir, config = old_pico
+  config['model'] |= {
+    'activation': 'silu',
+    'alpha': 0.3,
+    'stochdepth_rate': 0.5,
+    'dropout_rate': 0.5,
+    'cross_replica_bn': False,
+    'timm_forward': False,
+    'skip_gain': None,
+  }
+  config['data'] |= {'eval_colour': 'grey'}
+  weights = load_with(workdir, config)
+  assert weights.options == {'activation': 'silu', 'alpha': 0.3}
+
+
+def test_statistics_of_training_are_no_option_of_weights(tmp_path):
+  _, weights = trained_weights.random_weights('bn_resnet_pico')
+  trained_weights.write_run(tmp_path, weights)
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config['model']['cross_replica_bn'] = True
+  assert load_with(tmp_path, config).options == {}
+
+
+def test_single_fields_are_restored(made, model):
   with checkpoint.Checkpoints(
     made / 'checkpoints', read_only=True
   ) as checkpoints:
@@ -236,10 +296,10 @@ def test_some_fields_alone(made, model):
     leaves = jax.tree.leaves(fields)
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
     fields = checkpoints.restore_fields(['ema_params'], step=3)
-    trees.assert_equal(fields['ema_params'], averaged(3, model)[0])
+    trees.assert_equal(fields['ema_params'], ema_of(3, model)[0])
 
 
-def test_fields_that_are_not_there(made):
+def test_missing_fields_are_refused(made):
   with checkpoint.Checkpoints(
     made / 'checkpoints', read_only=True
   ) as checkpoints:

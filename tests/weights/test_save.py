@@ -1,4 +1,4 @@
-"""Writing weights: exact, atomic, and readable without this package."""
+"""Weights are written exactly, atomically, and for other programs."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nfnet_jax
+from nfnet_jax import preprocessing
 from nfnet_jax.weights import load, save
 from tests.weights import trees
 
@@ -28,9 +29,7 @@ def weights_of(name, **changes):
       'num_classes': 10,
       'options': {},
       'class_names': tuple('abcdefghiß'),
-      'size': 48,
-      'crop': 'centre',
-      'margin': 3,
+      'preprocessing': preprocessing.EvalPreprocessing(48, 'centre', 3),
       **changes,
     }
   )
@@ -61,7 +60,7 @@ def test_round_trips_are_exact(tmp_path, pico, ending, layout):
   assert_equal(nfnet_jax.load_weights(again), pico)
 
 
-def test_blocks_are_in_the_stages_of_their_variant(tmp_path):
+def test_stages_of_blocks_depend_on_the_variant(tmp_path):
   nano = weights_of('nfnet_nano')
   nfnet_jax.save_weights(tmp_path / 'a.npz', nano, 'timm')
   with np.load(tmp_path / 'a.npz') as file:
@@ -90,7 +89,7 @@ def test_jax_arrays_can_be_saved(tmp_path, pico, pico_params):
       np.testing.assert_array_equal(loaded.params[path][name], array)
 
 
-def test_npz_is_plain_numpy(tmp_path, pico):
+def test_npz_is_read_by_numpy(tmp_path, pico):
   nfnet_jax.save_weights(tmp_path / 'a.npz', pico)
   with np.load(tmp_path / 'a.npz', allow_pickle=False) as file:
     expected = trees.flat(pico.params)
@@ -102,7 +101,7 @@ def test_npz_is_plain_numpy(tmp_path, pico):
   assert metadata['class_names'][-1] == 'ß'
 
 
-def test_safetensors_are_plain(tmp_path, pico):
+def test_safetensors_are_read_by_safetensors(tmp_path, pico):
   import safetensors
 
   nfnet_jax.save_weights(tmp_path / 'a.safetensors', pico, 'timm')
@@ -132,7 +131,7 @@ def test_unknown_endings_and_layouts(tmp_path, pico, name, layout, match):
 
 
 @pytest.mark.parametrize('name', ['bn_resnet_pico', 'nfnet_pico_bn'])
-def test_families_that_timm_lays_out_otherwise(tmp_path, name):
+def test_families_that_timm_lays_out_differently(tmp_path, name):
   with pytest.raises(ValueError, match=f"of NFNets; '{name}' has none"):
     nfnet_jax.save_weights(tmp_path / 'a.npz', weights_of(name), 'timm')
   assert not list(tmp_path.iterdir())
@@ -140,7 +139,7 @@ def test_families_that_timm_lays_out_otherwise(tmp_path, name):
 
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
 @pytest.mark.parametrize('old', [b'the old file', None])
-def test_a_write_that_stops_midway(tmp_path, monkeypatch, pico, ending, old):
+def test_a_write_that_is_interrupted(tmp_path, monkeypatch, pico, ending, old):
   path = tmp_path / f'a{ending}'
   if old is not None:
     path.write_bytes(old)
@@ -159,6 +158,6 @@ def test_a_write_that_stops_midway(tmp_path, monkeypatch, pico, ending, old):
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nowhere_to_write(tmp_path, pico):
+def test_a_folder_that_does_not_exist(tmp_path, pico):
   with pytest.raises(OSError, match='missing'):
     nfnet_jax.save_weights(tmp_path / 'missing' / 'a.npz', pico)

@@ -1,4 +1,4 @@
-"""timm's names and layouts of NFNets, written down by hand, and back."""
+"""NFNets are converted to timm's names and layouts, and back."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def block(name, channels, width, group, first):
 
 
 def expected(stem, widths, depths, group, final, num_classes):
-  """Names and shapes as timm has them."""
+  """Return names and shapes as timm has them."""
   shapes = {}
   for i, (inner, out) in enumerate(zip((3, *stem), stem)):
     shapes |= conv(f'stem.conv{i + 1}', out, inner, 3)
@@ -79,7 +79,7 @@ def test_names_and_layouts_of_pico(pico_of_timm):
 
 
 def test_names_and_layouts_of_f0():
-  """F0 has several blocks a stage. Its arrays are views of one zero."""
+  """F0 has several blocks per stage. Its arrays are views of one zero."""
   zeros = {
     name: np.broadcast_to(np.float32(0), shape)
     for name, shape in SHAPES['nfnet_f0'].items()
@@ -94,7 +94,7 @@ def test_round_trip_is_exact(pico, pico_of_timm):
   trees.assert_equal(timm.from_timm(pico_of_timm), pico)
 
 
-def test_kernels_are_turned_axis_by_axis(pico, pico_of_timm):
+def test_axes_of_kernels(pico, pico_of_timm):
   ours, theirs = pico, pico_of_timm
   stem = ours['NFNet/~/stem_conv1']['w']
   assert stem.shape == (3, 3, 4, 8)
@@ -120,7 +120,7 @@ def test_kernels_are_turned_axis_by_axis(pico, pico_of_timm):
   )
 
 
-def test_which_of_our_modules_is_which_of_theirs(pico, pico_of_timm):
+def test_names_of_modules(pico, pico_of_timm):
   pairs = {
     'stem_conv0': 'stem.conv1',
     'stem_conv3': 'stem.conv4',
@@ -140,7 +140,7 @@ def test_which_of_our_modules_is_which_of_theirs(pico, pico_of_timm):
     np.testing.assert_array_equal(their, bias)
 
 
-def test_blocks_are_counted_on_through_the_stages():
+def test_blocks_are_numbered_across_stages():
   names = timm._modules(F0)
   for ours, theirs in {
     'nf_block': 'stages.0.0',
@@ -154,7 +154,7 @@ def test_blocks_are_counted_on_through_the_stages():
     assert names[f'NFNet/~/{ours}'] == theirs
 
 
-def test_timm_is_known_by_its_names(pico, pico_of_timm):
+def test_timm_is_recognised_by_its_names(pico, pico_of_timm):
   assert timm.is_timm(pico_of_timm)
   assert not timm.is_timm(trees.flat(pico))
   assert not timm.is_timm({})
@@ -191,7 +191,7 @@ def test_surplus_names_are_refused(pico_of_timm, surplus):
     ('head.fc.weight', ()),
   ],
 )
-def test_shapes_that_cannot_be_turned_are_named(pico_of_timm, name, shape):
+def test_shapes_that_cannot_be_converted_are_named(pico_of_timm, name, shape):
   arrays = {**pico_of_timm, name: np.zeros(shape, np.float32)}
   with pytest.raises(timm.LayoutError, match=f"'{name}' has the shape"):
     timm.from_timm(arrays)

@@ -1,4 +1,4 @@
-"""Trees of random weights, and files of arrays put together by hand."""
+"""Trees of random weights, and files of arrays built byte by byte."""
 
 import functools
 import io
@@ -13,12 +13,12 @@ from nfnet_jax.weights import identify
 
 @functools.cache
 def abstract(name, num_classes=10):
-  """Shapes of a model's parameters and state."""
+  """Return shapes of a model's parameters and state."""
   return identify.abstract_trees(name, num_classes, {})
 
 
 def filled(name='nfnet_pico', num_classes=10, seed=0):
-  """Parameters and state with random values of the model's dtypes."""
+  """Return parameters and state with random values of the model's dtypes."""
   rng = np.random.default_rng(seed)
   return tuple(
     {
@@ -33,7 +33,7 @@ def filled(name='nfnet_pico', num_classes=10, seed=0):
 
 
 def flat(params, model_state=()):
-  """Names as in this project's files."""
+  """Return arrays under the names of this project's files."""
   return {
     f'{kind}/{path}/{leaf}': array
     for kind, tree in (('params', params), ('state', dict(model_state)))
@@ -43,7 +43,7 @@ def flat(params, model_state=()):
 
 
 def assert_equal(ours, theirs):
-  """Compares trees of arrays bit for bit, with dtypes."""
+  """Compare trees of arrays bit for bit, and their dtypes."""
   assert ours.keys() == theirs.keys()
   for path, leaves in theirs.items():
     assert ours[path].keys() == leaves.keys()
@@ -60,7 +60,7 @@ def npy(array):
 
 
 def npy_header(descr, shape, body=b'', version=b'\x01\x00'):
-  """An `.npy` that declares whatever one likes."""
+  """Return an `.npy` with any header."""
   header = repr({'descr': descr, 'fortran_order': False, 'shape': shape})
   return npy_raw(header.encode(), body, version)
 
