@@ -19,7 +19,7 @@ from nfnet_jax.training import data_parallel
 flags_lib.declare_key_flag('config')  # Of the door that is made here.
 
 TEXT = (
-  pathlib.Path(__file__).parents[1] / 'pods' / 'fixtures' / 'step.hlo'
+  pathlib.Path(__file__).parents[1] / 'planning' / 'fixtures' / 'step.hlo'
 ).read_text()
 GIB = 2**30
 PICO = [
