@@ -1,58 +1,87 @@
-"""Plans a run on a TPU pod without one: does it fit, how long does it take.
+"""Plan a training run for a TPU pod without one: memory, step time, schedule.
 
   python -m nfnet_jax.experiments.plan --config=f3 --topology=v3:8x8
 
-compiles the very training step of the config for that pod with the real TPU
-compiler (`pip install 'nfnet_jax[plan]'`), which takes minutes, and prints
-memory, the compiler's own estimate of the step, what follows from it, and where
-the cycles go. The data need not be there. `--quick` compiles in less time:
-memory is the same, cycles are pessimistic. `--compare=f1,2048,v3:4x8` sets
-other configs, batch sizes and topologies beside the first, each changing one
-thing. `--json` prints one object; with `--compare` it holds a list, `plans`.
-`--out` also writes plan.png. What was compiled once is kept under ~/.cache.
+compiles the training step of the config for that pod with the real TPU compiler
+(`pip install 'nfnet_jax[plan]'`), which takes minutes. It prints the memory,
+the compiler's own estimate of the step, the throughput and schedule that
+result, and the cycles by category. If the step does not fit, it searches for
+the largest batch that does. The dataset need not exist. `--quick` compiles in
+less time: memory is the same, cycles are pessimistic. With
+`--compare=f1,2048,v3:4x8` each further plan differs from the first in a config,
+batch size or topology. `--json` prints one object; with `--compare` it holds a
+list, `plans`. `--out` also writes plan.png. Compiled programs are cached in
+~/.cache.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import json
 import re
+from typing import TYPE_CHECKING
 
 from absl import flags
+import ml_collections
 
 from nfnet_jax import errors
-from nfnet_jax.cli import command, common_flags
+from nfnet_jax.cli import command, common_flags, config_flag
 from nfnet_jax.config import lookup
+from nfnet_jax.data import known
 
-for _name in ('config', 'list_configs', 'json', 'out'):
+if TYPE_CHECKING:
+  import jax
+
+  from nfnet_jax.config import experiment as experiment_lib
+  from nfnet_jax.planning import planner as planner_lib
+  from nfnet_jax.planning import workload as workload_lib
+
+for _name in (*config_flag.NAMES, 'json', 'out'):
   flags.declare_key_flag(_name)
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Pod: GENERATION:LAYOUT in chips, such as v3:8x8.'
 )
-_QUICK = flags.DEFINE_bool('quick', False, 'Lets the compiler try less hard.')
+_QUICK = flags.DEFINE_bool(
+  'quick', False, 'Compiles in less time, with pessimistic cycles.'
+)
 _COMPARE = flags.DEFINE_list(
-  'compare', [], 'Configs, batch sizes and topologies to set beside.'
+  'compare', [], 'Configs, batch sizes and topologies to compare with.'
 )
 _EXAMPLES = flags.DEFINE_integer(
-  'examples', None, 'Training examples, if not known.', lower_bound=1
+  'examples',
+  None,
+  'Number of training examples, for datasets of unknown size.',
+  lower_bound=1,
 )
 _NUM_CLASSES = flags.DEFINE_integer(
-  'num_classes', None, 'Classes, if not known.', lower_bound=1
+  'num_classes',
+  None,
+  'Number of classes, for datasets where it is unknown.',
+  lower_bound=1,
 )
 
 
 def main() -> None:
+  """Print the plan of `--config` on `--topology`, or a comparison."""
   import jax
 
   from nfnet_jax.planning import plan_errors, report
 
-  # Compiling needs no accelerator, and must not take one.
+  # Compiling needs no accelerator, and must not occupy one.
   jax.config.update('jax_platforms', 'cpu')
 
   if not _TOPOLOGY.value:
-    raise errors.InputError('Say on which pod: --topology=v3:8x8.')
+    raise errors.InputError(
+      'The pod is missing. Give its topology: --topology=v3:8x8.'
+    )
+  effort = 'quick' if _QUICK.value else 'full'
   with errors.as_input_error(plan_errors.PlanError):
-    candidates = _candidates()
+    # All input is checked before anything is compiled.
+    planners = [_planner(*variant) for variant in _variants(_TOPOLOGY.value)]
     out = common_flags.get_out() if common_flags.OUT.present else None
-    plans = [candidate.plan() for candidate in candidates]
+    plans = [planner.plan(effort) for planner in planners]
   if common_flags.JSON.value:
     rows = [plan.numbers() for plan in plans]
     print(json.dumps({'plans': rows} if _COMPARE.value else rows[0]))
@@ -66,255 +95,197 @@ def main() -> None:
     command.log(str(path))
 
 
-def _candidates() -> list['Candidate']:
-  """Reads what is to be planned, and checks all of it before any compiling."""
-  base = lookup.get_config_name(), lookup.get_config(), _TOPOLOGY.value
-  variants = [base]
+def _variants(
+  topology: str,
+) -> Iterator[tuple[str, ml_collections.ConfigDict, str]]:
+  """Yield a config's name, config and topology, then those of `--compare`."""
+  base_name, base_config = config_flag.get_name(), config_flag.get_config()
+  yield base_name, base_config, topology
   for item in _COMPARE.value:
-    name, config, topology = base
     if re.fullmatch(r'\d+', item):
-      config = config.copy_and_resolve_references()
+      config = base_config.copy_and_resolve_references()
       config.batch_size = int(item)
+      yield base_name, config, topology
     elif re.fullmatch(r'v\d\w*:[\dx]+', item):
-      topology = item
+      yield base_name, base_config, item
     else:
-      name, config = item, lookup.load_config(item)
-    variants.append((name, config, topology))
-  return [Candidate.of(*variant) for variant in variants]
+      yield item, lookup.load(item, config_flag.get_overrides()), topology
+
+
+def _planner(
+  name: str, config: ml_collections.ConfigDict, topology_name: str
+) -> planner_lib.Planner:
+  """Check a config on a topology.
+
+  Raises:
+    errors.InputError: if training would not accept the config.
+    plan_errors.PlanError: if libtpu does not provide the topology.
+  """
+  from nfnet_jax.planning import planner as planner_lib
+  from nfnet_jax.planning import topology
+
+  pod = topology.get_pod(topology_name)
+  experiment = _experiment(config, len(pod.devices))
+  return planner_lib.Planner(
+    workload=_workload(name, experiment, len(pod.devices)),
+    pod=pod,
+    lower=functools.partial(_lower, experiment, pod.devices),
+    accept=functools.partial(_accept, config, experiment, len(pod.devices)),
+    progress=command.working,
+  )
+
+
+def _experiment(
+  config: ml_collections.ConfigDict, devices: int
+) -> experiment_lib.Experiment:
+  """Check a config as for training on TPUs, without opening its dataset.
+
+  Raises:
+    errors.InputError: if training would not accept the config.
+  """
+  from nfnet_jax.config import experiment as experiment_lib
+
+  return experiment_lib.open_experiment(
+    config, platform='tpu', devices=devices, dataset=get_dataset(config)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """What of a dataset a plan needs; stands in for a `sources.Source`."""
+  """The numbers of a dataset, in place of a `data.sources.Source`."""
 
   num_classes: int
   examples: int | None
 
   def num_examples(self, split: str) -> float:
+    """Return the number of training examples, or NaN if it is unknown."""
     return float('nan') if self.examples is None else self.examples
 
 
-def get_dataset(config) -> Dataset:
-  """Finds the numbers of a config's dataset without opening it.
+def get_dataset(config: ml_collections.ConfigDict) -> Dataset:
+  """Return the numbers of a config's dataset without opening it.
 
   Raises:
-    errors.InputError: if one is not known, and the way out.
+    errors.InputError: if a number that the plan needs is unknown.
   """
-  from nfnet_jax.data import known
-
-  dataset = known.DATASETS.get(config.dataset)
-  classes = _NUM_CLASSES.value or (dataset and dataset.num_classes)
-  examples = _EXAMPLES.value or (
-    dataset and dataset.num_examples(config.data.train_split)
-  )
+  dataset, split = known.DATASETS.get(config.dataset), config.data.train_split
+  classes, examples = _NUM_CLASSES.value, _EXAMPLES.value
+  if dataset:
+    classes = classes or dataset.num_classes
+    examples = examples or dataset.num_examples(split)
   if classes is None:
     raise errors.InputError(
-      f"How many classes '{config.dataset}' has is not known here: give "
+      f"The number of classes of '{config.dataset}' is unknown. Give "
       '--num_classes=N.'
     )
   optimizer = config.optimizer
   durations = config.train_for, optimizer.warmup, optimizer.decay_every or ''
   if examples is None and any('epoch' in each for each in durations):
     raise errors.InputError(
-      f"How many examples '{config.data.train_split}' of '{config.dataset}' "
-      'has is not known here: give --examples=N, or durations in steps.'
+      f"The number of examples of '{split}' of '{config.dataset}' is unknown. "
+      'Give --examples=N, or durations in steps.'
     )
   return Dataset(classes, examples)
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-  """A config on a pod, checked.
-
-  Attributes:
-    experiment: an `experiment_lib.Experiment` on a `Dataset`.
-    pod: a `topology.Pod`.
-    workload: an `estimate.Workload`.
-    given: the config before anything was derived from it.
-  """
-
-  experiment: object
-  pod: object
-  workload: object
-  given: object
-
-  @classmethod
-  def of(cls, name: str, config, topology_name: str) -> 'Candidate':
-    """Checks a config and asks libtpu for the pod.
-
-    Raises:
-      errors.InputError: in one line, what is wrong and the way out.
-    """
-    from nfnet_jax.config import experiment as experiment_lib
-    from nfnet_jax.config import validate
-    from nfnet_jax.planning import topology
-
-    dataset, pod = get_dataset(config), topology.get_pod(topology_name)
-    devices = len(pod.devices)
-    resolved = validate.resolve_and_check(config, 'tpu', devices)
-    validate.check_layout(resolved, devices)
-    experiment = experiment_lib.Experiment(resolved, dataset)
-    workload = get_workload(name, experiment, devices)
-    return cls(experiment, pod, workload, config)
-
-  def plan(self):
-    """Compiles the step; where it does not fit, looks for what does."""
-    from nfnet_jax.planning import costs, estimate, plan_errors
-
-    effort = 'quick' if _QUICK.value else 'full'
-    made = estimate.Plan(self.workload, self.pod, effort)
-    try:
-      compiled = self._compile(effort)
-    except plan_errors.DoesNotFitError as error:
-      shortage = self._shortage(error.needed, error.available)
-      return dataclasses.replace(made, shortage=shortage)
-    return dataclasses.replace(
-      made,
-      compiled=compiled,
-      schedule=costs.read(compiled.text, len(self.pod.devices)),
-    )
-
-  def _compile(self, effort: str):
-    from nfnet_jax.planning import compilation
-    from nfnet_jax.training import data_parallel
-
-    experiment, devices = self.experiment, self.pod.devices
-    lowered = data_parallel.DataParallel(devices).lower(
-      experiment.sharded_trainer(len(devices)) or experiment.trainer,
-      experiment.abstract_state(),
-      experiment.train_shapes(),
-    )
-    config, pod = experiment.config, self.pod.name
-    batch = config.batch_size // len(self.pod.devices)
-    said = (
-      f'Compiling {config.model.name} for {pod}, {batch} images a '
-      f'{self.pod.generation.device} ({effort}) ...'
-    )
-    return compilation.compile_step(
-      lowered, pod, effort, watch=lambda: command.working(said)
-    )
-
-  def _shortage(self, needed: int, available: int):
-    """Looks for the largest batch that fits; memory needs no full effort."""
-    from nfnet_jax.planning import estimate, largest_batch, plan_errors
-
-    devices = len(self.pod.devices)
-    parts = self.experiment.config.run.accumulate
-
-    def measure(part: int) -> int:
-      config = self.experiment.config.copy_and_resolve_references()
-      with config.unlocked():
-        config.batch_size = part * parts * devices
-      smaller = dataclasses.replace(self.experiment, config=config)
-      try:
-        candidate = dataclasses.replace(self, experiment=smaller)
-        # What compiles fits, whatever the sum of its parts.
-        return min(candidate._compile('quick').peak_bytes, available)
-      except plan_errors.DoesNotFitError as error:
-        return error.needed
-
-    part = self.experiment.config.batch_size // (devices * parts)
-    largest, tried = largest_batch.largest_batch(
-      part, needed, available, measure
-    )
-    largest, tried = largest * parts, [each * parts for each in tried]
-    if self.experiment.config.data.partners == 'in_batch':
-      largest -= largest % 2  # A shard's examples are mixed in pairs.
-    return estimate.Shortage(needed, largest, tried, self._shards(largest))
-
-  def _shards(self, batch: int) -> int | None:
-    """Returns the data shards to ask for with a batch a device, if need be."""
-    from nfnet_jax.config import validate
-
-    devices = len(self.pod.devices)
-    if not batch:
-      return None
-    config = self.given.copy_and_resolve_references()
-    config.batch_size = batch * devices
-    try:
-      resolved = validate.resolve_and_check(config, 'tpu', devices)
-      validate.check_layout(resolved, devices)
-    except errors.InputError:
-      return devices
-    same = resolved.run.accumulate == self.experiment.config.run.accumulate
-    return None if same else devices
-
-
-def get_workload(name: str, experiment, devices: int):
-  """Gathers what a plan needs to know of an experiment.
-
-  Args:
-    name: of its config.
-    experiment: an `experiment_lib.Experiment`.
-    devices: how many it runs on.
+def _workload(
+  name: str, experiment: experiment_lib.Experiment, devices: int
+) -> workload_lib.Workload:
+  """Return the sizes and settings that a plan depends on.
 
   Raises:
-    errors.InputError: if its durations make no sense.
+    errors.InputError: if the config's durations are invalid.
   """
-  import jax
-
+  from nfnet_jax.config import fast_paths
   from nfnet_jax.models import complexity
-  from nfnet_jax.planning import estimate
+  from nfnet_jax.planning import workload as workload_lib
+  from nfnet_jax.training import sam
 
-  config = experiment.config
-  state, model = experiment.abstract_state(), experiment.plain_model
-  data, run = config.data, config.run
+  config, state = experiment.config, experiment.abstract_state()
+  data, optimizer, run = config.data, config.optimizer, config.run
   sharded = experiment.sharded_trainer(devices)
+  device_state = workload_lib.device_state(sharded, state) if sharded else state
+  per_device = config.batch_size // devices
+  sam_examples = sam.sub_size(per_device, optimizer.sam_share)
+  chosen = [
+    path
+    for path in experiment.fast_paths
+    if sharded or path != fast_paths.SHARD_UPDATE
+  ]
+  titles = {name: path.title for name, path in fast_paths.FAST_PATHS.items()}
   mixes = data.mixup or data.cutmix
-  size = lambda tree: sum(
-    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-  )
-  return estimate.Workload(
+  return workload_lib.Workload(
     config=name,
     model=config.model.name,
     image_size=data.image_size,
     dtype=config.compute_dtype,
     batch=config.batch_size,
     steps=experiment.cadence.total,
-    examples=experiment.source.examples,
+    examples=get_dataset(config).examples,
     decoded=2 if mixes and data.partners == 'fresh' else 1,
     macs=complexity.count_image_macs(
-      model, state.params, state.model_state, data.image_size
+      experiment.plain_model, state.params, state.model_state, data.image_size
     ),
-    parameter_bytes=size(state.params),
-    state_bytes=size(state),
-    kept_bytes=size(_kept(sharded, state) if sharded else state),
-    parts=run.accumulate,
-    ascent=_ascent(config, devices),
+    parameter_bytes=workload_lib.num_bytes(state.params),
+    state_bytes=workload_lib.num_bytes(state),
+    state_bytes_per_device=workload_lib.num_bytes(device_state),
+    microbatches=run.accumulate,
+    sam_examples=sam_examples if optimizer.sam_rho else 0,
     remat=run.remat,
-    fast_stem=run.fast_stem,
-    fused_blocks=run.fused_blocks,
-    fast_convs=run.fast_convs,
-    shard_update=sharded is not None,
+    fast_paths=tuple(chosen),
+    fast_path_titles=titles,
   )
 
 
-def _ascent(config, devices: int) -> int:
-  """Counts the examples of a device by which SAM climbs."""
-  from nfnet_jax.training import sam
-
-  if not config.optimizer.sam_rho:
-    return 0
-  size = config.batch_size // devices
-  return sam.sub_size(size, config.optimizer.sam_share)
-
-
-def _kept(sharded, state):
-  """Returns the shapes of what one device keeps of a state."""
-  import jax
-
+def _lower(
+  experiment: experiment_lib.Experiment,
+  devices: Sequence[jax.Device],
+  batch: int,
+) -> jax.stages.Lowered:
+  """Lower the training step for a global batch size."""
   from nfnet_jax.training import data_parallel
 
-  split = jax.vmap(
-    sharded.shard,
-    in_axes=None,
-    axis_size=sharded.devices,
-    axis_name=data_parallel.AXIS,
+  config = experiment.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.batch_size = batch
+  experiment = dataclasses.replace(experiment, config=config)
+  return data_parallel.DataParallel(devices).lower(
+    experiment.sharded_trainer(len(devices)) or experiment.trainer,
+    experiment.abstract_state(),
+    experiment.train_shapes(),
   )
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-    jax.eval_shape(split, state),
-  )
+
+
+def _accept(
+  config: ml_collections.ConfigDict,
+  experiment: experiment_lib.Experiment,
+  devices: int,
+  batch: int,
+) -> tuple[int, int | None]:
+  """Return a batch per device that training accepts, and its data shards.
+
+  Args:
+    config: the config of the experiment before it was resolved.
+    experiment: the planned experiment, whose microbatches are kept.
+    devices: number of devices.
+    batch: the batch per device that fits.
+
+  Returns:
+    The batch per device, and the `data.shards` to set with it; None if the
+    config leads to a valid number.
+  """
+  if experiment.config.data.partners == 'in_batch':
+    batch -= batch % 2  # The examples of a shard are mixed in pairs.
+  if not batch:
+    return 0, None
+  config = config.copy_and_resolve_references()
+  config.batch_size = batch * devices
+  try:
+    run = _experiment(config, devices).config.run
+  except errors.InputError:
+    return batch, devices
+  same = run.accumulate == experiment.config.run.accumulate
+  return batch, None if same else devices
 
 
 if __name__ == '__main__':

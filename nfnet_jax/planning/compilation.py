@@ -1,4 +1,6 @@
-"""Compiles a step for a pod, once: programs are kept by what they are."""
+"""Compile a step for a pod, and cache the results on disk by program."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -11,6 +13,7 @@ import os
 import pathlib
 import re
 import time
+from typing import Any
 import zlib
 
 import jax
@@ -18,24 +21,24 @@ import jax
 from nfnet_jax.planning import plan_errors
 from nfnet_jax.storage import files
 
-# Effort -> how XLA calls it; None is its default.
-EFFORTS = {'full': None, 'quick': 'O1'}
+# Effort -> XLA's optimisation level; None is its default.
+EFFORTS: dict[str, str | None] = {'full': None, 'quick': 'O1'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What the compiler made of a program, on each device.
+  """A compiled program, and what it needs on each device.
 
   Attributes:
-    text: the scheduled program.
-    argument_bytes: of what the program is given.
-    output_bytes: of what it returns.
-    alias_bytes: of outputs that take an argument's place.
-    temp_bytes: of everything in between, at its peak.
-    code_bytes: of the program itself.
-    flops: of a step; loop bodies count once.
-    seconds: that it took to compile.
-    cached: whether it was compiled before.
+    text: the scheduled program (HLO).
+    argument_bytes: size of the program's arguments.
+    output_bytes: size of its results.
+    alias_bytes: size of the results that reuse the memory of an argument.
+    temp_bytes: peak size of all temporary values.
+    code_bytes: size of the program itself.
+    flops: operations per step; loop bodies count once.
+    seconds: compilation time.
+    cached: whether the result was read from the cache.
   """
 
   text: str
@@ -50,6 +53,7 @@ class Compiled:
 
   @property
   def peak_bytes(self) -> int:
+    """Bytes of memory that the program needs at most."""
     return (
       self.argument_bytes
       + self.output_bytes
@@ -63,18 +67,19 @@ def compile_step(
   lowered: jax.stages.Lowered,
   pod: str,
   effort: str = 'full',
-  watch: Callable[[], contextlib.AbstractContextManager] = (
+  progress: Callable[[], contextlib.AbstractContextManager] = (
     contextlib.nullcontext
   ),
 ) -> Compiled:
-  """Compiles a lowered step, or finds what was compiled before.
+  """Compile a lowered step, or read the result from the cache.
 
   Args:
     lowered: the step, lowered for the pod's devices.
     pod: name of the topology.
-    effort: 'full' as for training; 'quick' in a third of the time, with the
+    effort: 'full' as for training; 'quick' takes a third of the time, with the
       same memory and more cycles.
-    watch: makes the context in which the compiler runs, to show that it does.
+    progress: returns the context manager in which the compiler runs, which may
+      show progress. Not called if the result is in the cache.
 
   Raises:
     plan_errors.DoesNotFitError: if a device has too little memory.
@@ -83,7 +88,7 @@ def compile_step(
   path = files.cache_folder('plans') / name
   found = _read(path)
   if found is None:
-    with watch():
+    with progress():
       found = _compile(lowered, effort)
     _write(path, found)
   if 'needed' in found:
@@ -92,7 +97,7 @@ def compile_step(
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions that a compiled program depends on."""
+  """Return the versions that a compiled program depends on."""
   return {
     name: importlib.metadata.version(name)
     for name in ('jax', 'jaxlib', 'libtpu')
@@ -100,17 +105,17 @@ def versions() -> dict[str, str]:
 
 
 def _key(lowered: jax.stages.Lowered, pod: str, effort: str) -> str:
-  """Hashes the program, its scopes' names included."""
-  program = without_places(lowered.as_text(debug_info=True))
-  parts = json.dumps([pod, effort, versions()]) + program
-  return hashlib.sha256(parts.encode()).hexdigest()
+  """Hash the program with its scope names, pod, effort and versions."""
+  program = replace_locations(lowered.as_text(debug_info=True))
+  text = json.dumps([pod, effort, versions()]) + program
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
-def without_places(program: str) -> str:
-  """Replaces the places in files that a program came from by scopes' names.
+def replace_locations(program: str) -> str:
+  """Replace the source locations in a program's text by the scope names.
 
   Example:
-    >>> print(without_places('''%0 = stablehlo.sine %arg0 loc(#loc2)
+    >>> print(replace_locations('''%0 = stablehlo.sine %arg0 loc(#loc2)
     ... #loc1 = loc("model.py":7:3)
     ... #loc2 = loc("jit(f)/block/sin"(#loc1))'''))
     %0 = stablehlo.sine %arg0 loc(jit(f)/block/sin)
@@ -125,15 +130,18 @@ def without_places(program: str) -> str:
   return re.sub(r'#loc\d*', '', program).strip()
 
 
-def _compile(lowered: jax.stages.Lowered, effort: str) -> dict:
+def _compile(lowered: jax.stages.Lowered, effort: str) -> dict[str, Any]:
+  """Return the fields of a `Compiled`, or of a `DoesNotFitError`."""
   start = time.perf_counter()
   try:
-    with _effort(effort), plan_errors.of_compiler():
+    with _effort(effort), plan_errors.translate_compiler_errors():
       compiled = lowered.compile()
   except plan_errors.DoesNotFitError as error:
     return {'needed': error.needed, 'available': error.available}
   seconds = time.perf_counter() - start
-  memory = compiled.memory_analysis()
+  memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+  assert memory is not None  # The TPU compiler provides both.
+  assert costs is not None
   return {
     'text': compiled.as_text(),
     'argument_bytes': memory.argument_size_in_bytes,
@@ -141,14 +149,14 @@ def _compile(lowered: jax.stages.Lowered, effort: str) -> dict:
     'alias_bytes': memory.alias_size_in_bytes,
     'temp_bytes': memory.temp_size_in_bytes,
     'code_bytes': memory.generated_code_size_in_bytes,
-    'flops': compiled.cost_analysis()['flops'],
+    'flops': costs['flops'],
     'seconds': seconds,
   }
 
 
 @contextlib.contextmanager
 def _effort(effort: str) -> Iterator[None]:
-  before = jax.config.jax_optimization_level
+  before = jax.config.jax_optimization_level  # type: ignore[attr-defined]
   try:
     if EFFORTS[effort]:
       jax.config.update('jax_optimization_level', EFFORTS[effort])
@@ -157,8 +165,8 @@ def _effort(effort: str) -> Iterator[None]:
     jax.config.update('jax_optimization_level', before)
 
 
-def _read(path: pathlib.Path) -> dict | None:
-  """Reads a kept result; one that is damaged counts as missing."""
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+  """Read a cached result; a damaged file counts as missing."""
   try:
     found = json.loads(gzip.decompress(path.read_bytes()))
   except (OSError, EOFError, ValueError, zlib.error):
@@ -166,8 +174,8 @@ def _read(path: pathlib.Path) -> dict | None:
   return found if 'needed' in found else {**found, 'cached': True}
 
 
-def _write(path: pathlib.Path, found: dict) -> None:
-  # A cache that cannot be written is no reason to lose the plan.
+def _write(path: pathlib.Path, found: dict[str, Any]) -> None:
+  # If the cache cannot be written, the plan still continues.
   with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f'.{os.getpid()}')

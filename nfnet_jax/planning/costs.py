@@ -1,4 +1,6 @@
-"""What a compiled step costs by the compiler's own estimate, and on what."""
+"""The compiler's own estimate of a step's cost, by category."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -22,7 +24,7 @@ _MOVES = {
   'transpose',
   'tuple',
 }
-# Collective -> bytes that each of n devices sends for a byte of the whole.
+# Collective -> bytes that each of n devices sends per byte of payload.
 _TRAFFIC: dict[str, Callable[[int], float]] = {
   'all-reduce': lambda n: 2 * (n - 1) / n,
   'all-gather': lambda n: (n - 1) / n,
@@ -30,7 +32,7 @@ _TRAFFIC: dict[str, Callable[[int], float]] = {
   'all-to-all': lambda n: (n - 1) / n,
   'collective-permute': lambda n: 1.0,
 }
-# A scope in an operation's path -> what its cycles are for; the first wins.
+# A scope in an operation's path -> its category; the first match counts.
 _KINDS = {
   'agc': 'AGC',
   'update': 'optimiser and EMA',
@@ -49,12 +51,12 @@ _ORDER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-  """A share of a step's cycles.
+class Category:
+  """The cycles of a step that serve one purpose.
 
   Attributes:
     name: such as 'convolutions, stage 2'.
-    forward: cycles of the forward pass, and of what is no pass.
+    forward: cycles of everything but the backward pass.
     backward: cycles of the backward pass.
   """
 
@@ -64,17 +66,18 @@ class Part:
 
   @property
   def cycles(self) -> int:
+    """Cycles of both passes."""
     return self.forward + self.backward
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """All collectives of one kind.
+  """All collectives of one kind in a step.
 
   Attributes:
-    name: XLA's, such as 'all-reduce'.
-    count: how many a step runs.
-    payload: bytes of what is reduced or gathered, whole.
+    name: XLA's name, such as 'all-reduce'.
+    count: collectives per step.
+    payload: bytes of the complete arrays that are reduced or gathered.
     sent: bytes that each device must send at least.
   """
 
@@ -86,29 +89,28 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """A step by the compiler's estimate, on each device.
+  """The compiler's estimate of a step, per device.
 
   Attributes:
-    cycles: sum over the scheduled operations, loop bodies times their trips.
-      Collectives, asynchronous copies and scalar work have no estimate.
-    parts: what the cycles are for.
-    collectives: what is sent between devices.
-    unknown_loops: loops that were counted once, because their trips don't
-      follow from their condition.
+    cycles: sum over the scheduled operations, loop bodies times their trip
+      count. Collectives, asynchronous copies and scalar work have no estimate.
+    categories: the cycles by purpose.
+    collectives: the communication between devices.
+    unknown_loops: loops that count once, because their trip count is unknown.
   """
 
   cycles: int
-  parts: Sequence[Part]
+  categories: Sequence[Category]
   collectives: Sequence[Collective]
   unknown_loops: int
 
 
 def read(text: str, devices: int) -> Schedule:
-  """Reads a compiled step.
+  """Read the estimate from the text of a compiled step.
 
   Args:
-    text: of `compiled.as_text()`.
-    devices: how many run the step together.
+    text: the result of `compiled.as_text()`.
+    devices: number of devices that run the step together.
   """
   program = hlo.parse(text)
   cycles: dict[str, list[int]] = {}
@@ -116,26 +118,26 @@ def read(text: str, devices: int) -> Schedule:
     if op.cycles:
       name, is_backward = attribute(program, op)
       cycles.setdefault(name, [0, 0])[is_backward] += op.cycles * times
-  parts = [Part(name, *passes) for name, passes in cycles.items()]
+  categories = [Category(name, *passes) for name, passes in cycles.items()]
   return Schedule(
-    cycles=sum(part.cycles for part in parts),
-    parts=sorted(parts, key=_order),
+    cycles=sum(category.cycles for category in categories),
+    categories=sorted(categories, key=_order),
     collectives=collectives(program, devices),
     unknown_loops=program.unknown_loops(),
   )
 
 
 def attribute(program: hlo.Program, op: hlo.Op) -> tuple[str, bool]:
-  """Says what an operation's cycles are for, and if in the backward pass.
+  """Return an operation's category, and whether it is in the backward pass.
 
-  What is fused with a convolution counts as the convolution; any other fusion
-  is what its result is, or, where that has no scope of its own, such as a
-  choice between old and new parameters, what it is made of.
+  A fusion that contains a convolution counts as that convolution. Any other
+  fusion has the category of its result; if the result has no scope, such as a
+  selection between old and new parameters, that of the operations inside.
   """
   inner = list(program.inside(op))
   convolutions = [each for each in inner if each.opcode == 'convolution']
-  made_of = [*convolutions[-1:], op, *inner[::-1]]
-  paths = [each.op_name for each in made_of if each.op_name]
+  candidates = [*convolutions[-1:], op, *inner[::-1]]
+  paths = [each.op_name for each in candidates if each.op_name]
   path = next((each for each in paths if any(_scope(each))), (*paths, '')[0])
   kind, place = _scope(path)
   if convolutions or op.opcode == 'convolution':
@@ -149,14 +151,14 @@ def attribute(program: hlo.Program, op: hlo.Op) -> tuple[str, bool]:
 
 
 def _scope(path: str) -> tuple[str | None, str | None]:
-  """Reads what an operation is for, and where in the network, from its path."""
+  """Return the category and the part of the network that a path names."""
   scopes = re.findall(r'\w+', path.rpartition('/')[0])
   kind = next((_KINDS[name] for name in _KINDS if name in scopes), None)
   return kind, next(filter(_PLACE.fullmatch, scopes), None)
 
 
 def collectives(program: hlo.Program, devices: int) -> list[Collective]:
-  """Adds up what devices send each other; the compiler gives no cycles for it.
+  """Sum up the collectives by kind; the compiler gives no cycles for them.
 
   Example:
     >>> program = hlo.parse('''ENTRY %main (x: f32[100]) -> f32[100] {
@@ -190,7 +192,7 @@ def collectives(program: hlo.Program, devices: int) -> list[Collective]:
 
 
 def _group_size(op: hlo.Op, devices: int) -> int:
-  """Reads `{{0,1},{2,3}}`, or `[2,2]<=[4]`: groups of two."""
+  """Return the size of `{{0,1},{2,3}}` or `[2,2]<=[4]`, both groups of two."""
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', op.rest)
   if listed:
     return listed[1].count(',') + 1
@@ -201,11 +203,11 @@ def _group_size(op: hlo.Op, devices: int) -> int:
   return devices
 
 
-def _order(part: Part):
-  """Sorts convolutions first, from the stem on, and then by kind."""
-  if part.name in _ORDER:
-    return 1, _ORDER.index(part.name), ''
-  place = part.name.partition(', ')[2]
+def _order(category: Category) -> tuple[int, int, str]:
+  """Return a sort key: convolutions from stem to head, then the others."""
+  if category.name in _ORDER:
+    return 1, _ORDER.index(category.name), ''
+  place = category.name.partition(', ')[2]
   firsts = ('stem',)
   lasts = ('head', 'linear', 'elsewhere')
   rank = -1 if place in firsts else 1 + (place in lasts and lasts.index(place))

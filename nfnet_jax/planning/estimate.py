@@ -1,4 +1,6 @@
-"""A plan: what a workload costs on a pod, in numbers."""
+"""A plan: the cost of a workload on a pod, in numbers."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
@@ -6,6 +8,7 @@ import math
 from typing import Any
 
 from nfnet_jax.planning import compilation, costs, topology
+from nfnet_jax.planning import workload as workload_lib
 
 _TIMES = (
   'step_ms',
@@ -19,61 +22,15 @@ _TIMES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
-  """What is trained, as far as a plan needs to know.
-
-  Attributes:
-    config: name of the experiment.
-    model: name of the model.
-    image_size: pixels a side in training.
-    dtype: of the forward and backward pass.
-    batch: examples of a step on all devices.
-    steps: of the whole schedule.
-    examples: of an epoch, or None if nobody knows.
-    decoded: images that are decoded for each one delivered.
-    macs: multiply-adds of the forward pass of an image.
-    parameter_bytes: of the parameters.
-    state_bytes: of the whole state: parameters, momentum, average, ...
-    kept_bytes: of the state on each device; less if the update is sharded.
-    parts: in which a device takes the gradient of its examples.
-    ascent: examples of a device by which SAM climbs; 0 without it.
-    remat: whether the backward pass computes the blocks again.
-    fast_stem: whether the stem is computed on blocks of pixels.
-    fused_blocks: whether blocks take fewer passes over their activations.
-    fast_convs: whether convolutions are computed as CPUs do it quickly.
-    shard_update: whether each device updates its share of the parameters.
-  """
-
-  config: str
-  model: str
-  image_size: int
-  dtype: str
-  batch: int
-  steps: int
-  examples: int | None
-  decoded: int
-  macs: int
-  parameter_bytes: int
-  state_bytes: int
-  kept_bytes: int
-  parts: int = 1
-  ascent: int = 0
-  remat: bool = False
-  fast_stem: bool = False
-  fused_blocks: bool = False
-  fast_convs: bool = False
-  shard_update: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Shortage:
-  """By how much a program does not fit.
+  """The memory that a step lacks, and the largest batch that fits.
 
   Attributes:
-    needed: bytes a device, as the compiler says.
-    largest_batch: examples a device that do fit; 0 if not even one.
-    tried: examples a device that were compiled to find that out.
-    shards: the data shards that such a batch takes, if not those there are.
+    needed: bytes per device, as reported by the compiler.
+    largest_batch: examples per device that fit; 0 if not even one does.
+    tried: examples per device that were compiled in the search.
+    shards: the number of data shards to set with the largest batch, or None
+      if the workload's own settings lead to a valid number.
   """
 
   needed: int
@@ -84,18 +41,18 @@ class Shortage:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A workload on a pod: either compiled and read, or too large.
+  """The plan of a workload on a pod.
 
   Attributes:
     workload: what is trained.
-    pod: on what.
-    effort: how hard the compiler tried; see `compilation.EFFORTS`.
-    compiled: the program, if it fits.
-    schedule: what it costs, if it fits.
-    shortage: why it does not fit.
+    pod: the devices that train it.
+    effort: the compiler's effort; see `compilation.EFFORTS`.
+    compiled: the compiled program, if it fits.
+    schedule: the compiler's estimate of its cost, if it fits.
+    shortage: the missing memory, if it does not fit.
   """
 
-  workload: Workload
+  workload: workload_lib.Workload
   pod: topology.Pod
   effort: str
   compiled: compilation.Compiled | None = None
@@ -104,17 +61,24 @@ class Plan:
 
   @property
   def name(self) -> str:
+    """The config, global batch size and topology."""
     work = self.workload
     return f'{work.config} {work.batch:,} {self.pod.name}'
 
   def numbers(self) -> dict[str, Any]:
-    """Returns everything that the plan knows, by stable names.
+    """Return all numbers of the plan by stable names.
 
-    Seconds and what follows from them are None where the TPU's clock is not
-    known, and everything after the memory where the program does not fit.
+    Times and what is derived from them are None if the TPU's clock is unknown.
+    If the program does not fit, the search for the largest batch takes the
+    place of everything after the available memory.
     """
     work, pod = self.workload, self.pod
     devices = len(pod.devices)
+    if self.compiled and self.schedule:
+      results = self._costs(self.compiled, self.schedule)
+    else:
+      assert self.shortage
+      results = self._lack(self.shortage)
     return {
       'config': work.config,
       'model': work.model,
@@ -128,35 +92,33 @@ class Plan:
       'hosts': pod.hosts,
       'batch_size': work.batch,
       'batch_per_device': work.batch // devices,
-      'accumulate': work.parts,
+      'accumulate': work.microbatches,
       'remat': work.remat,
-      'fast_stem': work.fast_stem,
-      'fused_blocks': work.fused_blocks,
-      'fast_convs': work.fast_convs,
-      'shard_update': work.shard_update,
+      **{name: name in work.fast_paths for name in work.fast_path_titles},
       'total_steps': work.steps,
       'parameter_bytes': work.parameter_bytes,
       'state_bytes': work.state_bytes,
-      'state_bytes_per_device': work.kept_bytes,
+      'state_bytes_per_device': work.state_bytes_per_device,
       'available_bytes': pod.generation.memory_bytes,
-      **(self._cost() if self.compiled else self._lack()),
+      **results,
     }
 
-  def _lack(self) -> dict[str, Any]:
-    lack, available = self.shortage, self.pod.generation.memory_bytes
+  def _lack(self, shortage: Shortage) -> dict[str, Any]:
+    available = self.pod.generation.memory_bytes
     return {
       'fits': False,
-      'peak_bytes': lack.needed,
-      'lacking_bytes': lack.needed - available,
-      'largest_batch_per_device': lack.largest_batch,
-      'largest_batch_size': lack.largest_batch * len(self.pod.devices),
-      'largest_batch_shards': lack.shards,
-      'tried_batch_per_device': list(lack.tried),
+      'peak_bytes': shortage.needed,
+      'lacking_bytes': shortage.needed - available,
+      'largest_batch_per_device': shortage.largest_batch,
+      'largest_batch_size': shortage.largest_batch * len(self.pod.devices),
+      'largest_batch_shards': shortage.shards,
+      'tried_batch_per_device': list(shortage.tried),
     }
 
-  def _cost(self) -> dict[str, Any]:
-    work, compiled, schedule = self.workload, self.compiled, self.schedule
-    devices = len(self.pod.devices)
+  def _costs(
+    self, compiled: compilation.Compiled, schedule: costs.Schedule
+  ) -> dict[str, Any]:
+    work, devices = self.workload, len(self.pod.devices)
     sent = sum(each.sent for each in schedule.collectives)
     return {
       'fits': True,
@@ -165,41 +127,41 @@ class Plan:
       'temp_bytes': compiled.temp_bytes,
       'compile_s': compiled.seconds,
       'cached': compiled.cached,
-      'flops_per_step': compiled.flops * self._recount() * devices,
-      # Forward pass once, backward pass twice; a multiply-add is two.
+      'flops_per_step': compiled.flops * self._uncounted() * devices,
+      # The backward pass costs two forward passes; a multiply-add is two FLOPs.
       'model_flops_per_step': 6 * work.macs * work.batch,
       'step_cycles': schedule.cycles,
-      **self._times(),
+      **self._times(schedule.cycles),
       'collective_bytes': sum(each.payload for each in schedule.collectives),
       'collective_sent_bytes': sent,
-      # A chip's devices sum up among themselves first, so it sends this once.
+      # The devices of a chip sum up among themselves, so it sends this once.
       'collective_ms_by_bandwidth': 1e3 * sent / self.pod.generation.links,
       'unknown_loops': schedule.unknown_loops,
       'cycles': {
-        part.name: {'forward': part.forward, 'backward': part.backward}
-        for part in schedule.parts
+        each.name: {'forward': each.forward, 'backward': each.backward}
+        for each in schedule.categories
       },
     }
 
-  def _recount(self) -> float:
-    """Returns a step's work over what the compiler counts of it.
+  def _uncounted(self) -> float:
+    """Return the ratio of a step's work to the work that the compiler counts.
 
-    Of a loop over parts it counts one. An example costs as much in SAM's
-    ascent, which has a loop of its own, as in the descent; the update, outside
-    of both, is less than a hundredth.
+    The compiler counts one iteration of the loop over microbatches. SAM's
+    ascent has a loop of its own, and the same cost per example; the update is
+    outside of both loops and costs less than a hundredth.
     """
     work = self.workload
-    descent = work.batch // len(self.pod.devices)
-    # As `step.Trainer.gradients` divides them.
-    parts_of_ascent = math.gcd(work.parts, work.ascent)
-    counted = descent / work.parts + work.ascent / parts_of_ascent
-    return (descent + work.ascent) / counted
+    descent, ascent = work.batch // len(self.pod.devices), work.sam_examples
+    # As in `step.Trainer.gradients`.
+    ascent_microbatches = math.gcd(work.microbatches, ascent)
+    counted = descent / work.microbatches + ascent / ascent_microbatches
+    return (descent + ascent) / counted
 
-  def _times(self) -> dict[str, float | None]:
+  def _times(self, cycles: int) -> dict[str, float | None]:
     work, kind = self.workload, self.pod.generation
     if kind.clock is None:
       return dict.fromkeys(_TIMES)
-    seconds = self.schedule.cycles / kind.clock
+    seconds = cycles / kind.clock
     rate = work.batch / seconds
     flops = 6 * work.macs * rate / len(self.pod.devices)
     hours = work.steps * seconds / 3600

@@ -1,9 +1,10 @@
-"""Reads a compiled program's text: operations, calls and loops.
+"""Parse the text of a compiled program: operations, calls and loops.
 
-Knows XLA's text of a scheduled module as far as a plan needs it. Everything
-here is plain strings and integers, so it is tested on text that was cut from
-real programs.
+Covers XLA's text of a scheduled module as far as a plan needs it. All values
+are strings and integers, so that tests need only text from real programs.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
@@ -26,11 +27,11 @@ class Op:
 
   Attributes:
     name: unique in the program.
-    shape: what it makes, as XLA writes it.
+    shape: the shape of its result, in XLA's notation.
     opcode: 'fusion', 'copy', 'while', ...
     operands: names of the operations it reads; for a constant or a parameter
-      what stands in the parentheses.
-    rest: everything after the operands.
+      the text in the parentheses.
+    rest: the text after the operands.
   """
 
   name: str
@@ -41,7 +42,7 @@ class Op:
 
   @property
   def cycles(self) -> int:
-    """The compiler's estimate; 0 where it gives none."""
+    """The compiler's estimate, or 0 if there is none."""
     found = _CYCLES.search(self.rest)
     return int(found[1]) if found else 0
 
@@ -53,20 +54,20 @@ class Op:
 
   @property
   def called(self) -> list[str]:
-    """Names of the computations that it calls, the branches included."""
+    """Names of the computations that it calls, including branches."""
     branches = _BRANCHES.search(self.rest)
     names = _NAME.findall(branches[1]) if branches else []
     return names or _CALLED.findall(self.rest)
 
   def attribute(self, key: str) -> str:
-    """Returns the word after `key=`, or ''."""
+    """Return the word after `key=`, or ''."""
     found = re.search(rf'\b{key}=%?([^\s,(){{}}]+)', self.rest)
     return found[1] if found else ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-  """A named list of operations; the last one executed is `root`."""
+  """Named operations in order; `root` is the one that gives the result."""
 
   name: str
   ops: dict[str, Op]
@@ -75,17 +76,17 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled module: its computations, and the one that is run."""
+  """A compiled module: its computations, and the name of the main one."""
 
   computations: dict[str, Computation]
   entry: str
 
   def walk(self) -> Iterator[tuple[Op, int]]:
-    """Yields every scheduled operation with how often it runs.
+    """Yield every scheduled operation and how many times it runs.
 
-    Of a conditional's branches only the costliest is yielded. A loop whose
-    trips do not follow from its condition counts once; see `unknown_loops`.
-    What is fused into an operation is not yielded.
+    For a conditional, only the operations of the costliest branch are yielded.
+    A loop with an unknown trip count counts once; see `unknown_loops`.
+    Operations that are fused into another are not yielded.
     """
     yield from self._walk(self.entry, 1)
 
@@ -108,7 +109,7 @@ class Program:
     return sum(op.cycles * times for op, times in self._walk(name, 1))
 
   def unknown_loops(self) -> int:
-    """Counts the loops that run, as far as the text tells, any times."""
+    """Count the loops whose trip count cannot be derived from the text."""
     return sum(
       trip_count(self, computation, op) is None
       for computation in self.computations.values()
@@ -117,7 +118,7 @@ class Program:
     )
 
   def inside(self, op: Op) -> Iterator[Op]:
-    """Yields the operations fused into one, at any depth."""
+    """Yield the operations fused into `op`, at any depth."""
     if op.opcode == 'fusion':
       for callee in op.called:
         for inner in self.computations[callee].ops.values():
@@ -126,13 +127,14 @@ class Program:
 
 
 def parse(text: str) -> Program:
-  """Reads the text of `compiled.as_text()`.
+  """Parse the text of `compiled.as_text()`.
 
   Raises:
-    ValueError: if it holds no computation that is run.
+    ValueError: if it has no entry computation.
   """
-  computations, entry = {}, ''
-  name, ops, root = '', {}, ''
+  computations: dict[str, Computation] = {}
+  ops: dict[str, Op] = {}
+  entry = name = root = ''
   for line in text.splitlines():
     if line.startswith('  '):
       op = _parse_op(line.strip())
@@ -151,7 +153,7 @@ def parse(text: str) -> Program:
 
 
 def _parse_op(line: str) -> Op:
-  """Reads `[ROOT ]%name = SHAPE opcode(operands), rest`."""
+  """Parse `[ROOT ]%name = SHAPE opcode(operands), rest`."""
   left, _, right = line.removeprefix('ROOT ').partition(' = ')
   end = _closing(right, 0) if right.startswith('(') else right.index(' ')
   shape, right = right[:end], right[end:].lstrip()
@@ -163,7 +165,7 @@ def _parse_op(line: str) -> Op:
 
 
 def _closing(text: str, start: int) -> int:
-  """Returns the place after the parenthesis that closes the one at `start`."""
+  """Return the index after the parenthesis that closes the one at `start`."""
   depth = 0
   for index in range(start, len(text)):
     depth += (text[index] == '(') - (text[index] == ')')
@@ -173,7 +175,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def num_bytes(shape: str) -> int:
-  """Counts the bytes of an array or tuple, without the layout's padding.
+  """Count the bytes of an array or tuple, without the layout's padding.
 
   Example:
     >>> num_bytes('(f32[3,3,128,256]{3,2,1,0:T(8,128)}, bf16[8]{0}, pred[])')
@@ -181,27 +183,26 @@ def num_bytes(shape: str) -> int:
   """
   total = 0
   for kind, dimensions in _ARRAY.findall(re.sub(r'\{[^}]*\}', '', shape)):
-    bits = _BITS.get(kind)
-    if bits is None:
-      bits = int(re.search(r'\d+', kind)[0])
+    digits = re.search(r'\d+', kind)
+    bits = int(digits[0]) if digits else _BITS[kind]
     sizes = [int(size) for size in dimensions.split(',') if size]
     total += -(-math.prod(sizes) * bits // 8)
   return total
 
 
 def trip_count(program: Program, where: Computation, loop: Op) -> int | None:
-  """Derives how often a loop runs from its condition.
+  """Derive the trip count of a loop from its condition.
 
-  The condition must compare counters or constants; a counter must start at a
-  constant and move by one. The text has no trip counts of its own.
+  XLA's text has no trip counts. The condition must compare counters or
+  constants; a counter must start at a constant and move by a constant.
 
   Args:
-    program: what the loop is part of.
-    where: the computation that the loop stands in.
-    loop: a 'while'.
+    program: the program of the loop.
+    where: the computation that contains the loop.
+    loop: a 'while' operation.
 
   Returns:
-    The trips, or None where they are not of this form.
+    The trip count, or None if the condition is of another kind.
   """
   condition = program.computations[loop.attribute('condition')]
   body = program.computations[loop.attribute('body')]
@@ -209,12 +210,12 @@ def trip_count(program: Program, where: Computation, loop: Op) -> int | None:
   if compare.opcode != 'compare':
     return None
   sides = [_element(condition, name) for name in compare.operands]
-  start = [_initial(where, loop, side) for side in sides]
-  step = [_step(body, side) for side in sides]
-  if None in start or None in step:
+  left, right = (_initial(where, loop, side) for side in sides)
+  left_step, right_step = (_step(body, side) for side in sides)
+  if left is None or right is None or left_step is None or right_step is None:
     return None
-  # How far the right side is, and how fast the left one comes nearer.
-  distance, speed = start[1] - start[0], step[0] - step[1]
+  # From the left side to the right one, and by how much a trip reduces it.
+  distance, speed = right - left, left_step - right_step
   direction = compare.attribute('direction')
   if direction in ('GT', 'GE'):
     distance, speed = -distance, -speed
@@ -228,7 +229,7 @@ def trip_count(program: Program, where: Computation, loop: Op) -> int | None:
 
 
 def _element(computation: Computation, name: str) -> Op:
-  """Follows a value through copies to what it is."""
+  """Follow a value through copies to the operation that computes it."""
   op = computation.ops[name]
   while op.opcode in ('copy', 'bitcast', 'convert'):
     op = computation.ops[op.operands[0]]
@@ -236,7 +237,7 @@ def _element(computation: Computation, name: str) -> Op:
 
 
 def _initial(where: Computation, loop: Op, side: Op) -> int | None:
-  """Returns a condition's side before the first trip."""
+  """Return the value of one side of the condition before the first trip."""
   if side.opcode == 'get-tuple-element':
     carried = where.ops[loop.operands[0]]
     if carried.opcode != 'tuple':
@@ -247,7 +248,7 @@ def _initial(where: Computation, loop: Op, side: Op) -> int | None:
 
 
 def _step(body: Computation, side: Op) -> int | None:
-  """Returns by how much a condition's side moves in a trip."""
+  """Return by how much one side of the condition changes per trip."""
   if side.opcode == 'constant':
     return 0
   root = body.ops[body.root]

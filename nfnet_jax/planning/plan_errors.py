@@ -1,4 +1,6 @@
-"""What keeps a plan from being made, each in one line."""
+"""Reasons why a plan cannot be made, each in one line."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
@@ -13,30 +15,31 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 class PlanError(ValueError):
-  """A plan cannot be made; one line that says what to do."""
+  """A plan cannot be made; one line with the reason and what to do."""
 
 
 class DoesNotFitError(PlanError):
   """A program needs more memory than a device has.
 
   Attributes:
-    needed: bytes, as the compiler says; rounded to 10 MiB or so.
-    available: bytes.
+    needed: bytes, as reported by the compiler; rounded to about 10 MiB.
+    available: bytes that a device has.
   """
 
   def __init__(self, needed: int, available: int):
     lacking = needed - available
     super().__init__(
-      f'The program needs {needed / 2**30:.2f} GiB and has '
-      f'{available / 2**30:.2f} GiB: {lacking / 2**30:.2f} GiB too much.'
+      f'The program needs {needed / 2**30:.2f} GiB per device, and '
+      f'{available / 2**30:.2f} GiB are available: {lacking / 2**30:.2f} GiB '
+      'too much.'
     )
     self.needed = needed
     self.available = available
 
 
 @contextlib.contextmanager
-def of_libtpu(topology: str) -> Iterator[None]:
-  """Turns what libtpu says when asked for a topology into one line."""
+def translate_libtpu_errors(topology: str) -> Iterator[None]:
+  """Raise what libtpu reports about a topology as a `PlanError`."""
   if importlib.util.find_spec('libtpu') is None:
     raise PlanError(
       "The TPU compiler is not installed; run: pip install 'nfnet_jax[plan]'."
@@ -44,20 +47,20 @@ def of_libtpu(topology: str) -> Iterator[None]:
   try:
     yield
   except (RuntimeError, ValueError) as error:
-    said = errors.one_line(error)
-    if 'lockfile' in said or 'already in use' in said:
+    message = errors.one_line(error)
+    if 'lockfile' in message or 'already in use' in message:
       raise PlanError(
         'Another process holds libtpu (/tmp/libtpu_lockfile). Wait until it '
-        'ends, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1 to compile beside it.'
+        'ends, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1 to compile at the same time.'
       ) from error
     raise PlanError(
-      f"libtpu does not make the topology '{topology}': {said}"
+      f"libtpu does not support the topology '{topology}': {message}"
     ) from error
 
 
 @contextlib.contextmanager
-def of_compiler() -> Iterator[None]:
-  """Turns the compiler's 'out of memory' into `DoesNotFitError`."""
+def translate_compiler_errors() -> Iterator[None]:
+  """Raise the compiler's 'out of memory' as a `DoesNotFitError`."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -68,7 +71,10 @@ def of_compiler() -> Iterator[None]:
 
 
 def read_shortage(message: str) -> tuple[int, int] | None:
-  """Reads (needed, available) bytes from the compiler's message.
+  """Read (needed, available) bytes from the compiler's message.
+
+  Returns:
+    The two sizes, or None if the message is not about memory.
 
   Example:
     >>> read_shortage('Ran out of memory. Used 2.5G of 1.5G hbm.')

@@ -1,46 +1,47 @@
-"""Plans as text and pictures: a summary, side by side, where cycles go."""
+"""Plans as text and figures: a summary, a comparison, cycles by category."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 import os
 from typing import Any
 
 from nfnet_jax import plotting
-from nfnet_jax.planning import estimate, topology
-from nfnet_jax.training import forms
+from nfnet_jax.planning import costs, estimate, topology
 
-# What estimates were worth; see experiments/plan_calibration/.
+# Estimates against measurements; see experiments/plan_calibration/.
 _CALIBRATION = (
-  'Measured steps of F0 to F3 on TPU v3 took 1.22 to 1.32 times as long as '
-  'estimated of the plain form'
+  'Measured steps of F0 to F3 on TPU v3, without fast paths, took 1.22 to 1.32 '
+  'times as long as estimated'
 )
 _BAR = 24
 
 
 def summary(plan: estimate.Plan) -> str:
-  """Says everything about one plan, a line a subject."""
+  """Format one plan, a line per subject."""
   row, work = plan.numbers(), plan.workload
   lines = [
     f'plan         {work.config}: {work.model} at {work.image_size} px, '
     f'{work.dtype}',
     f'pod          {plan.pod.name}: {_pod(row)}',
     f'batch        {work.batch:,}: {_batch(row)}',
-    f'form         {", ".join(forms.names(row)) or "plain"}',
+    f'fast paths   {_fast_paths(plan)}',
     f'state        {_state(row)}',
     f'memory       {_memory(row)}',
   ]
-  if not plan.compiled:
+  if not plan.schedule:
     return '\n'.join(lines)
   lines += [
-    f'work         {flops(row["flops_per_step"])} a step, by the model '
+    f'work         {flops(row["flops_per_step"])} per step, model FLOPs '
     f'{flops(row["model_flops_per_step"])}',
     f'step         {_step(row)}',
-    f'collectives  {size(row["collective_bytes"])} a step, '
-    f'{row["collective_ms_by_bandwidth"]:.1f} ms or more by the bandwidth of '
-    'the links: not in the step, and not from the compiler',
+    f'collectives  {size(row["collective_bytes"])} per step, at least '
+    f'{row["collective_ms_by_bandwidth"]:.1f} ms at the bandwidth of the '
+    'links: not in the step time, and not from the compiler',
   ]
   if row['step_ms'] is not None:
     lines += _schedule_lines(plan, row)
-  lines += [f'estimate     {_kind(plan, row)}', '', breakdown(plan)]
+  lines += [f'estimate     {_kind(plan, row)}', '', breakdown(plan.schedule)]
   return '\n'.join(lines)
 
 
@@ -53,17 +54,28 @@ def _pod(row: dict[str, Any]) -> str:
 
 
 def _batch(row: dict[str, Any]) -> str:
-  each = f'{row["batch_per_device"]} a {row["device"]}'
-  return ', '.join([each, *forms.savings(row)])
+  parts = [f'{row["batch_per_device"]} per {row["device"]}']
+  if row['accumulate'] > 1:
+    parts.append(f'{row["accumulate"]} microbatches')
+  if row['remat']:
+    parts.append('blocks recomputed')
+  return ', '.join(parts)
+
+
+def _fast_paths(plan: estimate.Plan) -> str:
+  work = plan.workload
+  titles = [work.fast_path_titles[name] for name in work.fast_paths]
+  return ', '.join(titles) or 'none'
 
 
 def _state(row: dict[str, Any]) -> str:
   whole, parameters = size(row['state_bytes']), size(row['parameter_bytes'])
   if not row['shard_update']:
-    return f'{whole} a {row["device"]}, of it parameters {parameters}'
+    return f'{whole} per {row["device"]}, of which parameters {parameters}'
   kept = size(row['state_bytes_per_device'])
   return (
-    f'{whole} in all, of it parameters {parameters}; {kept} a {row["device"]}'
+    f'{whole} in total, of which parameters {parameters}; {kept} per '
+    f'{row["device"]}'
   )
 
 
@@ -71,13 +83,13 @@ def _memory(row: dict[str, Any]) -> str:
   peak, available = row['peak_bytes'], row['available_bytes']
   if row['fits']:
     return (
-      f'{size(peak)} of {size(available)} a {row["device"]}: '
+      f'{size(peak)} of {size(available)} per {row["device"]}: '
       f'{size(available - peak)} to spare; arguments '
       f'{size(row["argument_bytes"])}, temporary {size(row["temp_bytes"])}'
     )
   return (
-    f'{size(peak)} needed, {size(available)} there a {row["device"]}: does '
-    f'not fit by {size(row["lacking_bytes"])}\n'
+    f'{size(peak)} needed, {size(available)} available per {row["device"]}: '
+    f'does not fit by {size(row["lacking_bytes"])}\n'
     f'largest      {_largest(row)}'
   )
 
@@ -86,18 +98,18 @@ def _largest(row: dict[str, Any]) -> str:
   largest, device = row['largest_batch_per_device'], row['device']
   tried = ', '.join(str(batch) for batch in row['tried_batch_per_device'])
   if not largest:
-    return f'not even 1 a {device} fits (compiled: {tried})'
+    return f'not even 1 per {device} fits (compiled: {tried})'
   flags = f'--config.batch_size={row["largest_batch_size"]}'
   if row['largest_batch_shards']:
     flags += f' --config.data.shards={row["largest_batch_shards"]}'
-  return f'{largest} a {device} fit: {flags} (compiled: {tried})'
+  return f'{largest} per {device} fit: {flags} (compiled: {tried})'
 
 
 def _step(row: dict[str, Any]) -> str:
   cycles = f'{row["step_cycles"] / 1e6:,.2f} M cycles'
-  if row['step_ms'] is None:
-    return f"{cycles}; this TPU's clock is not known"
   clock = topology.parse(row['topology']).clock
+  if clock is None:
+    return f"{cycles}; this TPU's clock is not known"
   return (
     f'{row["step_ms"]:.1f} ms estimated ({cycles} at {clock / 1e6:,.0f} MHz), '
     f'{row["images_per_second"]:,.0f} images/s, model FLOPs utilisation '
@@ -109,45 +121,45 @@ def _schedule_lines(plan: estimate.Plan, row: dict[str, Any]) -> list[str]:
   epoch = row['epoch_minutes']
   return [
     f'data         {row["decoded_per_second_and_host"]:,.0f} decoded images/s '
-    f'a host ({plan.workload.decoded} for each one delivered)',
+    f'per host ({plan.workload.decoded} per training image)',
     'schedule     '
-    + ('' if epoch is None else f'{epoch:.2f} minutes an epoch, ')
+    + ('' if epoch is None else f'{epoch:.2f} minutes per epoch, ')
     + f'{row["total_steps"]:,} steps in {row["total_hours"]:,.1f} hours, '
     f'{row["chip_hours"]:,.0f} chip-hours',
   ]
 
 
 def _kind(plan: estimate.Plan, row: dict[str, Any]) -> str:
-  """Says what kind of estimate it is."""
+  """Describe how the estimate was made and what it leaves out."""
   parts = [
-    "the sum of the compiler's cycles for each operation; nothing ran. No "
-    f'collectives, asynchronous copies or input. {_CALIBRATION}',
+    "the sum of the compiler's cycles for each operation; nothing ran. Without "
+    f'collectives, asynchronous copies and input. {_CALIBRATION}',
   ]
   if plan.effort == 'quick':
     parts.append('quick: memory as in training, cycles pessimistic')
   if row['unknown_loops']:
     parts.append(f'{row["unknown_loops"]} loops of unknown length count once')
-  if plan.pod.generation.chip != 'TPU v3':
-    parts.append('on other TPUs nothing was compared')
+  chip = plan.pod.generation.chip
+  if chip != 'TPU v3':
+    parts.append(f'no step was measured on {chip}')
   return '; '.join(parts)
 
 
-def breakdown(plan: estimate.Plan) -> str:
-  """Formats where the cycles go, with bars."""
-  total = plan.schedule.cycles
-  most = max((part.cycles for part in plan.schedule.parts), default=1)
+def breakdown(schedule: costs.Schedule) -> str:
+  """Format the cycles of each category, with bars."""
+  longest = max((each.cycles for each in schedule.categories), default=1)
   lines = [f'{"M cycles":<36}{"forward":>9}{"backward":>9}{"share":>8}']
-  for part in plan.schedule.parts:
-    bar = '#' * round(_BAR * part.cycles / most)
+  for each in schedule.categories:
+    bar = '#' * round(_BAR * each.cycles / longest)
     lines.append(
-      f'{part.name:<36}{part.forward / 1e6:>9.2f}{part.backward / 1e6:>9.2f}'
-      f'{part.cycles / total:>8.1%}  {bar}'.rstrip()
+      f'{each.name:<36}{each.forward / 1e6:>9.2f}{each.backward / 1e6:>9.2f}'
+      f'{each.cycles / schedule.cycles:>8.1%}  {bar}'.rstrip()
     )
   return '\n'.join(lines)
 
 
 def size(number: float) -> str:
-  """Formats bytes: '2.22 GiB', or '33.1 MiB' if it is less than one.
+  """Format bytes: '2.22 GiB', or '33.1 MiB' below 1 GiB.
 
   Example:
     >>> size(3 * 2**29), size(2**20)
@@ -159,7 +171,7 @@ def size(number: float) -> str:
 
 
 def flops(number: float) -> str:
-  """Formats operations: '42.2 TFLOP', or '281.9 GFLOP' if it is less."""
+  """Format operations: '42.2 TFLOP', or '281.9 GFLOP' below 1 TFLOP."""
   return (
     f'{number / 1e12:,.1f} TFLOP'
     if number >= 1e12
@@ -171,33 +183,34 @@ def _yes(value: bool) -> str:
   return 'yes' if value else 'no'
 
 
-# Row of the comparison -> how it is read from a plan's numbers.
-_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+_Cell = Callable[[dict[str, Any]], str]
+# Row of the comparison -> function that formats its cell from a plan's numbers.
+_SETTINGS: dict[str, _Cell] = {
   'image px': lambda row: f'{row["image_size"]}',
   'devices': lambda row: f'{row["devices"]} {row["device"]}s',
   'hosts': lambda row: f'{row["hosts"]}',
-  'batch a device': lambda row: f'{row["batch_per_device"]}',
-  'in parts': lambda row: f'{row["accumulate"]}',
-  'blocks again': lambda row: _yes(row['remat']),
-  **{
-    name: lambda row, form=form: _yes(row[form])
-    for form, name in forms.NAMES.items()
-  },
+  'batch per device': lambda row: f'{row["batch_per_device"]}',
+  'microbatches': lambda row: f'{row["accumulate"]}',
+  'blocks recomputed': lambda row: _yes(row['remat']),
+}
+_RESULTS: dict[str, _Cell] = {
   'state': lambda row: size(row['state_bytes']),
-  'state a device': lambda row: size(row['state_bytes_per_device']),
+  'state per device': lambda row: size(row['state_bytes_per_device']),
   'arguments': lambda row: size(row['argument_bytes']),
   'peak': lambda row: size(row['peak_bytes']),
   'available': lambda row: size(row['available_bytes']),
   'fits': lambda row: _yes(row['fits']),
   'largest batch': lambda row: f'{row["largest_batch_size"]:,}',
-  'work a step': lambda row: flops(row['flops_per_step']),
-  'M cycles a step': lambda row: f'{row["step_cycles"] / 1e6:,.1f}',
+  'work per step': lambda row: flops(row['flops_per_step']),
+  'M cycles per step': lambda row: f'{row["step_cycles"] / 1e6:,.1f}',
   'step ms': lambda row: f'{row["step_ms"]:.1f}',
   'images/s': lambda row: f'{row["images_per_second"]:,.0f}',
   'utilisation': lambda row: f'{row["model_flops_utilisation"]:.1%}',
   'collectives': lambda row: size(row['collective_bytes']),
   'collectives ms*': lambda row: f'{row["collective_ms_by_bandwidth"]:.1f}',
-  'decoded/s a host': lambda row: f'{row["decoded_per_second_and_host"]:,.0f}',
+  'decoded/s per host': lambda row: (
+    f'{row["decoded_per_second_and_host"]:,.0f}'
+  ),
   'epoch minutes': lambda row: f'{row["epoch_minutes"]:.2f}',
   'schedule hours': lambda row: f'{row["total_hours"]:,.1f}',
   'chip-hours': lambda row: f'{row["chip_hours"]:,.0f}',
@@ -205,51 +218,65 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def comparison(plans: Sequence[estimate.Plan]) -> str:
-  """Formats plans side by side; '-' stands for what is not known."""
+  """Format plans in columns; '-' stands for unknown values."""
   rows = [plan.numbers() for plan in plans]
   width = max(14, *(len(plan.name) + 2 for plan in plans))
   lines = [f'{"":<18}' + ''.join(f'{plan.name:>{width}}' for plan in plans)]
-  for title, read in _ROWS.items():
+  formats = {
+    **_SETTINGS,
+    **_fast_path_rows(plans[0].workload.fast_path_titles),
+    **_RESULTS,
+  }
+  for title, read in formats.items():
     cells = [_cell(read, row) for row in rows]
     if set(cells) != {'-'}:
       lines.append(f'{title:<18}' + ''.join(f'{c:>{width}}' for c in cells))
   kinds = {_kind(plan, row) for plan, row in zip(plans, rows) if row['fits']}
-  lines += ['', '* by the bandwidth of the links; not in the step.']
+  lines += ['', '* at the bandwidth of the links; not in the step time.']
   return '\n'.join(lines + sorted(f'Estimates: {kind}.' for kind in kinds))
 
 
-def _cell(read: Callable, row: dict[str, Any]) -> str:
+def _fast_path_rows(titles: Mapping[str, str]) -> dict[str, _Cell]:
+  def make(name: str) -> _Cell:
+    return lambda row: _yes(row[name])
+
+  return {title: make(name) for name, title in titles.items()}
+
+
+def _cell(read: _Cell, row: dict[str, Any]) -> str:
   try:
     return read(row)
-  except (KeyError, TypeError):  # Not known, or does not fit.
+  except (KeyError, TypeError):  # Unknown, or the step does not fit.
     return '-'
 
 
 def draw(plans: Sequence[estimate.Plan], path: str | os.PathLike) -> None:
-  """Writes a bar chart of where the cycles go, plans side by side."""
-  plans = [plan for plan in plans if plan.schedule]
-  names = list(
-    dict.fromkeys(p.name for plan in plans for p in plan.schedule.parts)
-  )
+  """Write a bar chart of the cycles per category, with a colour per plan."""
+  drawn = [
+    (plan.name, {each.name: each for each in plan.schedule.categories})
+    for plan in plans
+    if plan.schedule
+  ]
+  names = list(dict.fromkeys(name for _, found in drawn for name in found))
   figure, axis = plotting.subplots(
-    figsize=(9, 1 + 0.3 * len(names) * max(1, len(plans) / 2)),
+    figsize=(9, 1 + 0.3 * len(names) * max(1, len(drawn) / 2)),
     layout='constrained',
   )
-  height = 0.8 / max(len(plans), 1)
-  for index, plan in enumerate(plans):
-    parts = {part.name: part for part in plan.schedule.parts}
+  nothing = costs.Category('', 0, 0)
+  height = 0.8 / max(len(drawn), 1)
+  for index, (label, categories) in enumerate(drawn):
     rows = [row + index * height for row in range(len(names))]
     passes = [
-      [getattr(parts[n], each) / 1e6 if n in parts else 0 for n in names]
+      [getattr(categories.get(n, nothing), each) / 1e6 for n in names]
       for each in ('forward', 'backward')
     ]
     colour = f'C{index}'
-    axis.barh(rows, passes[0], height, color=colour, label=plan.name)
+    axis.barh(rows, passes[0], height, color=colour, label=label)
     axis.barh(rows, passes[1], height, passes[0], color=colour, alpha=0.5)
   axis.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], names)
   axis.invert_yaxis()
-  axis.set_xlabel('M cycles a step; forward dark, backward light')
+  axis.set_xlabel('M cycles per step; forward dark, backward light')
   axis.grid(axis='x', alpha=0.3)
-  if plans:
+  if drawn:
     axis.legend()
   plotting.save(figure, path)

@@ -1,11 +1,13 @@
-"""TPU pods by name: what a topology such as 'v3:8x8' consists of.
+"""TPU pods by name: the devices of a topology such as 'v3:8x8'.
 
 The numbers are those of Jouppi et al., "A domain-specific supercomputer for
 training deep neural networks" (CACM 63:7, 2020; v2 and v3), Jouppi et al., "TPU
 v4" (ISCA 2023), and Google Cloud's pages on each generation. Where no clock is
-published it follows from the peak: v5e and v5p have four units of 128 x 128
-multiply-adds a core. Memory is what libtpu 0.0.42.1 leaves a program.
+published it is derived from the peak: v5e and v5p have four units of 128 x 128
+multiply-adds per core. Memory is what libtpu 0.0.42.1 leaves to a program.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -24,16 +26,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """A kind of TPU, whose devices, to JAX, are cores or whole chips.
+  """A generation of TPUs; JAX devices are its cores or its whole chips.
 
   Attributes:
-    chip: its name.
-    devices_per_chip: two on v2 and v3, whose cores are devices of their own.
-    memory: GiB that a program can use, a device.
-    peak: bf16 FLOPs a second of a device.
+    chip: name of its chips.
+    devices_per_chip: two on v2 and v3, where each core is a device.
+    memory: GiB per device that a program can use.
+    peak: bfloat16 FLOPs per second and device.
     clock: Hz, or None where it is not known.
-    links: bytes a second that a chip can send over all its links together.
-    options: what libtpu needs to be told of the topology.
+    links: bytes per second that a chip can send over all its links together.
+    options: additional arguments that libtpu needs for a topology.
   """
 
   chip: str
@@ -46,10 +48,12 @@ class Generation:
 
   @property
   def memory_bytes(self) -> int:
+    """Bytes per device that a program can use."""
     return int(self.memory * GIB)
 
   @property
   def device(self) -> str:
+    """What a JAX device is: 'core' or 'chip'."""
     return 'core' if self.devices_per_chip > 1 else 'chip'
 
 
@@ -63,8 +67,8 @@ GENERATIONS: dict[str, Generation] = {
   'v5p': Generation('TPU v5p', 1, 95.74, 459e12, 1751e6, 600e9),
   'v6e': Generation('TPU v6e', 1, 31.25, 918e12, None, 448e9),
 }
-# Else libtpu asks a server that only Cloud's machines have, for minutes, and
-# says at length that it is on none of them. The type of machine has no effect.
+# Without these variables libtpu spends minutes on a metadata server that exists
+# only on Cloud's machines, and logs long warnings. The type has no effect.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -76,13 +80,13 @@ _NAME = re.compile(r'(\w+):(\d+(?:x\d+)+)')
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-  """A topology's devices, to compile for.
+  """A topology and its devices, for which JAX can compile.
 
   Attributes:
     name: such as 'v3:8x8'.
-    generation: the kind of TPU.
-    devices: what JAX compiles for, in its order.
-    hosts: how many machines hold them.
+    generation: the generation of its TPUs.
+    devices: the devices to compile for, in JAX's order.
+    hosts: number of machines that hold them.
   """
 
   name: str
@@ -92,14 +96,17 @@ class Pod:
 
   @property
   def chips(self) -> int:
+    """Number of chips."""
     return len(self.devices) // self.generation.devices_per_chip
 
 
 def parse(name: str) -> Generation:
-  """Checks a topology's name as far as it goes without libtpu.
+  """Return the generation that a topology's name starts with.
+
+  Needs no libtpu, and so does not check whether the layout exists.
 
   Raises:
-    plan_errors.PlanError: if there is no such generation or layout.
+    plan_errors.PlanError: if the name is malformed or the generation unknown.
 
   Example:
     >>> parse('v3:8x8').chip
@@ -108,7 +115,7 @@ def parse(name: str) -> Generation:
   match = _NAME.fullmatch(name)
   if not match:
     raise plan_errors.PlanError(
-      f"'{name}' is not a topology; write GENERATION:LAYOUT in chips, such as "
+      f"'{name}' is not a topology. Write GENERATION:LAYOUT in chips, such as "
       f'{EXAMPLES}.'
     )
   if match[1] not in GENERATIONS:
@@ -122,19 +129,19 @@ def parse(name: str) -> Generation:
 
 
 def get_pod(name: str) -> Pod:
-  """Asks libtpu for a topology; no TPU is needed.
+  """Ask libtpu for a topology; no TPU is needed.
 
   Raises:
-    plan_errors.PlanError: if there is no such topology; if libtpu is not
-      installed, or another process holds it.
+    plan_errors.PlanError: if there is no such topology, if libtpu is not
+      installed, or if another process holds it.
   """
   generation = parse(name)
   for variable, value in _ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
-  with plan_errors.of_libtpu(name):
+  with plan_errors.translate_libtpu_errors(name):
     description = topologies.get_topology_desc(
       platform='tpu', topology_name=name, **generation.options
     )
-    devices = description.devices
+    devices: Sequence[jax.Device] = description.devices
   hosts = len({device.process_index for device in devices})
   return Pod(name, generation, devices, hosts)

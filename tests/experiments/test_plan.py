@@ -1,4 +1,4 @@
-"""The door plan: what it asks for, checks first, and prints."""
+"""The command plan: what it compiles, checks and prints."""
 
 import json
 import pathlib
@@ -16,10 +16,10 @@ from nfnet_jax.experiments import plan
 from nfnet_jax.planning import compilation, plan_errors, topology
 from nfnet_jax.training import data_parallel
 
-flags_lib.declare_key_flag('config')  # Of the door that is made here.
+flags_lib.declare_key_flag('config')  # For the command defined here.
 
 TEXT = (
-  pathlib.Path(__file__).parents[1] / 'pods' / 'fixtures' / 'step.hlo'
+  pathlib.Path(__file__).parents[1] / 'planning' / 'fixtures' / 'step.hlo'
 ).read_text()
 GIB = 2**30
 PICO = [
@@ -31,15 +31,15 @@ PICO = [
 
 
 class Compiler:
-  """Stands in for libtpu; a step needs 1 GiB and half of one an image."""
+  """Replaces libtpu; a step needs 1 GiB, and 0.5 GiB per image."""
 
   def __init__(self):
     self.lowered = []
 
-  def compile_step(self, lowered, pod, effort='full', watch=None):
+  def compile_step(self, lowered, pod, effort, progress):
     images = lowered.args_info[0][1]['image'].shape
     self.lowered.append((pod, images, effort))
-    with watch():
+    with progress():
       needed = GIB + images[1] * GIB // 2
     available = topology.parse(pod).memory_bytes
     if needed > available:
@@ -49,7 +49,7 @@ class Compiler:
 
 @pytest.fixture
 def compiler(monkeypatch):
-  """Plans with 8 CPU devices for a pod, whatever its name."""
+  """Provides 8 CPU devices as the pod of any topology."""
   made = Compiler()
   monkeypatch.setattr(compilation, 'compile_step', made.compile_step)
   monkeypatch.setattr(
@@ -64,16 +64,16 @@ def test_plan(run_command, compiler):
   code, out, err = run_command(plan.main, *PICO)
   assert code == 0, err
   assert compiler.lowered == [('v3:2x2', (8, 8, 8, 8, 48), 'full')]
-  assert 'Compiling nfnet_pico for v3:2x2, 8 images a core (full) ...' in err
+  assert 'Compiling nfnet_pico for v3:2x2, 8 images per core (full) ...' in err
   assert 'f0: nfnet_pico at 32 px, bfloat16' in out  # As on a TPU, not as here.
   assert '8 cores of 4 chips TPU v3, 2 hosts' in out
-  assert '5.00 GiB of 15.48 GiB a core' in out
+  assert '5.00 GiB of 15.48 GiB per core' in out
   assert '5.8 ms estimated (5.42 M cycles at 940 MHz)' in out
   assert '7,206,564 steps' in out  # 360 epochs of 1,281,167 images by 64.
   assert 'convolutions, stage 2' in out
 
 
-def test_counts_what_is_published_in_either_form(run_command, compiler):
+def test_model_flops_do_not_depend_on_fast_paths(run_command, compiler):
   rows = []
   for fast in True, False:
     flags = '--json', f'--config.run.fast_stem={fast}'
@@ -84,7 +84,7 @@ def test_counts_what_is_published_in_either_form(run_command, compiler):
   assert rows[0][name] == rows[1][name] > 0
 
 
-def test_each_device_keeps_its_share_if_the_update_is_sharded(
+def test_each_device_has_a_share_of_the_state_if_the_update_is_sharded(
   run_command, compiler
 ):
   rows = []
@@ -94,29 +94,29 @@ def test_each_device_keeps_its_share_if_the_update_is_sharded(
   assert [row['shard_update'] for row in rows] == [True, False]
   whole = rows[0]['state_bytes']
   assert whole == rows[1]['state_bytes'] == rows[1]['state_bytes_per_device']
-  # An eighth of most, and all of what is small.
+  # An eighth of the large kernels, and all of the rest.
   assert whole / 8 < rows[0]['state_bytes_per_device'] < whole / 2
 
 
-def test_work_of_sams_ascent_is_counted_by_its_own_parts(run_command, compiler):
+def test_the_ascent_of_sam_has_its_own_microbatches(run_command, compiler):
   flags = '--json', '--config.run.accumulate=4', '--config.optimizer.sam_rho=.1'
   _, out, _ = run_command(plan.main, *PICO, *flags)
-  # The compiler saw a part of 2 of 8 images a core, and of SAM's 2 one.
+  # The compiler counts 2 of the 8 images per core, and 1 of SAM's 2.
   expected = 8 * 1e12 * (8 + 2) / (2 + 1)
   assert json.loads(out)['flops_per_step'] == pytest.approx(expected)
 
 
-def test_choices_are_those_for_the_devices_of_the_pod(
+def test_settings_are_resolved_for_the_devices_of_the_pod(
   run_command, compiler, monkeypatch
 ):
   monkeypatch.setitem(resolve._PARTS[False], 'nfnet_pico', 2)
-  parts = lambda: json.loads(run_command(plan.main, *PICO, '--json')[1])[
+  microbatches = lambda: json.loads(run_command(plan.main, *PICO, '--json')[1])[
     'accumulate'
   ]
-  assert parts() == 1
+  assert microbatches() == 1
   pod = topology.Pod('v3:2x1', topology.parse('v3:2x1'), jax.devices()[:4], 1)
   monkeypatch.setattr(topology, 'get_pod', lambda name: pod)
-  assert parts() == 2
+  assert microbatches() == 2
 
 
 def test_json_has_stable_names(run_command, compiler):
@@ -153,7 +153,7 @@ def test_json_has_stable_names(run_command, compiler):
   } <= set(row)
 
 
-def test_what_does_not_fit_gets_the_largest_batch_that_does(
+def test_a_batch_that_does_not_fit_leads_to_the_largest_that_does(
   run_command, compiler
 ):
   flags = [*PICO, '--config.batch_size=256', '--json']
@@ -165,8 +165,8 @@ def test_what_does_not_fit_gets_the_largest_batch_that_does(
   assert row['largest_batch_per_device'] == 28
   assert row['largest_batch_size'] == 224
   assert row['tried_batch_per_device'] == [16, 28]
-  assert row['largest_batch_shards'] is None  # They follow the batch.
-  # Memory needs no full effort.
+  assert row['largest_batch_shards'] is None  # They are derived from the batch.
+  # The quick compilation needs the same memory.
   assert [each[2] for each in compiler.lowered] == ['full', 'quick', 'quick']
   assert compiler.lowered[-1][1] == (8, 28, 8, 8, 48)
 
@@ -181,7 +181,7 @@ def test_what_does_not_fit_gets_the_largest_batch_that_does(
     ),
     (['--config.data.shards=16'], ['--config.batch_size=224']),
     (
-      ['--config.data.partners=in_batch'],  # Seven images a shard of 32.
+      ['--config.data.partners=in_batch'],  # Seven images per shard of 32.
       ['--config.batch_size=224', '--config.data.shards=8'],
     ),
     (
@@ -190,7 +190,7 @@ def test_what_does_not_fit_gets_the_largest_batch_that_does(
     ),
   ],
 )
-def test_train_takes_the_batch_that_is_suggested(
+def test_train_accepts_the_batch_that_is_suggested(
   run_command, compiler, flags, suggested
 ):
   flags = [*PICO, *flags]
@@ -215,28 +215,29 @@ def test_compare_changes_one_thing_at_a_time(run_command, compiler, tmp_path):
   )
   assert code == 0, err
   rows = {line[:18].strip(): line[18:] for line in out.splitlines()}
-  assert rows['batch a device'].split() == ['8', '16', '8', '8', '32']
+  assert rows['batch per device'].split() == ['8', '16', '8', '8', '32']
   v3, v2 = '15.48', '7.48'
   assert rows['available'].split()[::2] == [v3, v3, v2, v3, v3]
-  # The command line's overrides hold for the other configs too.
+  # The command line's overrides apply to the other configs too.
   assert [each[1][2] for each in compiler.lowered[:4]] == [8] * 4
   assert rows['fits'].split() == ['yes', 'yes', 'yes', 'yes', 'no']
   assert (out_dir / 'plan.png').is_file()
   assert not list(tmp_path.glob('*.png'))
 
 
-def test_no_picture_unless_asked_for(
-  run_command, compiler, tmp_path, monkeypatch
-):
+def test_no_figure_without_out(run_command, compiler, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert run_command(plan.main, *PICO)[0] == 0
   assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-  ('flags', 'said'),
+  ('flags', 'message'),
   [
-    (['--config=f0'], 'Say on which pod: --topology=v3:8x8.'),
+    (
+      ['--config=f0'],
+      'The pod is missing. Give its topology: --topology=v3:8x8.',
+    ),
     ([*PICO, '--topology=v9:2x2'], "Unknown TPU 'v9'"),
     ([*PICO, '--topology=v3'], "'v3' is not a topology"),
     (
@@ -248,14 +249,17 @@ def test_no_picture_unless_asked_for(
       'batch_size 100 is not a positive multiple of data.shards 8 (100 = 12 x '
       '8 + 4). Use --config.batch_size=96 or --config.batch_size=104.',
     ),
-    ([*PICO, '--config.dataset=cifar10'], "classes 'cifar10' has is not known"),
+    (
+      [*PICO, '--config.dataset=cifar10'],
+      "number of classes of 'cifar10' is unknown. Give --num_classes=N",
+    ),
     (
       [*PICO, '--config.dataset=cifar10', '--num_classes=10'],
-      "examples 'train' of 'cifar10' has is not known here: give --examples=N",
+      "examples of 'train' of 'cifar10' is unknown. Give --examples=N",
     ),
     (
       [*PICO, '--config.data.train_split=train[:10%]'],
-      "examples 'train[:10%]' of 'imagenet2012' has is not known",
+      "examples of 'train[:10%]' of 'imagenet2012' is unknown",
     ),
     ([*PICO, '--out=/dev/null/plans'], "--out='/dev/null/plans': Not a dir"),
     ([*PICO, '--compare=f9'], "Unknown config 'f9'"),
@@ -269,13 +273,13 @@ def test_no_picture_unless_asked_for(
   ],
 )
 def test_bad_input_is_one_line_before_compiling(
-  run_command, compiler, flags, said
+  run_command, compiler, flags, message
 ):
   code, out, err = run_command(plan.main, *flags)
   assert (code, out) == (2, '')
   (line,) = err.splitlines()
   assert line.startswith('nfnet_jax: ')
-  assert said in line
+  assert message in line
   assert not compiler.lowered
 
 
@@ -294,11 +298,11 @@ def test_missing_libtpu_is_one_line(run_command, monkeypatch):
   )
 
 
-def test_unknown_datasets_by_their_numbers(run_command, compiler):
+def test_unknown_datasets_take_their_numbers_from_flags(run_command, compiler):
   flags = [*PICO, '--config.dataset=cifar10', '--num_classes=10', '--json']
   row = json.loads(run_command(plan.main, *flags, '--examples=50_000')[1])
   assert row['total_steps'] == 360 * 50_000 // 64
-  # Durations in steps need no number of examples.
+  # With durations in steps the number of examples is not needed.
   steps = ['--config.train_for=500 steps', '--config.optimizer.warmup=10 steps']
   row = json.loads(run_command(plan.main, *flags, *steps)[1])
   assert (row['total_steps'], row['epoch_minutes']) == (500, None)
@@ -325,7 +329,9 @@ def shapes(batch):
     ['--config.run.fast_stem=True'],
   ],
 )
-def test_shapes_are_those_of_the_stream(run_command, small_recipe, extra):
+def test_planned_shapes_equal_those_of_the_pipeline(
+  run_command, small_recipe, extra
+):
   run = experiment([*small_recipe, *extra], run_command)
   planned = {
     name: (each.shape, each.dtype) for name, each in run.train_shapes().items()
@@ -333,8 +339,8 @@ def test_shapes_are_those_of_the_stream(run_command, small_recipe, extra):
   assert planned == shapes(next(run.train_batches(0, print)))
 
 
-def test_what_is_lowered_is_what_is_run(run_command, small):
-  """The same program for shapes as for arrays that are there."""
+def test_the_planned_program_equals_the_one_that_trains(run_command, small):
+  """Lowering from shapes gives the same program as from arrays."""
   run = experiment(small, run_command)
   devices = data_parallel.DataParallel(jax.devices())
   trainer = run.sharded_trainer(len(jax.devices())) or run.trainer
@@ -342,13 +348,13 @@ def test_what_is_lowered_is_what_is_run(run_command, small):
   state = devices.shard_state(trainer, run.create_state())
   batch = devices.shard_batch(next(run.train_batches(0, print)))
   real = devices.train_step(trainer).lower(state, batch)
-  text = lambda lowered: compilation.without_places(
+  text = lambda lowered: compilation.replace_locations(
     lowered.as_text(debug_info=True)
   )
   assert text(planned) == text(real)
 
 
-def test_known_numbers_are_those_of_the_datasets(digits):
+def test_known_numbers_equal_those_of_the_dataset(digits):
   facts = known.DATASETS['digits']
   assert facts.num_classes == digits.num_classes
   assert list(facts.splits) == digits.splits
@@ -359,14 +365,14 @@ def test_known_numbers_are_those_of_the_datasets(digits):
 
 
 @pytest.mark.parametrize('name', ['f0', 'resnet:nf_resnet50'])
-def test_a_config_is_called_as_it_was_asked_for(run_command, compiler, name):
+def test_a_config_has_the_name_that_was_given(run_command, compiler, name):
   flags = [f'--config={name}', *PICO[1:], '--config.data.image_size=32']
   code, out, err = run_command(plan.main, *flags, '--json')
   assert code == 0, err
   assert json.loads(out)['config'] == name
 
 
-def test_progress_of_something_long(capfd):
+def test_progress_of_a_long_operation(capfd):
   with command.working('Compiling ...'):
     pass
   assert capfd.readouterr().err == 'Compiling ...\n'

@@ -1,4 +1,4 @@
-"""What is kept of compiled programs, and what a program is kept by."""
+"""Compiling a step, and the cache of compiled programs."""
 
 import contextlib
 import types
@@ -19,7 +19,7 @@ def cache(monkeypatch, tmp_path):
 
 
 class Lowered:
-  """Stands in for a lowered step, and counts how often it is compiled."""
+  """Replaces a lowered step, and counts how often it is compiled."""
 
   def __init__(self, program='program', failure=''):
     self.program, self.failure = program, failure
@@ -71,7 +71,7 @@ def test_a_program_is_compiled_once(cache):
     {'libtpu': '2'},
   ],
 )
-def test_anything_else_is_another_program(change):
+def test_each_input_is_part_of_the_cache_key(change):
   compilation.compile_step(Lowered(), 'v3:2x2')
   if 'libtpu' in change:
     compilation.versions()['libtpu'] = change['libtpu']
@@ -82,7 +82,7 @@ def test_anything_else_is_another_program(change):
   assert len(lowered.levels) == 1
 
 
-def test_what_does_not_fit_is_kept_too():
+def test_a_program_that_does_not_fit_is_cached_too():
   lowered = Lowered(failure='Used 20.00G of 15.50G hbm.')
   for _ in range(2):
     with pytest.raises(
@@ -93,14 +93,14 @@ def test_what_does_not_fit_is_kept_too():
   assert len(lowered.levels) == 1
 
 
-def test_other_failures_pass_and_are_not_kept(cache):
+def test_other_failures_are_raised_and_not_cached(cache):
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
     compilation.compile_step(Lowered(failure='INTERNAL: no'), 'v3:2x2')
   assert not cache.exists()
 
 
 @pytest.mark.parametrize('effort', ['full', 'quick'])
-def test_effort_holds_while_compiling_only(effort):
+def test_effort_applies_only_while_compiling(effort):
   before = jax.config.jax_optimization_level
   lowered = Lowered()
   compilation.compile_step(lowered, 'v3:2x2', effort)
@@ -108,7 +108,7 @@ def test_effort_holds_while_compiling_only(effort):
   assert jax.config.jax_optimization_level == before
 
 
-def test_damaged_entries_are_made_again(cache):
+def test_damaged_entries_are_compiled_again(cache):
   compilation.compile_step(Lowered(), 'v3:2x2')
   (path,) = cache.iterdir()
   whole = path.read_bytes()
@@ -119,22 +119,22 @@ def test_damaged_entries_are_made_again(cache):
     assert len(lowered.levels) == 1
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing(monkeypatch):
+def test_an_unwritable_cache_folder_is_ignored(monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
   assert compilation.compile_step(Lowered(), 'v3:2x2').text == 'text'
 
 
-def test_it_is_watched_while_compiling_only():
+def test_progress_is_shown_only_while_compiling():
   seen = []
 
   @contextlib.contextmanager
-  def watch():
+  def progress():
     seen.append('begin')
     yield
     seen.append('end')
 
   for _ in range(2):
-    compilation.compile_step(Lowered(), 'v3:2x2', watch=watch)
+    compilation.compile_step(Lowered(), 'v3:2x2', progress=progress)
   assert seen == ['begin', 'end']
 
 
@@ -152,9 +152,9 @@ def deeper(function, depth):
   return jax.jit(lambda x: function(x) + 1).lower(jnp.ones(3))
 
 
-def test_programs_are_told_apart_by_scopes_and_not_by_places():
+def test_programs_differ_by_scopes_and_not_by_source_locations():
   def text(lowered):
-    return compilation.without_places(lowered.as_text(debug_info=True))
+    return compilation.replace_locations(lowered.as_text(debug_info=True))
 
   ours = text(deeper(scoped('agc'), 0))
   assert text(deeper(scoped('agc'), 3)) == ours

@@ -1,4 +1,4 @@
-"""What cycles are for, and what devices send each other."""
+"""The categories of cycles, and the bytes that devices send."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ def step():
   return hlo.parse((FIXTURES / 'step.hlo').read_text())
 
 
-# Taken from the text by hand: the operation, what it is for, in which pass.
+# Read from the text by hand: operation, category, whether backward.
 EXPECTED = [
   ('fusion.2353', 'convolutions, stem', True),
   ('fusion.2491', 'convolutions, stem', False),
@@ -36,9 +36,9 @@ def test_attribution_of_a_real_step(step, name, kind, backward):
   assert costs.attribute(step, op) == (kind, backward)
 
 
-def test_every_kind_of_cost_is_found_in_a_real_step(step):
+def test_a_real_step_has_all_categories(step):
   plan = costs.read((FIXTURES / 'step.hlo').read_text(), devices=8)
-  names = [part.name for part in plan.parts]
+  names = [category.name for category in plan.categories]
   assert names == [
     'convolutions, stem',
     'convolutions, stage 0',
@@ -61,8 +61,8 @@ def test_every_kind_of_cost_is_found_in_a_real_step(step):
     for rest in text.split('"estimated_cycles":"')[1:]
   )
   assert plan.cycles == summed > 0
-  assert plan.cycles == sum(part.cycles for part in plan.parts)
-  update = plan.parts[names.index('optimiser and EMA')]
+  assert plan.cycles == sum(category.cycles for category in plan.categories)
+  update = plan.categories[names.index('optimiser and EMA')]
   assert update.backward == 0 < update.forward
 
 
@@ -96,7 +96,7 @@ def attributed(op_name, opcode='add(%x)'):
     ('', ('loss and the rest', False)),
   ],
 )
-def test_scopes_say_what_cycles_are_for(path, expected):
+def test_scopes_determine_the_category(path, expected):
   kind, backward = attributed(path)
   assert kind.startswith(expected[0])
   assert backward == expected[1]
@@ -110,12 +110,12 @@ def test_a_dot_of_squeeze_excite_is_no_convolution():
   assert attributed('', 'convolution(%x)')[0] == 'convolutions, elsewhere'
 
 
-def test_what_only_moves_data_is_a_copy_wherever_it_stands():
+def test_an_operation_that_only_moves_data_is_a_copy_in_any_scope():
   for opcode in ('copy(%x)', 'reverse(%x)', 'fusion(%x), calls=%fused'):
     assert attributed('f/update/agc/mul', opcode)[0] == 'copies'
 
 
-def test_a_fusion_without_a_name_takes_that_of_what_it_holds():
+def test_a_fusion_without_a_name_takes_that_of_its_operations():
   text = (
     '%fused (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'
     '  ROOT %b = f32[8] sine(%a), metadata={op_name="f/jvp(N)/stage_0/sin"}\n}'
@@ -135,7 +135,7 @@ def test_a_fusion_without_a_name_takes_that_of_what_it_holds():
     ('f/jvp()/mul', 'loss and the rest'),
   ],
 )
-def test_a_result_without_a_scope_is_what_it_is_made_of(inner, expected):
+def test_a_result_without_a_scope_takes_that_of_its_operations(inner, expected):
   text = (
     '%fused (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'
     f'  %b = f32[8] multiply(%a, %a), metadata={{op_name="{inner}"}}\n'
@@ -162,7 +162,7 @@ def collective(line, devices=8, shape='f32[100]'):
     ('f32[25] reduce-scatter(%x), replica_groups={{0,1,2,3}}', 400, 300),
     ('f32[400] all-gather(%x), replica_groups={{0,1,2,3}}', 1600, 1200),
     ('f32[100] collective-permute(%x)', 400, 400),
-    # ... or as a shape: two groups of four; and everyone, where none are given.
+    # ... or as a shape: two groups of four. Without groups, all devices.
     ('f32[100] all-reduce(%x), replica_groups=[2,4]<=[8]', 400, 600),
     ('f32[100] all-reduce(%x), replica_groups={}', 400, 700),
     ('f32[100] all-reduce-start(%x), replica_groups={{0,1}}', 400, 400),
@@ -193,7 +193,7 @@ def test_cycles_of_loops_count_their_trips():
   assert costs.read(text, 8).unknown_loops == 1
 
 
-def test_what_is_fused_with_a_convolution_counts_as_the_convolution():
+def test_a_fusion_with_a_convolution_counts_as_the_convolution():
   text = (
     '%fused (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'
     '  %c = f32[8] convolution(%a, %a), metadata={op_name="f/transpose(jvp(N))'

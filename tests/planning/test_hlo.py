@@ -1,4 +1,4 @@
-"""Loops, calls and sizes, read from a compiled program's text."""
+"""Loops, calls and sizes, parsed from a compiled program's text."""
 
 import pathlib
 
@@ -69,7 +69,7 @@ def trips(
     (0, {'start': 9}),
     (7, {'direction': 'NE'}),
     (7, {'sides': '%limit, %i.1', 'direction': 'GT'}),
-    (7, {'sides': '%i.1, %n.1'}),  # A limit that the loop carries along.
+    (7, {'sides': '%i.1, %n.1'}),  # A limit that is part of the loop state.
     (9, {'start': 9, 'limit': 0, 'move': 'subtract', 'direction': 'GT'}),
     (10, {'start': 9, 'limit': 0, 'by': -1, 'direction': 'GE'}),
     (9, {'start': 9, 'limit': 0, 'move': 'subtract', 'direction': 'NE'}),
@@ -79,7 +79,7 @@ def trips(
     (None, {'by': 0}),
     (None, {'by': -1}),  # Away from its limit.
     (None, {'move': 'multiply'}),
-    (None, {'init': '%q, %carried, %p'}),  # A start that the text lacks.
+    (None, {'init': '%q, %carried, %p'}),  # A start that is not in the text.
     (None, {'sides': '%i.1, %n.1', 'init': '%start.1, %q, %p'}),
     (None, {'sides': '%limit, %limit'}),
   ],
@@ -102,7 +102,7 @@ def simulated(start, limit, by, direction):
 
 
 @pytest.mark.parametrize('direction', ['LT', 'LE', 'GT', 'GE'])
-def test_trips_are_those_of_a_simulated_loop(direction):
+def test_trips_equal_those_of_a_simulated_loop(direction):
   sign = 1 if direction in ('LT', 'LE') else -1
   for start in range(-3, 4):
     for limit in range(-5, 6):
@@ -160,7 +160,7 @@ def test_the_costliest_branch_counts():
 
 
 @pytest.mark.parametrize('opcode', ['call', 'async-start'])
-def test_what_is_called_counts(opcode):
+def test_called_computations_count(opcode):
   attribute = 'to_apply' if opcode == 'call' else 'calls'
   program = hlo.parse(
     '%sub (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'
@@ -171,16 +171,16 @@ def test_what_is_called_counts(opcode):
   assert sum(op.cycles for op, _ in program.walk()) == 5
 
 
-def test_fused_operations_are_not_walked_but_seen_inside():
+def test_fused_operations_are_inside_but_not_walked():
   program = hlo.parse((FIXTURES / 'loops.hlo').read_text())
   entry = {op.name: op for op, _ in program.walk()}
   assert 'convolution.12' not in entry
   inside = {op.name for op in program.inside(entry['fusion.27'])}
-  # A fusion in a fusion holds the slice.
+  # The slice is in a fusion inside the fusion.
   assert {'convolution.12', 'tanh.6', 'dynamic_slice.9'} <= inside
 
 
-def test_operations_are_read_whole():
+def test_all_fields_of_an_operation():
   (line,) = [
     line
     for line in (FIXTURES / 'loops.hlo').read_text().splitlines()
@@ -212,6 +212,6 @@ def test_bytes_of_a_shape(shape, expected):
   assert hlo.num_bytes(shape) == expected
 
 
-def test_text_without_a_program():
+def test_a_text_without_a_program_is_an_error():
   with pytest.raises(ValueError, match='not that of a compiled program'):
     hlo.parse('HloModule nothing\n')

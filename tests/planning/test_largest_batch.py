@@ -9,7 +9,7 @@ from nfnet_jax.planning import largest_batch
 @given(
   st.integers(1, 300), st.integers(0, 5000), st.integers(1, 100), st.data()
 )
-def test_finds_the_largest_where_memory_is_affine(batch, base, each, data):
+def test_finds_the_largest_if_memory_is_affine(batch, base, each, data):
   needed = lambda size: base + each * size
   available = data.draw(st.integers(0, needed(batch) - 1))
   seen = []
@@ -28,7 +28,7 @@ def test_finds_the_largest_where_memory_is_affine(batch, base, each, data):
 
 
 @given(st.integers(2, 200), st.integers(1, 200), st.integers(0, 40))
-def test_what_it_returns_was_seen_to_fit(batch, available, bend):
+def test_the_result_was_compiled_and_fits(batch, available, bend):
   needed = lambda size: size + bend * (size > 7)
   if needed(batch) <= available:
     return

@@ -1,5 +1,7 @@
-"""A plan by the real TPU compiler. In processes of their own: libtpu takes a
-lock and handles signals."""
+"""Plans by the real TPU compiler.
+
+Each runs in its own process, because libtpu takes a lock and handles signals.
+"""
 
 import json
 import os
@@ -37,14 +39,14 @@ def test_plan_of_a_real_step(tmp_path):
   first = run([*PLAN, '--json'], tmp_path)
   assert first.returncode == 0, first.stderr
   assert (
-    'Compiling nfnet_pico for v3:2x2, 4 images a core (full)' in first.stderr
+    'Compiling nfnet_pico for v3:2x2, 4 images per core (full)' in first.stderr
   )
   row = json.loads(first.stdout)
   assert row['devices'] == 8
   assert row['hosts'] == 1
   assert row['compute_dtype'] == 'bfloat16'
   assert row['fits']
-  # Parameters, momentum and average, in float32, and a few scalars.
+  # Parameters, momentum and EMA in float32, and a few scalars.
   assert row['state_bytes'] == pytest.approx(
     3 * row['parameter_bytes'], rel=0.01
   )
@@ -52,8 +54,8 @@ def test_plan_of_a_real_step(tmp_path):
   assert 3e5 < row['step_cycles'] < 8e5
   assert row['step_ms'] == pytest.approx(row['step_cycles'] / 940e3)
   assert row['unknown_loops'] == 0
-  # All gradients are summed once, the compiler sums small ones in bfloat16;
-  # large kernels are gathered in bfloat16, and kept an eighth each.
+  # All gradients are summed once, small ones in bfloat16. Large kernels are
+  # gathered in bfloat16, and each device keeps an eighth of them.
   moved = row['collective_bytes'] / row['parameter_bytes']
   assert 1.3 < moved < 1.5
   assert row['state_bytes_per_device'] < 0.35 * row['state_bytes']
@@ -64,7 +66,7 @@ def test_plan_of_a_real_step(tmp_path):
   assert {'convolutions, stem', 'squeeze-excite', *stages, *kinds} <= set(
     cycles
   )
-  # Hardly anything has no name.
+  # Almost all cycles have a category.
   assert cycles['loss and the rest'] < 0.03 * row['step_cycles']
   assert 'convolutions, elsewhere' not in cycles
 
@@ -75,7 +77,7 @@ def test_plan_of_a_real_step(tmp_path):
 
 
 def test_memory_of_each_generation(tmp_path):
-  """The table holds what the compiler says of a program that is too large."""
+  """The table agrees with the compiler's message for a too large program."""
   program = """
 import jax, jax.numpy as jnp
 from nfnet_jax.planning import plan_errors, topology
@@ -87,7 +89,7 @@ for name, kind in topology.GENERATIONS.items():
   shape = jax.ShapeDtypeStruct((len(pod.devices), 2**18, 2**18), jnp.float32)
   lowered = jax.pmap(jnp.sum, devices=pod.devices).lower(shape)
   try:
-    with plan_errors.of_compiler():
+    with plan_errors.translate_compiler_errors():
       lowered.compile()
   except plan_errors.DoesNotFitError as error:
     # Releases of libtpu differ by 0.01 GiB.
@@ -106,20 +108,20 @@ for name, kind in topology.GENERATIONS.items():
 
 
 @pytest.mark.parametrize(
-  ('flags', 'said'),
+  ('flags', 'message'),
   [
-    (['--topology=v3:3x3'], "libtpu does not make the topology 'v3:3x3'"),
+    (['--topology=v3:3x3'], "libtpu does not support the topology 'v3:3x3'"),
     (['--topology=v3:4x4'], 'data.shards 8 is not'),
   ],
 )
-def test_pods_that_will_not_do(tmp_path, flags, said):
+def test_unsuitable_pods(tmp_path, flags, message):
   made = run([*PLAN, *flags], tmp_path)
   assert made.returncode == 2
   (line,) = [x for x in made.stderr.splitlines() if x.startswith('nfnet_jax: ')]
-  assert said in line
+  assert message in line
 
 
-def test_a_lock_of_another_process(tmp_path):
+def test_libtpu_locked_by_another_process(tmp_path):
   holder = subprocess.Popen(
     [
       sys.executable,

@@ -1,4 +1,4 @@
-"""What fails before anything is compiled, each in one line."""
+"""Errors of libtpu and the compiler, each in one line."""
 
 import importlib.util
 
@@ -22,34 +22,34 @@ def test_missing_libtpu(monkeypatch):
 
 @pytest.fixture
 def libtpu(monkeypatch):
-  """Makes believe that libtpu is there, and says something."""
+  """Returns a function that makes an installed libtpu fail with a message."""
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())
 
-  def log(text):
-    with plan_errors.of_libtpu('v3:3x3'):
+  def fail(text):
+    with plan_errors.translate_libtpu_errors('v3:3x3'):
       raise RuntimeError(text)
 
-  return log
+  return fail
 
 
 @pytest.mark.parametrize(
-  'said',
+  'message',
   [
     'ABORTED: Internal error when accessing libtpu multi-process lockfile. '
     'Run "$ sudo rm /tmp/libtpu_lockfile".',
     'The TPU is already in use by process with pid 17.',
   ],
 )
-def test_locked_libtpu(libtpu, said):
+def test_locked_libtpu(libtpu, message):
   with pytest.raises(plan_errors.PlanError) as caught:
-    libtpu(said)
+    libtpu(message)
   text = str(caught.value)
   assert text.startswith('Another process holds libtpu')
   assert 'ALLOW_MULTIPLE_LIBTPU_LOAD=1' in text
   assert '\n' not in text
 
 
-def test_a_topology_that_libtpu_refuses(libtpu):
+def test_a_topology_that_libtpu_rejects(libtpu):
   with pytest.raises(
     plan_errors.PlanError, match="'v3:3x3': INVALID is not div"
   ):
@@ -89,11 +89,11 @@ def test_unknown_topologies(name, hint):
     ('Used 512.00M of 7.48G hbm', (0.5, 7.48)),
   ],
 )
-def test_by_how_much_a_program_is_too_large(message, sizes):
+def test_sizes_in_the_message_of_a_too_large_program(message, sizes):
   needed, available = plan_errors.read_shortage(message)
   assert needed == pytest.approx(sizes[0] * 2**30, abs=2)
   assert available == pytest.approx(sizes[1] * 2**30, abs=2)
 
 
-def test_other_errors_of_the_compiler_are_none_of_memory():
+def test_other_compiler_errors_are_not_about_memory():
   assert plan_errors.read_shortage('INTERNAL: something else') is None

@@ -1,4 +1,4 @@
-"""What a plan concludes from cycles, bytes and a pod."""
+"""The numbers and texts of a plan, from given cycles, bytes and pod."""
 
 import dataclasses
 import json
@@ -6,13 +6,27 @@ import pathlib
 
 import pytest
 
-from nfnet_jax.planning import compilation, costs, estimate, report, topology
+from nfnet_jax.planning import (
+  compilation,
+  costs,
+  estimate,
+  report,
+  topology,
+  workload,
+)
 
 TEXT = (pathlib.Path(__file__).parent / 'fixtures' / 'step.hlo').read_text()
 
+FAST_PATHS = {
+  'fast_stem': 'fast stem',
+  'fused_blocks': 'fused blocks',
+  'fast_convs': 'fast convolutions',
+  'shard_update': 'sharded update',
+}
+
 
 def make(pod='v3:8x8', devices=128, hosts=16, **changes):
-  work = estimate.Workload(
+  work = workload.Workload(
     config='f0',
     model='nfnet_f0',
     image_size=192,
@@ -24,7 +38,8 @@ def make(pod='v3:8x8', devices=128, hosts=16, **changes):
     macs=6_980_000_000,
     parameter_bytes=2**28,
     state_bytes=3 * 2**28,
-    kept_bytes=3 * 2**28,
+    state_bytes_per_device=3 * 2**28,
+    fast_path_titles=FAST_PATHS,
   )
   compiled = compilation.Compiled(
     text=TEXT,
@@ -39,9 +54,9 @@ def make(pod='v3:8x8', devices=128, hosts=16, **changes):
   pod = topology.Pod(pod, topology.parse(pod), [None] * devices, hosts)
   cost = costs.Schedule(
     cycles=56_400_000,
-    parts=[
-      costs.Part('convolutions, stem', 10_000_000, 30_000_000),
-      costs.Part('copies', 16_400_000, 0),
+    categories=[
+      costs.Category('convolutions, stem', 10_000_000, 30_000_000),
+      costs.Category('copies', 16_400_000, 0),
     ],
     collectives=[costs.Collective('all-reduce', 3, 10**9, 2 * 10**9)],
     unknown_loops=0,
@@ -78,37 +93,37 @@ def test_numbers_by_hand():
   json.dumps(row)
 
 
-def test_summary_says_it_all():
+def test_summary():
   text = report.summary(make())
   for part in (
     '128 cores of 64 chips TPU v3, 16 hosts',
-    '32 a core',
-    'form         plain\n',
-    'state        768.0 MiB a core, of it parameters 256.0 MiB\n',
-    '13.00 GiB of 15.48 GiB a core: 2.48 GiB to spare; arguments 9.00 GiB, '
+    '32 per core',
+    'fast paths   none\n',
+    'state        768.0 MiB per core, of which parameters 256.0 MiB\n',
+    '13.00 GiB of 15.48 GiB per core: 2.48 GiB to spare; arguments 9.00 GiB, '
     'temporary 2.00 GiB\n',
     '60.0 ms estimated (56.40 M cycles at 940 MHz)',
     'utilisation 36.3%',
     'not from the compiler',
-    '8,533 decoded images/s a host',
-    '0.31 minutes an epoch, 112,602 steps in 1.9 hours, 120 chip-hours',
+    '8,533 decoded images/s per host (2 per training image)',
+    '0.31 minutes per epoch, 112,602 steps in 1.9 hours, 120 chip-hours',
     'nothing ran',
   ):
     assert part in text
   assert 'pessimistic' not in text
 
 
-def test_what_kind_of_estimate_it_is():
+def test_description_of_the_estimate():
   quick = report.summary(make(effort='quick'))
   assert 'quick: memory as in training, cycles pessimistic' in quick
   costs = dataclasses.replace(make().schedule, unknown_loops=2)
   assert '2 loops of unknown length' in report.summary(make(schedule=costs))
   other = report.summary(make('v5e:8x16', 128, 32))
-  assert 'on other TPUs nothing was compared' in other
-  assert 'nothing was compared' not in report.summary(make())
+  assert 'no step was measured on TPU v5e' in other
+  assert 'no step was measured' not in report.summary(make())
 
 
-def test_without_a_known_clock_there_are_cycles_only():
+def test_without_a_known_clock_there_are_only_cycles():
   plan = make('v6e:8x16', 128, 32)
   row, text = plan.numbers(), report.summary(plan)
   assert row['step_cycles'] == 56_400_000
@@ -117,7 +132,7 @@ def test_without_a_known_clock_there_are_cycles_only():
   assert 'hours' not in text
 
 
-def test_without_a_known_epoch_there_is_the_schedule():
+def test_without_a_known_epoch_the_schedule_is_in_steps():
   work = dataclasses.replace(make().workload, examples=None)
   plan = make(workload=work)
   assert plan.numbers()['epoch_minutes'] is None
@@ -125,25 +140,25 @@ def test_without_a_known_epoch_there_is_the_schedule():
 
 
 def too_large(largest):
-  lack = estimate.Shortage(20 * 2**30, largest, [16, 24])
-  return make(compiled=None, schedule=None, shortage=lack)
+  shortage = estimate.Shortage(20 * 2**30, largest, [16, 24])
+  return make(compiled=None, schedule=None, shortage=shortage)
 
 
-def test_by_how_much_it_does_not_fit():
+def test_a_plan_that_does_not_fit():
   plan = too_large(largest=24)
   row, text = plan.numbers(), report.summary(plan)
   assert row['fits'] is False
   assert row['lacking_bytes'] == 20 * 2**30 - int(15.48 * 2**30)
   assert 'does not fit by 4.52 GiB' in text
-  assert '24 a core fit: --config.batch_size=3072 (compiled: 16, 24)' in text
+  assert '24 per core fit: --config.batch_size=3072 (compiled: 16, 24)' in text
   assert 'step ' not in text
   other = dataclasses.replace(plan.shortage, shards=128)
   text = report.summary(dataclasses.replace(plan, shortage=other))
   assert '=3072 --config.data.shards=128 (compiled' in text
-  assert 'not even 1 a core fits' in report.summary(too_large(largest=0))
+  assert 'not even 1 per core fits' in report.summary(too_large(largest=0))
 
 
-def test_side_by_side():
+def test_comparison():
   text = report.comparison([make(), too_large(24), make('v6e:8x16', 128, 32)])
   rows = {line[:18].strip(): line[18:].split() for line in text.splitlines()}
   assert rows['fits'] == ['yes', 'no', 'yes']
@@ -153,7 +168,7 @@ def test_side_by_side():
 
 
 def test_breakdown_adds_up():
-  lines = report.breakdown(make()).splitlines()
+  lines = report.breakdown(make().schedule).splitlines()
   assert lines[1].split()[2:6] == ['10.00', '30.00', '70.9%', '#' * 24]
   assert lines[2].split()[1:5] == ['16.40', '0.00', '29.1%', '#' * 10]
 
@@ -163,7 +178,7 @@ def test_chart(tmp_path):
   report.draw([make(), too_large(24), make(pod='v3:4x4', devices=32)], path)
   assert path.read_bytes().startswith(b'\x89PNG')
   assert list(tmp_path.iterdir()) == [path]
-  report.draw([too_large(24)], path)  # Nothing to draw is no error.
+  report.draw([too_large(24)], path)  # An empty chart is no error.
 
 
 @pytest.mark.parametrize(
@@ -174,52 +189,59 @@ def test_sizes(number, text):
   assert report.size(number) == text
 
 
-def test_parts_and_blocks_computed_again():
+def test_microbatches_and_recomputed_blocks():
   plan = make()
-  work = dataclasses.replace(plan.workload, parts=4, remat=True)
+  work = dataclasses.replace(plan.workload, microbatches=4, remat=True)
   plan = dataclasses.replace(plan, workload=work)
-  # The compiler saw one of the four.
+  # The compiler counts one of the four.
   assert plan.numbers()['flops_per_step'] == 4 * 1.3e12 * 128
-  said = 'batch        4,096: 32 a core, in 4 parts, blocks computed again\n'
-  assert said in report.summary(plan)
+  line = 'batch        4,096: 32 per core, 4 microbatches, blocks recomputed\n'
+  assert line in report.summary(plan)
 
 
 @pytest.mark.parametrize(
-  ('parts', 'ascent', 'counted'),
+  ('microbatches', 'sam_examples', 'counted'),
   [
-    # Of 32 images a core, and as many again as SAM climbs by.
+    # The 32 images per core, and those of the ascent of SAM.
     (1, 6, 32 + 6),
     (4, 8, 32 / 4 + 8 / 4),
     (4, 6, 32 / 4 + 6 / 2),
     (4, 7, 32 / 4 + 7),
   ],
 )
-def test_sams_ascent_has_parts_of_its_own(parts, ascent, counted):
+def test_the_ascent_of_sam_has_its_own_microbatches(
+  microbatches, sam_examples, counted
+):
   plan = make()
-  work = dataclasses.replace(plan.workload, parts=parts, ascent=ascent)
+  work = dataclasses.replace(
+    plan.workload, microbatches=microbatches, sam_examples=sam_examples
+  )
   plan = dataclasses.replace(plan, workload=work)
-  expected = (32 + ascent) / counted * 1.3e12 * 128
+  expected = (32 + sam_examples) / counted * 1.3e12 * 128
   assert plan.numbers()['flops_per_step'] == pytest.approx(expected)
 
 
-def test_what_form_is_planned_and_what_a_device_keeps():
+def test_fast_paths_and_sharded_state():
   plan = make()
   work = dataclasses.replace(
-    plan.workload, fast_stem=True, shard_update=True, kept_bytes=2**27
+    plan.workload,
+    fast_paths=('fast_stem', 'shard_update'),
+    state_bytes_per_device=2**27,
   )
   fast = dataclasses.replace(plan, workload=work)
   row = fast.numbers()
-  forms = row['fast_stem'], row['fused_blocks'], row['shard_update']
-  assert forms == (True, False, True)
+  used = [name for name in FAST_PATHS if row[name]]
+  assert used == ['fast_stem', 'shard_update']
   assert row['state_bytes'] == 6 * row['state_bytes_per_device'] == 6 * 2**27
   text = report.summary(fast)
-  assert 'form         fast stem, sharded update\n' in text
-  said = (
-    'state        768.0 MiB in all, of it parameters 256.0 MiB; 128.0 MiB a'
+  assert 'fast paths   fast stem, sharded update\n' in text
+  line = (
+    'state        768.0 MiB in total, of which parameters 256.0 MiB; '
+    '128.0 MiB per core\n'
   )
-  assert f'{said} core\n' in text
+  assert line in text
   lines = report.comparison([plan, fast]).splitlines()
   rows = {line[:18].strip(): line[18:].split() for line in lines}
   assert rows['fast stem'] == rows['sharded update'] == ['no', 'yes']
-  assert rows['fused blocks'] == rows['blocks again'] == ['no', 'no']
-  assert rows['state a device'] == ['768.0', 'MiB', '128.0', 'MiB']
+  assert rows['fused blocks'] == rows['blocks recomputed'] == ['no', 'no']
+  assert rows['state per device'] == ['768.0', 'MiB', '128.0', 'MiB']

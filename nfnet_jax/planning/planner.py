@@ -1,0 +1,96 @@
+"""Plan a training step for a pod: its cost, or the largest batch that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import functools
+
+import jax
+
+from nfnet_jax.planning import (
+  compilation,
+  costs,
+  estimate,
+  largest_batch,
+  plan_errors,
+  topology,
+)
+from nfnet_jax.planning import workload as workload_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+  """Plans the training step of one workload on one pod.
+
+  Attributes:
+    workload: what is trained.
+    pod: the devices to compile for.
+    lower: maps a global batch size to the step, lowered for the pod's devices.
+    accept: maps a batch per device that fits to the largest one up to it that
+      training accepts, and to the number of data shards to set with it, which
+      is None if the workload's own settings lead to a valid number.
+    progress: maps a message to a context manager that shows it.
+  """
+
+  workload: workload_lib.Workload
+  pod: topology.Pod
+  lower: Callable[[int], jax.stages.Lowered]
+  accept: Callable[[int], tuple[int, int | None]]
+  progress: Callable[[str], contextlib.AbstractContextManager]
+
+  def plan(self, effort: str) -> estimate.Plan:
+    """Compile the step; if it does not fit, find the largest batch that does.
+
+    Args:
+      effort: see `compilation.EFFORTS`.
+    """
+    plan = estimate.Plan(self.workload, self.pod, effort)
+    try:
+      compiled = self._compile(self.workload.batch, effort)
+    except plan_errors.DoesNotFitError as error:
+      shortage = self._find_shortage(error)
+      return dataclasses.replace(plan, shortage=shortage)
+    schedule = costs.read(compiled.text, len(self.pod.devices))
+    return dataclasses.replace(plan, compiled=compiled, schedule=schedule)
+
+  def _compile(self, batch: int, effort: str) -> compilation.Compiled:
+    message = (
+      f'Compiling {self.workload.model} for {self.pod.name}, '
+      f'{batch // len(self.pod.devices)} images per '
+      f'{self.pod.generation.device} ({effort}) ...'
+    )
+    return compilation.compile_step(
+      self.lower(batch),
+      self.pod.name,
+      effort,
+      progress=functools.partial(self.progress, message),
+    )
+
+  def _find_shortage(
+    self, error: plan_errors.DoesNotFitError
+  ) -> estimate.Shortage:
+    """Search in steps of one example per microbatch and device."""
+    microbatches = self.workload.microbatches
+    unit = microbatches * len(self.pod.devices)
+
+    def measure(size: int) -> int:
+      try:
+        # 'quick' needs the same memory. A program that compiles fits, even if
+        # the sum of its sizes exceeds the memory.
+        compiled = self._compile(size * unit, 'quick')
+        return min(compiled.peak_bytes, error.available)
+      except plan_errors.DoesNotFitError as failure:
+        return failure.needed
+
+    largest, tried = largest_batch.largest_batch(
+      self.workload.batch // unit, error.needed, error.available, measure
+    )
+    batch, shards = self.accept(largest * microbatches)
+    return estimate.Shortage(
+      needed=error.needed,
+      largest_batch=batch,
+      tried=[size * microbatches for size in tried],
+      shards=shards,
+    )
