@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -27,6 +28,7 @@ import matplotlib
 import numpy as np
 
 import nfnet_jax
+from nfnet_jax import trees
 from nfnet_jax.models import complexity, inputs
 from nfnet_jax.models.fast import stem
 from nfnet_jax.optim import recipe
@@ -106,16 +108,18 @@ class Group:
 WAVES = (
   [Group(TRAIN, 'nfnet_f0', 192, 64, [*FORMS])],
   [
-    Group(TRAIN, 'nfnet_f0', 192, 256, [CONTENDERS]),
-    Group(TRAIN, 'nfnet_f1', 224, 64, [PLAIN, BEST]),
+    Group(TRAIN, 'nfnet_f0', 192, 128, [PLAIN, BEST]),
+    Group(TRAIN, 'nfnet_f3', 320, 32, [PLAIN, BEST]),
+  ],
+  [
+    Group(TRAIN, 'nfnet_f0', 192, 128, [PLAIN, BEST, 'fused blocks']),
     Group(TRAIN, 'resnet50', 224, 64, [PLAIN]),
     Group(INFER, 'nfnet_f0', 256, 64, [PLAIN, BEST]),
   ],
   [
-    Group(TRAIN, 'nfnet_f3', 320, 32, [PLAIN, BEST]),
-    Group(TRAIN, 'nfnet_f0', 192, 128, [CONTENDERS]),
+    Group(TRAIN, 'nfnet_f0', 192, 256, [CONTENDERS]),
     Group(TRAIN, 'nfnet_f0', 192, 32, [CONTENDERS]),
-    Group(INFER, 'nfnet_f0', 256, 64, [PLAIN, BEST], 'float32'),
+    Group(TRAIN, 'nfnet_f1', 224, 64, [PLAIN, BEST]),
   ],
   [
     Group(
@@ -126,11 +130,7 @@ WAVES = (
       [PLAIN, BEST, *(f'{BEST}, {flag}' for flag in FLAGS)],
     ),
     Group(TRAIN, 'bn_resnet50', 224, 64, [PLAIN]),
-    Group(TRAIN, 'resnet50', 224, 256, [PLAIN]),
-  ],
-  [
-    Group(TRAIN, 'nfnet_f3', 320, 64, [PLAIN, BEST]),
-    Group(TRAIN, 'nfnet_f1', 224, 32, [PLAIN, BEST]),
+    Group(INFER, 'nfnet_f0', 256, 64, [PLAIN, BEST], 'float32'),
   ],
 )
 _MINIATURE = 'nfnet_pico', 32, 8
@@ -183,9 +183,12 @@ class Training:
     """Starts again from new parameters."""
     self._states.pop(self.group.model, None)
     trainer = self._trainer({})
-    state = state_lib.create_state(
-      trainer.model, trainer.optimizer, seed=0, image_size=self.group.pixels
+    shapes = state_lib.abstract_state(
+      trainer.model, trainer.optimizer, self.group.pixels
     )
+    params = make_params(shapes.params)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = state._replace(params=params, ema_params=params)
     state = self.parallel.distribute(trainer, state)
     self._states[self.group.model] = state
 
@@ -260,6 +263,7 @@ class Inference:
     count, size = group.batch, group.pixels
     rng = np.random.default_rng(0)
     self._images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+    self._weights = weight_shapes(group.model, size)
 
   def compile(self, form: str) -> Callable[[], jax.stages.Compiled]:
     """Traces a form; returns what compiles it."""
@@ -271,14 +275,19 @@ class Inference:
       return model.apply(params, state, None, images, False)[0]
 
     lowered = jax.jit(predict).lower(
-      *jax.eval_shape(self._weights, jax.random.key(0)), self._images
+      jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, self._dtype), self._weights[0]
+      ),
+      self._weights[1],
+      self._images,
     )
     return lambda: lowered.compile(compiler or None)
 
   def prepare(self, forms: Iterable[str]) -> None:
     """Puts weights and images on the device."""
-    weights = jax.jit(self._weights)(jax.random.key(0))
-    self._args = *weights, jax.device_put(self._images)
+    params = make_params(self._weights[0])
+    params = jax.tree.map(lambda x: jnp.asarray(x, self._dtype), params)
+    self._args = params, {}, jax.device_put(self._images)
 
   def reset(self) -> None:
     """Does nothing: no call takes anything over."""
@@ -291,22 +300,19 @@ class Inference:
     jax.block_until_ready(logits)
     return (time.perf_counter() - start) / steps
 
-  def _weights(self, key: jax.Array) -> tuple:
-    shape = 1, *self._images.shape[1:]
-    model = nfnet_jax.create(self.group.model)
-    params, state = model.init(key, jnp.zeros(shape), False)
-    return jax.tree.map(lambda x: x.astype(self._dtype), params), state
-
 
 class Study:
   """Measures groups, wave by wave, and writes each row once it is known.
+
+  Rows of earlier runs stay until their case is measured again.
 
   Attributes:
     rows: so far, for results.csv.
   """
 
   def __init__(self, folder: pathlib.Path, deadline: float):
-    self.rows: list[dict] = []
+    done = (folder / 'results.csv').exists()
+    self.rows: list[dict] = read(folder) if done else []
     self._folder = folder
     self._until = time.monotonic() + deadline
     self._pool = concurrent.futures.ThreadPoolExecutor(THREADS)
@@ -340,13 +346,14 @@ class Study:
   def add(self, row: dict, **values) -> None:
     """Adds a row and writes all; prints the row."""
     row = {**dict.fromkeys(COLUMNS, ''), 'card': self._card, **row, **values}
-    self.rows.append(row)
+    key = key_of(row)
+    self.rows = [kept for kept in self.rows if key_of(kept) != key] + [row]
     write(self.rows, self._folder)
     print(*(value for value in row.values() if value != ''), flush=True)
 
   def measure(self, wave: Sequence[Group]) -> None:
     """Compiles the wave's programs side by side, then times its groups."""
-    subjects, jobs = {}, {}
+    subjects, cases = {}, []
     for group in wave:
       forms = self._resolve(group.forms)
       group = dataclasses.replace(group, forms=forms)
@@ -356,22 +363,23 @@ class Study:
         else Inference(group)
       )
       subjects[group.key] = group, subject
-      for form in forms:
-        case = *group.key, form
-        if case in self._programs:
-          continue
-        if self.is_late():
-          self._fail(group, form, 'not reached before the deadline')
-          continue
-        try:
-          jobs[case] = self._pool.submit(timed, subject.compile(form))
-        except Exception as error:
-          self._fail(group, form, describe(error))
-    for group, subject in subjects.values():
+      cases += [
+        (place, group, form)
+        for place, form in enumerate(forms)
+        if (*group.key, form) not in self._programs
+      ]
+    jobs = {}
+    # The first form of all groups, then the second: those that come later find
+    # convolutions of the same shapes tuned already.
+    for _, group, form in sorted(cases, key=lambda case: case[0]):
+      if self.is_late():
+        self._fail(group, form, 'not reached before the deadline')
+        continue
       try:
-        subject.prepare(group.forms)
+        compile_program = subjects[group.key][1].compile(form)
+        jobs[*group.key, form] = self._pool.submit(timed, compile_program)
       except Exception as error:
-        print(f'{group}: {describe(error)}', flush=True)
+        self._fail(group, form, describe(error))
     left = max(self._until - time.monotonic(), 0)
     concurrent.futures.wait(jobs.values(), timeout=left)
     for group, subject in subjects.values():
@@ -387,7 +395,9 @@ class Study:
         else:
           self._programs[case] = job.result()
       try:
-        self._time(group, subject)
+        if any((*group.key, form) in self._programs for form in group.forms):
+          subject.prepare(group.forms)
+          self._time(group, subject)
       except Exception as error:
         self._fail(group, '', describe(error))
 
@@ -462,8 +472,6 @@ class Study:
 
   def time_timm(self, group: Group) -> None:
     """Times timm's network of the same name in a process of its own."""
-    if self.is_late():
-      return
     command = [sys.executable, HERE / 'timm_step.py']
     command += [f'dm_{group.model}', str(group.pixels), str(group.batch)]
     try:
@@ -505,18 +513,42 @@ def memory(program: jax.stages.Compiled) -> int:
 @functools.cache
 def count_macs(model: str, pixels: int) -> int:
   """Counts the multiply-adds of an image in the plain network."""
+  weights = weight_shapes(model, pixels)
+  return complexity.count_image_macs(nfnet_jax.create(model), *weights, pixels)
+
+
+@functools.cache
+def weight_shapes(model: str, pixels: int) -> tuple[dict, dict]:
+  """Returns the shapes of a network's parameters and of its state."""
   network = nfnet_jax.create(model)
   images = jnp.zeros((1, pixels, pixels, 3))
-  weights = jax.eval_shape(
-    lambda key: network.init(key, images, False), jax.random.key(0)
-  )
-  return complexity.count_image_macs(network, *weights, pixels)
+  init = lambda key: network.init(key, images, False)
+  return jax.eval_shape(init, jax.random.key(0))
+
+
+def make_params(shapes: dict) -> dict:
+  """Fills parameters on the host; a GPU's initialiser compiles for long."""
+  rng = np.random.default_rng(0)
+  constants = {'gain': 1, 'scale': 1, 'skip_gain': 0.1}
+
+  def fill(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    name = path.rpartition('/')[2]
+    if name == 'w':
+      scale = np.float32(math.prod(leaf.shape[:-1]) ** -0.5)
+      return rng.standard_normal(leaf.shape, np.float32) * scale
+    return np.full(leaf.shape, constants.get(name, 0), np.float32)
+
+  return trees.map_named(fill, shapes)
 
 
 def describe(error: BaseException) -> str:
   """Returns the first line of an error, and of what kind it is."""
   lines = str(error).strip().splitlines() or ['']
   return f'{type(error).__name__}: {lines[0][:160]}'
+
+
+def key_of(row: dict) -> tuple:
+  return tuple(str(row[name]) for name in COLUMNS[:6])
 
 
 def row_of(group: Group, form: str) -> dict:
@@ -628,7 +660,8 @@ def main():
   study = Study(args.out, args.deadline)
   study.measure_peak(256 if args.quick else 8192)
   for index in args.waves or range(len(waves)):
-    study.measure(waves[index])
+    if not study.is_late():
+      study.measure(waves[index])
     if index == 1:
       study.time_timm(waves[0][0])
   peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
