@@ -599,6 +599,8 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
       errors = ratio - float(row['least']), float(row['most']) - ratio
       groups.setdefault(label, {}).setdefault(row['form'], (ratio, errors))
   groups = {label: forms for label, forms in groups.items() if len(forms) > 1}
+  if not groups:
+    return
   figure, axis = plt.subplots(figsize=(10, 4), layout='constrained')
   for index, form in enumerate(FORMS):
     places, ratios, errors = [], [], []
@@ -612,10 +614,11 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
         places, ratios, 0.14, yerr=np.transpose(errors), label=form, capsize=2
       )
   axis.axhline(1, color='k', lw=0.8)
+  axis.set_ylim(0.7, 1.35)  # A round that stalled reaches far beyond.
   axis.set_xticks(range(len(groups)), [*groups], fontsize=8)
   axis.set_ylabel("time per step, share of plain's")
   axis.set_title(rows[0]['card'], fontsize=9)
-  axis.legend(fontsize=8)
+  axis.legend(fontsize=8, loc='upper right')
   figure.savefig(path, dpi=110)
   plt.close(figure)
 
