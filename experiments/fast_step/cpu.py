@@ -1,6 +1,6 @@
-"""Times the forms of a network's value and gradient side by side on a CPU.
+"""Time the loss and gradient of a network with and without fast paths on a CPU.
 
-Writes cpu.csv next to this file and its table into README.md; takes five
+Writes cpu.csv next to this file and its table into README.md. Takes five
 minutes on two cores:
 
   JAX_PLATFORMS=cpu python experiments/fast_step/cpu.py
@@ -27,7 +27,7 @@ FORMS = {
   'fast convolutions': CONVS,
   'both': FUSED | CONVS,
 }
-# Model, images, pixels a side.
+# Model, images, height and width in pixels.
 CASES = ('nfnet_f0', 4, 192), ('nfnet_nano', 64, 32)
 COLUMNS = (
   'model',
@@ -44,7 +44,7 @@ COLUMNS = (
 def make_gradient(
   name: str, options: dict, params: dict, images: jax.Array, labels: jax.Array
 ) -> Callable[[], tuple]:
-  """Compiles the gradient of the cross-entropy, as a call without arguments."""
+  """Compile the gradient of the cross-entropy; the result takes no arguments."""
   model = nfnet_jax.create(name, **options)
 
   def loss(params):
@@ -60,7 +60,7 @@ def make_gradient(
 def measure(
   name: str, batch: int, size: int, rounds: int
 ) -> dict[str, list[float]]:
-  """Returns seconds of each round by form; rounds take the forms in turn."""
+  """Return the seconds of each round by form; each round times every form."""
   model = nfnet_jax.create(name)
   images = jax.random.normal(jax.random.key(2), (batch, size, size, 3))
   labels = jnp.arange(batch)
@@ -83,7 +83,7 @@ def measure(
 
 
 def rows_of(name: str, batch: int, size: int, rounds: int) -> list[tuple]:
-  """Measures a model; ratios are of the plain form in the same round."""
+  """Measure a model; ratios are to the plain form in the same round."""
   seconds = measure(name, batch, size, rounds)
   rows = []
   for form, times in seconds.items():
@@ -99,7 +99,7 @@ def rows_of(name: str, batch: int, size: int, rounds: int) -> list[tuple]:
 
 
 def write(rows: list[tuple], folder: pathlib.Path) -> str:
-  """Writes the rows, and their table into the README; returns the table."""
+  """Write the rows, and their table into the README; return the table."""
   with (folder / 'cpu.csv').open('w', newline='') as file:
     csv.writer(file, lineterminator='\n').writerows([COLUMNS, *rows])
   names = [column.replace('_', ' ') for column in COLUMNS]

@@ -1,7 +1,7 @@
-"""Plans a training step in its plain and its fast form, side by side.
+"""Compare the planned cost of a training step with and without fast paths.
 
-Writes results.csv and results.png next to this file, and the table into
-README.md; what they hold of other models stays:
+Updates results.csv, results.png and the table in README.md next to this file;
+rows of other models stay:
 
   python experiments/fast_step/measure.py nfnet_f0 nfnet_f1
 """
@@ -24,7 +24,7 @@ from matplotlib import pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
 _REPLICATED = '--config.run.shard_update=False'
-# Form of the step -> what leads to it; the fast one is the default.
+# Form of the step -> flags that select it; the default has all fast paths.
 FORMS = {
   'plain': (
     '--config.run.fast_stem=False',
@@ -34,8 +34,8 @@ FORMS = {
   'replicated': (_REPLICATED,),
   'fast': (),
 }
-# M cycles, and GiB of temporaries and arguments together, of the authors'
-# released code compiled the same way: v3:2x2, 32 images a core, in full.
+# M cycles, and GiB of temporaries plus arguments, of the authors' released code
+# compiled in the same way: v3:2x2, 32 images per core, full effort.
 RELEASED = {
   'nfnet_f0': (55.96, 1.30 + 0.81),
   'nfnet_f1': (122.19, 2.80 + 1.49),
@@ -43,8 +43,8 @@ RELEASED = {
   'nfnet_f3': (379.29, 9.02 + 2.87),
 }
 RELEASED_ON = 'v3:2x2', 32
-# Where cycles go; what a plan names otherwise are convolutions.
-PARTS = (
+# Categories of cycles in the table and figure; see `_categories`.
+CATEGORIES = (
   'stem',
   'other convolutions',
   'elementwise and pooling',
@@ -67,16 +67,16 @@ COLUMNS = (
   'memory_ratio_to_released',
   'sent_mib',
   'compile_s',
-  *PARTS,
+  *CATEGORIES,
 )
-ACROSS = 5  # Panels in a row of the figure.
+ACROSS = 5  # Panels per row of the figure.
 MIB, GIB = 2**20, 2**30
 
 
 def plan(
   model: str, pod: str, images: int, form: str, quick: bool = False
 ) -> dict:
-  """Runs the door and reads what it says."""
+  """Run the command plan and return its numbers."""
   layout = pod.partition(':')[2].split('x')
   chips = math.prod(int(length) for length in layout)
   devices = topology.parse(pod).devices_per_chip * chips
@@ -96,7 +96,7 @@ def plan(
 
 
 def make_row(form: str, row: dict) -> dict[str, str]:
-  """Sets a plan's numbers beside the released step's.
+  """Return a plan's numbers with those of the released step.
 
   Raises:
     SystemExit: if the step does not fit.
@@ -104,7 +104,7 @@ def make_row(form: str, row: dict) -> dict[str, str]:
   if not row['fits']:
     sys.exit(
       f'{row["model"]} in the form {form} does not fit {row["topology"]}: it '
-      f'lacks {row["lacking_bytes"] / GIB:.2f} GiB a {row["device"]}.'
+      f'lacks {row["lacking_bytes"] / GIB:.2f} GiB per {row["device"]}.'
     )
   cycles, memory = RELEASED.get(row['model'], (math.nan, math.nan))
   if (row['topology'], row['batch_per_device']) != RELEASED_ON:
@@ -125,7 +125,10 @@ def make_row(form: str, row: dict) -> dict[str, str]:
     'memory_ratio_to_released': _known((temp + argument) / memory),
     'sent_mib': f'{row["collective_sent_bytes"] / MIB:.0f}',
     'compile_s': f'{row["compile_s"]:.0f}',
-    **{name: f'{n / 1e6:.2f}' for name, n in _parts(row['cycles']).items()},
+    **{
+      name: f'{cycles / 1e6:.2f}'
+      for name, cycles in _categories(row['cycles']).items()
+    },
   }
 
 
@@ -133,15 +136,15 @@ def _known(ratio: float) -> str:
   return '' if math.isnan(ratio) else f'{ratio:.3f}'
 
 
-def _parts(cycles: dict[str, dict[str, int]]) -> dict[str, int]:
-  """Adds up a plan's parts to those that are drawn."""
-  summed = dict.fromkeys(PARTS, 0)
+def _categories(cycles: dict[str, dict[str, int]]) -> dict[str, int]:
+  """Sum a plan's cycles over both passes and into fewer categories."""
+  summed = dict.fromkeys(CATEGORIES, 0)
   for name, passes in cycles.items():
     if name.startswith('convolutions'):
       name = 'stem' if name.endswith('stem') else 'other convolutions'
     elif name.startswith('casts'):
       name = 'casts'
-    summed[name if name in PARTS else 'the rest'] += sum(passes.values())
+    summed[name if name in CATEGORIES else 'the rest'] += sum(passes.values())
   return summed
 
 
@@ -153,7 +156,7 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def merge(rows: list[dict], made: dict) -> list[dict]:
-  """Puts a row in the place of that of the same plan, by model and form."""
+  """Add a row, or replace the row of the same plan; sort by plan."""
   key = lambda row: [row[name] for name in KEY]
   rows = [row for row in rows if key(row) != key(made)] + [made]
   return sorted(
@@ -163,7 +166,7 @@ def merge(rows: list[dict], made: dict) -> list[dict]:
 
 
 def write(rows: list[dict], folder: pathlib.Path) -> None:
-  """Writes the rows, their picture, and their table if there is a place."""
+  """Write the rows, their figure, and their table if there is a README."""
   with (folder / 'results.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
     writer.writeheader()
@@ -175,13 +178,13 @@ def write(rows: list[dict], folder: pathlib.Path) -> None:
 
 
 def fill(text: str, table: str) -> str:
-  """Puts a table between the markers of a text."""
+  """Replace the table between the markers of a text."""
   return re.sub(
     r'(?s)(?<=<!-- results -->\n).*(?=<!-- end -->)', lambda _: table, text
   )
 
 
-# Column of the table -> how it is read from a row.
+# Column of the table -> function that formats its cell from a row.
 _CELLS = {
   'model': lambda row: row['model'].removeprefix('nfnet_').upper(),
   'pod': lambda row: row['topology'],
@@ -201,7 +204,7 @@ _CELLS = {
 
 
 def table(rows: list[dict]) -> str:
-  """Formats rows for a README."""
+  """Format rows for a README."""
   right = ['---'] + ['---'] + ['---:'] + ['---'] + ['---:'] * (len(_CELLS) - 4)
   lines = [[*_CELLS], right]
   lines += [[read(row) for read in _CELLS.values()] for row in rows]
@@ -209,7 +212,7 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: pathlib.Path) -> None:
-  """Draws where cycles go, plain beside fast, a panel a model and pod."""
+  """Draw cycles by category, plain and fast, a panel per model and pod."""
   groups = {}
   for row in rows:
     if row['form'] != 'replicated':
@@ -229,7 +232,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
   for axis in axes.flat[len(groups) :]:
     axis.axis('off')
   for axis in axes[:, 0]:
-    axis.set_ylabel('M cycles a step')
+    axis.set_ylabel('M cycles per step')
   handles, names = axes[0, 0].get_legend_handles_labels()
   figure.legend(
     handles[::-1], names[::-1], loc='outside right upper', fontsize=8
@@ -242,7 +245,7 @@ def _draw_panel(
   axis, model: str, pod: str, images: str, group: dict[str, dict]
 ) -> None:
   bottom = [0.0] * len(group)
-  for index, name in enumerate(PARTS):
+  for index, name in enumerate(CATEGORIES):
     heights = [float(row[name]) for row in group.values()]
     axis.bar([*group], heights, 0.7, bottom, label=name, color=f'C{index}')
     bottom = [a + b for a, b in zip(bottom, heights)]
@@ -258,7 +261,7 @@ def _draw_panel(
   if (pod, int(images)) == RELEASED_ON and model in RELEASED:
     axis.axhline(RELEASED[model][0], color='k', ls='--', lw=1, label='released')
   name = model.removeprefix('nfnet_').upper()
-  axis.set_title(f'{name}, {pod}\n{images} images a device', fontsize=9)
+  axis.set_title(f'{name}, {pod}\n{images} images per device', fontsize=9)
   axis.grid(axis='y', alpha=0.3)
   axis.set_axisbelow(True)
 
@@ -267,7 +270,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('models', nargs='*', default=['nfnet_f0'])
   parser.add_argument('--topology', default='v3:2x2')
-  parser.add_argument('--images', type=int, default=32, help='a device')
+  parser.add_argument('--images', type=int, default=32, help='per device')
   parser.add_argument('--forms', nargs='+', choices=FORMS, default=[*FORMS])
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--out', type=pathlib.Path, default=HERE)
@@ -277,7 +280,7 @@ def main():
     for form in args.forms:
       made = plan(model, args.topology, args.images, form, args.quick)
       rows = merge(rows, make_row(form, made))
-      # After each, so that what took minutes is not lost.
+      # After each plan, because a plan takes minutes.
       write(rows, args.out)
   print(table(rows), end='')
 

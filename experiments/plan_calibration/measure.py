@@ -1,4 +1,4 @@
-"""The plan's estimates of NFNets' steps next to measured ones on TPU v3.
+"""Compare the estimated step times of NFNets with measured ones on TPU v3.
 
 Writes results.csv and results.png next to this file, and prints the table:
 
@@ -19,7 +19,7 @@ matplotlib.use('agg')
 from matplotlib import pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
-# Milliseconds of a step of 32 images a core, arXiv 2102.06171, tables 3 and 6.
+# Milliseconds per step of 32 images per core, arXiv 2102.06171, tables 3 and 6.
 MEASURED = {
   'nfnet_f0': 73.3,
   'nfnet_f1': 158.5,
@@ -51,7 +51,7 @@ COLUMNS = (
 
 
 def plan(model: str, topology: str, quick: bool) -> dict:
-  """Runs the door and reads what it says."""
+  """Run the command plan and return its numbers."""
   across, down = (int(n) for n in topology.partition(':')[2].split('x'))
   cores = 2 * across * down
   command = [
@@ -63,7 +63,7 @@ def plan(model: str, topology: str, quick: bool) -> dict:
     f'--config.batch_size={IMAGES * cores}',
     f'--topology={topology}',
     '--json',
-    # The form that was measured.
+    # The measured code has no fast paths.
     '--config.run.fast_stem=False',
     '--config.run.fused_blocks=False',
     '--config.run.shard_update=False',
@@ -73,7 +73,7 @@ def plan(model: str, topology: str, quick: bool) -> dict:
 
 
 def make_row(row: dict) -> dict:
-  """Sets a plan's numbers beside the measured step."""
+  """Return a plan's numbers with the measured step time."""
   measured = MEASURED[row['model']]
   ratio = measured / row['step_ms']
   return {
@@ -98,7 +98,7 @@ def write(rows: list[dict], path: pathlib.Path) -> None:
 
 
 def draw(rows: list[dict], path: pathlib.Path) -> None:
-  """Draws measured over estimated steps."""
+  """Draw measured over estimated step times."""
   figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
   for row in rows:
     x, y = float(row['step_ms']), row['measured_ms']
@@ -108,7 +108,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
   ends = [0, 1.2 * max(float(row['step_ms']) for row in rows)]
   axis.plot(ends, ends, 'k--', lw=1, label='as estimated')
   axis.set(xlabel='estimated ms', ylabel='measured ms')
-  axis.set_title('A step of 32 images a core on TPU v3')
+  axis.set_title('Step of 32 images per core on TPU v3')
   axis.grid(alpha=0.3)
   axis.legend()
   figure.savefig(path, dpi=110)

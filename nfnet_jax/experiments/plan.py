@@ -266,7 +266,7 @@ def _accept(
 
   Args:
     config: the config of the experiment before it was resolved.
-    experiment: the planned experiment, whose microbatches are kept.
+    experiment: the planned experiment, whose number of microbatches must stay.
     devices: number of devices.
     batch: the batch per device that fits.
 

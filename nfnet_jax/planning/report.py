@@ -72,9 +72,9 @@ def _state(row: dict[str, Any]) -> str:
   whole, parameters = size(row['state_bytes']), size(row['parameter_bytes'])
   if not row['shard_update']:
     return f'{whole} per {row["device"]}, of which parameters {parameters}'
-  kept = size(row['state_bytes_per_device'])
+  local = size(row['state_bytes_per_device'])
   return (
-    f'{whole} in total, of which parameters {parameters}; {kept} per '
+    f'{whole} in total, of which parameters {parameters}; {local} per '
     f'{row["device"]}'
   )
 

@@ -77,7 +77,7 @@ def test_numbers_by_hand():
   assert row['flops_per_step'] == 1.3e12 * 128
   assert (row['accumulate'], row['remat']) == (1, False)
   assert row['model_flops_per_step'] == 6 * 6.98e9 * 4096
-  # 32 images a core: 1.34 TFLOP in 60 ms, of 61.5 TFLOP/s.
+  # 32 images per core: 1.34 TFLOP in 60 ms, of 61.5 TFLOP/s.
   assert row['model_flops_utilisation'] == pytest.approx(0.3632, abs=1e-4)
   assert row['epoch_minutes'] == pytest.approx(1_281_167 / 4096 * 0.06 / 60)
   assert row['total_hours'] == pytest.approx(112_602 * 0.06 / 3600)
