@@ -51,6 +51,7 @@ setuptools.setup(
     'test': [
       *GCS,
       'hypothesis>=6.100',
+      'mypy>=1.15',
       # 213 MB, so that tests compile for a pod where its compiler runs.
       "jax[tpu]>=0.10; sys_platform == 'linux' and "
       "platform_machine == 'x86_64'",

@@ -25,7 +25,7 @@ from ml_collections import config_dict
 
 from nfnet_jax import preprocessing
 from nfnet_jax.models import registry
-from nfnet_jax.optim import recipe
+from nfnet_jax.optim import clipping
 
 if TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -49,7 +49,7 @@ class Setting(NamedTuple):
   description: str
   interval: str | None = None
   choices: Sequence[str] | None = None
-  type: type | None = None
+  type: Any = None
 
 
 _COUNT, _SIZE, _SHARE = '[1, inf)', '[0, inf)', '[0, 1)'
@@ -107,7 +107,7 @@ _OPTIMIZER = {
     _SIZE,
     type=float,
   ),
-  'clip_by': Setting('unit', 'Clipping rule.', choices=recipe.CLIP_BY),
+  'clip_by': Setting('unit', 'Clipping rule.', choices=tuple(clipping.RULES)),
   'trust_coefficient': Setting(
     None, 'Coefficient of layer-wise rates, as in LARS.', _SIZE, type=float
   ),

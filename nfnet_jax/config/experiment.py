@@ -30,7 +30,9 @@ from nfnet_jax.weights import identify, load
 class Dataset(Protocol):
   """What an experiment needs to know of its data; a `data.sources.Source`."""
 
-  num_classes: int
+  @property
+  def num_classes(self) -> int:
+    """Number of classes."""
 
   def num_examples(self, split: str) -> float:
     """Return the number of examples of a split."""

@@ -117,6 +117,7 @@ def train(
   stopwatch = timing.Stopwatch()
   with (
     preemption.StopRequest() as stop,
+    checkpoint.quiet_orbax(),
     (
       checkpoint.Checkpoints(
         workdir / 'checkpoints', config.run.keep_checkpoints

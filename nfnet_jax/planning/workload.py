@@ -76,7 +76,7 @@ def device_state(
     state: shapes of the whole state.
   """
   shard = jax.vmap(
-    trainer.split,
+    trainer.shard,
     in_axes=None,
     axis_size=trainer.devices,
     axis_name=data_parallel.AXIS,

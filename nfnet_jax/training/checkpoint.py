@@ -312,6 +312,9 @@ class NullCheckpoints(contextlib.AbstractContextManager):
   def __exit__(self, *error: Any) -> None:
     pass
 
+  def restore_latest(self, abstract_state: state_lib.TrainState) -> None:
+    """Return None: these processes have no checkpoints."""
+
   def save(self, state: state_lib.TrainState) -> None:
     """Do nothing."""
 
