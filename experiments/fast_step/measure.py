@@ -23,15 +23,10 @@ matplotlib.use('agg')
 from matplotlib import pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
-_REPLICATED = '--config.run.shard_update=False'
 # Form of the step -> flags that select it; the default has all fast paths.
 FORMS = {
-  'plain': (
-    '--config.run.fast_stem=False',
-    '--config.run.fused_blocks=False',
-    _REPLICATED,
-  ),
-  'replicated': (_REPLICATED,),
+  'plain': ('--config.run.fast_paths=none',),
+  'replicated': ('--config.run.fast_paths=fast_stem,fused_blocks',),
   'fast': (),
 }
 # M cycles, and GiB of temporaries plus arguments, of the authors' released code
