@@ -93,7 +93,7 @@ class Tiny(classifier.ImageClassifier):
 AUGMENTATION = {
   'preprocessing.py': [
     (
-      "  shift: int = option(",
+      '  shift: int = option(',
       "  grey: bool = option(False, 'Remove the colours.')\n",
     ),
     ("      f'shift {self.shift} px'", "      'grey' if self.grey else '',\n"),

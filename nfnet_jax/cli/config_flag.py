@@ -44,6 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
       f'Give an experiment: --config=NAME. Known: {known}.'
     )
   validate.check_keys(_CONFIG.value)
+  # Before weights are read to complete the configuration.
+  validate.check_dataset(_CONFIG.value)
   return _CONFIG.value
 
 

@@ -36,7 +36,8 @@ def validate(
   Raises:
     errors.InputError: naming the setting, and what to do.
   """
-  _check_names(config)
+  check_dataset(config)
+  _check_model_name(config)
   values = base.flat(config)
   for name, setting in base.settings().items():
     _check_value(name, values[name], setting)
@@ -64,9 +65,17 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_names(config: ml_collections.ConfigDict) -> None:
+def check_dataset(config: ml_collections.ConfigDict) -> None:
+  """Check that a configuration names a dataset.
+
+  Raises:
+    errors.InputError: if it does not.
+  """
   if config.dataset is None:
     raise errors.InputError('Name a dataset: --config.dataset=NAME.')
+
+
+def _check_model_name(config: ml_collections.ConfigDict) -> None:
   if config.model.name is None:
     raise errors.InputError(
       'Name a model: --config.model.name=NAME, or a trained one: '
