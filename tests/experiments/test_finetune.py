@@ -120,7 +120,7 @@ class TestBeginning:
       return state._replace(params=params, ema_params=average), {}
 
     batch = single.shard_batch({'image': np.zeros((1, 1), np.float32)})
-    trainer = types.SimpleNamespace(train_step=step, axes=None)
+    trainer = types.SimpleNamespace(train_step=step, state_axes=None)
     state, _ = single.train_step(trainer)(single.replicate(state), batch)
     for factor, tree in ((2, state.params), (4, state.ema_params)):
       times = lambda x, factor=factor: factor * x
