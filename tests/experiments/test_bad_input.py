@@ -177,11 +177,12 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     ([], 'Give an experiment: --config=NAME. Known: digits'),
     (
       ['--config=digits', '--config.optimizer.learning_rte=1'],
-      'Did you mean "learning_rate"',
+      "Unknown setting 'optimizer.learning_rte'. Did you mean "
+      "'optimizer.learning_rate'?",
     ),
     (
       ['--config=digits', '--config.optimzer.learning_rate=1'],
-      'Did you mean "optimizer"',
+      "'optimzer.learning_rate'. Use --config.optimizer.learning_rate=1.",
     ),
     (
       ['--config=digits', '--config.batch_size=many'],
@@ -193,8 +194,17 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     (['--config=digits', '--batch_size=9'], 'Use --config.batch_size=9.'),
     (
       ['--config=digits', '--config.optimizer.lr=1'],
-      'Use --config.optimizer.learning_rate.',
+      "Unknown setting 'optimizer.lr'. Use --config.optimizer.learning_rate=1.",
     ),
+    (
+      ['--config=digits', '--config.run.fast_stem=True'],
+      "Unknown setting 'run.fast_stem'. Use --config.run.fast_paths=LIST",
+    ),
+    (
+      ['--config=digits', '--config.optimizer.zzz=1'],
+      "Unknown setting 'optimizer.zzz'. --print_config lists all settings.",
+    ),
+    (['--config=digits:x'], "The config 'digits' takes no argument"),
     (['--config=f3:x'], "The config 'f3' takes no argument"),
     (
       ['--config=digits', '--config.run.fast_paths=fast_stm'],
@@ -334,7 +344,16 @@ def test_train_without_a_workdir(run_command):
     ('return 1 / 0', 'mine.py:3: ZeroDivisionError: division by zero'),
     ('return math.foo', "mine.py:3: AttributeError: module 'math' has no"),
     ('return ml_collections.ConfigDict({"model": {}})', 'missing or unknown'),
-    ('c = digits.get_config(); c.optimizer.learning_rte = 5', 'learning_rate'),
+    (
+      'c = digits.get_config(); c.optimizer.learning_rte = 5',
+      "mine.py:3: Unknown setting 'learning_rte'. Did you mean "
+      "'optimizer.learning_rate'?",
+    ),
+    (
+      'c = digits.get_config(); c.batch_size = "many"',
+      "mine.py:3: TypeError: Could not override field 'batch_size'",
+    ),
+    ('raise ValueError("No such size.")', 'nfnet_jax: No such size.'),
   ],
 )
 def test_a_config_file_that_is_wrong(run_command, tmp_path, body, message):

@@ -84,8 +84,8 @@ class TestRun:
     assert run_command(train.main, *arguments) == (
       2,
       '',
-      'nfnet_jax: --profile=3:4 begins before the step that the run resumes '
-      'from, 6.\n',
+      'nfnet_jax: --profile=3:4 begins before step 6, from which the run '
+      'resumes.\n',
     )
 
   def test_the_same_command_still_resumes(self, run_command, small, workdir):
