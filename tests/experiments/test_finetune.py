@@ -24,7 +24,7 @@ HEAD = 'NFNet/~/linear'
 
 
 def with_classes(weights, count):
-  """The same network with fewer classes."""
+  """Return the same network with fewer classes."""
   head = {
     name: array[..., :count] for name, array in weights.params[HEAD].items()
   }
@@ -66,7 +66,7 @@ def begin(path, source, data_dir, **model):
   return experiment, jax.device_get(experiment.create_state())
 
 
-class TestBeginning:
+class TestFirstState:
   """The state at step 0."""
 
   def test_same_classes_keep_the_classifier(
@@ -76,8 +76,8 @@ class TestBeginning:
     trees.assert_equal(state.params, trained.params)
     trees.assert_equal(state.ema_params, trained.params)
     assert state.step == 0
-    (said,) = summary._origin(experiment)
-    assert said == f'weights    {folder}/ten.npz'
+    (line,) = summary._origin(experiment)
+    assert line == f'weights    {folder}/ten.npz'
     assert not any(
       np.any(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim
     )
@@ -99,8 +99,8 @@ class TestBeginning:
       trees.assert_equal({HEAD: head}, {HEAD: jax.device_get(initial[HEAD])})
       others = {k: v for k, v in trained.params.items() if k != HEAD}
       trees.assert_equal(tree, others)
-    (said,) = summary._origin(experiment)
-    assert said.endswith('seven.npz, classifier new (7 classes there)')
+    (line,) = summary._origin(experiment)
+    assert line.endswith('seven.npz, classifier new (7 classes there)')
 
   def test_a_step_may_donate_the_state(self, folder, digits, data_dir, trained):
     before = jax.tree.map(np.array, trained.params)
@@ -166,8 +166,8 @@ class TestSettings:
     model = experiment_lib.prepare_config(config).model
     assert model.name == 'nfnet_pico'
     assert (model.activation, model.timm_forward) == ('silu', True)
-    assert config.model.name is None  # The caller's own is left alone.
-    config.model.activation = 'relu'  # Said by the person.
+    assert config.model.name is None  # The argument does not change.
+    config.model.activation = 'relu'  # Given explicitly.
     assert experiment_lib.prepare_config(config).model.activation == 'relu'
 
   def test_an_option_that_no_config_sets(self, tmp_path, trained, data_dir):
@@ -201,14 +201,14 @@ class TestSettings:
 
 
 def published(config):
-  """What section 5 of the facts lists."""
+  """Return the settings that the paper gives for fine-tuning."""
   optimizer, data = config.optimizer, config.data
   return {
     'batch': config.batch_size,
     'length': config.train_for,
     'rate': (optimizer.learning_rate, optimizer.final_learning_rate),
     'warmup': optimizer.warmup,
-    'stairs': optimizer.decay_every,
+    'step_decay': optimizer.decay_every,
     'momentum': (optimizer.momentum, optimizer.nesterov),
     'decay': optimizer.weight_decay,
     'sam': (optimizer.sam_rho, optimizer.sam_share),
@@ -225,7 +225,7 @@ FINETUNE = {
   'length': '15000 steps',
   'rate': (0.1, 0.0),
   'warmup': '5000 steps',
-  'stairs': None,
+  'step_decay': None,
   'momentum': (0.9, True),
   'decay': 0.0,
   'sam': (0.0, 0.2),
@@ -428,8 +428,8 @@ class TestRun:
   ):
     stream = experiment_lib.Experiment.train_batches
 
-    def failing(self, first_step, note):
-      for batch in stream(self, first_step, note):
+    def failing(self, first_step, log_fn):
+      for batch in stream(self, first_step, log_fn):
         if batch['step'] == 4:
           raise RuntimeError('power cut')
         yield batch
@@ -462,7 +462,7 @@ class TestRun:
 
 
 @pytest.mark.parametrize(
-  ('flags', 'said'),
+  ('flags', 'message'),
   [
     (
       ['--config.weights={tmp}/ten.npz', '--config.model.name=nfnet_f0'],
@@ -486,7 +486,7 @@ class TestRun:
   ],
 )
 def test_bad_input(
-  run_command, folder, tune, tmp_path, monkeypatch, flags, said
+  run_command, folder, tune, tmp_path, monkeypatch, flags, message
 ):
   monkeypatch.setattr(jax, 'pmap', None)
   flags = [flag.format(tmp=folder) for flag in flags]
@@ -495,7 +495,7 @@ def test_bad_input(
   )
   assert (code, out) == (2, '')
   assert len(err.splitlines()) == 1
-  assert said.format(tmp=folder) in err
+  assert message.format(tmp=folder) in err
   assert not (tmp_path / 'run').exists()
 
 
@@ -509,7 +509,7 @@ def test_no_dataset(run_command, folder, tmp_path):
 
 class TestEvaluateWeights:
   @pytest.mark.parametrize(
-    ('flags', 'said'),
+    ('flags', 'message'),
     [
       (
         ['--weights={tmp}/seven.npz', '--config.model.name=nfnet_pico'],
@@ -524,7 +524,7 @@ class TestEvaluateWeights:
     ],
   )
   def test_refusals(
-    self, run_command, folder, data_dir, monkeypatch, flags, said
+    self, run_command, folder, data_dir, monkeypatch, flags, message
   ):
     monkeypatch.setattr(jax, 'pmap', None)
     flags = [flag.format(tmp=folder) for flag in flags]
@@ -534,7 +534,7 @@ class TestEvaluateWeights:
     )
     assert (code, out) == (2, '')
     assert len(err.splitlines()) == 1
-    assert said.format(tmp=folder) in err
+    assert message.format(tmp=folder) in err
 
   def test_without_a_config(self, run_command, folder):
     flag = f'--weights={folder}/ten.npz'
@@ -545,7 +545,7 @@ class TestEvaluateWeights:
   def test_a_given_setting_is_kept(self, folder, trained):
     config = digits_config.get_config()
     config.model.name = 'nfnet_pico'
-    adopted = experiment_lib.prepare_config(
+    resolved = experiment_lib.prepare_config(
       resolve.set_model_from_weights(config, trained)
     )
-    assert adopted.data.eval_margin == config.data.eval_margin
+    assert resolved.data.eval_margin == config.data.eval_margin
