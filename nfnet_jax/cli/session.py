@@ -196,10 +196,8 @@ def _check_count() -> None:
       'JAX_PLATFORMS=cpu.'
     )
   if processes.are_several():
-    counted, expected = (
-      data_parallel.DataParallel().count(),
-      jax.device_count(),
-    )
+    counted = data_parallel.DataParallel().count()
+    expected = jax.device_count()
     if counted != expected:
       raise errors.RunError(
         f'{counted} of {expected} devices answered. Restart all processes; if '

@@ -164,7 +164,9 @@ def restore_latest(
     ):
       state = checkpoints.restore_latest(experiment.abstract_state())
   if state is None:
-    raise errors.InputError(f"'{workdir}' holds no checkpoint yet.")
+    raise errors.InputError(
+      f"'{workdir}' holds no checkpoint yet. Wait until the run saves one."
+    )
   return state
 
 
