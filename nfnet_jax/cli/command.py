@@ -184,12 +184,12 @@ def _explain_config_error(error: Exception, argv: Sequence[str]) -> Exception:
   """Return what went wrong while a config file and its overrides were read."""
   if isinstance(error, AttributeError) and error.name == 'get_config':
     return lookup.without_get_config(str(getattr(error.obj, '__file__', '')))
-  known = base.settings()
-  for word in argv[1:]:
-    flag, _, value = word.lstrip('-').partition('=')
-    section, _, name = flag.partition('.')
-    if section == 'config' and name and name not in known:
-      return lookup.unknown_setting(name, value)
+  if isinstance(error, (AttributeError, KeyError)):
+    for word in argv[1:]:
+      flag, _, value = word.lstrip('-').partition('=')
+      section, _, name = flag.partition('.')
+      if section == 'config' and name and name not in base.settings():
+        return lookup.unknown_setting(name, value)
   return lookup.explain_file_error(error)
 
 

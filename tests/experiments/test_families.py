@@ -278,6 +278,6 @@ def test_signal_propagation_to_a_bad_folder(run_command, monkeypatch):
 
 
 def test_configs_are_listed():
-  table = lookup.config_table()
+  table = lookup.format_table()
   for name in ('resnet', 'nf_regnet', 'efficientnet', 'ladder', 'f7_plus'):
     assert f'\n{name} ' in f'\n{table}'

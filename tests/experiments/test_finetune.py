@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax import errors
 from nfnet_jax.cli import summary
 from nfnet_jax.config import base, resolve
 from nfnet_jax.config import experiment as experiment_lib
@@ -54,6 +53,7 @@ def settings(path, data_dir, **model):
   config.dataset = 'digits'
   config.weights = str(path)
   config.batch_size = 16
+  config.data.shards = 8
   config.data.eval_split = 'test'
   config.run.data_dir = data_dir
   config.model.update(model)
@@ -116,7 +116,7 @@ class TestFirstState:
       return state._replace(params=params, ema_params=average), {}
 
     batch = single.shard_batch({'image': np.zeros((1, 1), np.float32)})
-    trainer = types.SimpleNamespace(train_step=step, axes=None)
+    trainer = types.SimpleNamespace(train_step=step, state_axes=None)
     state, _ = single.train_step(trainer)(single.replicate(state), batch)
     for factor, tree in ((2, state.params), (4, state.ema_params)):
       times = lambda x, factor=factor: factor * x
@@ -170,11 +170,13 @@ class TestSettings:
     config.model.activation = 'relu'  # Given explicitly.
     assert experiment_lib.prepare_config(config).model.activation == 'relu'
 
-  def test_an_option_that_no_config_sets(self, tmp_path, trained, data_dir):
+  def test_any_option_of_the_weights_is_taken(
+    self, tmp_path, trained, data_dir
+  ):
     weights = trained.with_options(alpha=0.3)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
-    with pytest.raises(errors.InputError, match=r'alpha=0\.3, which no config'):
-      experiment_lib.prepare_config(settings(tmp_path / 'w.npz', data_dir))
+    config = settings(tmp_path / 'w.npz', data_dir)
+    assert experiment_lib.prepare_config(config).model.alpha == 0.3
 
   def test_paths_become_absolute(self, folder, data_dir, monkeypatch):
     monkeypatch.chdir(folder)
