@@ -502,9 +502,9 @@ def test_bad_input(
 
 
 def test_no_dataset(run_command, folder, tmp_path):
-  flags = f'--config.weights={folder}/ten.npz', f'--workdir={tmp_path}/run'
-  for config in ('finetune', 'pretrain'):
-    code, _, err = run_command(train.main, f'--config={config}', *flags)
+  weights = f'--config.weights={folder}/ten.npz'
+  for flags in (['--config=finetune', weights], ['--config=pretrain']):
+    code, _, err = run_command(train.main, *flags, f'--workdir={tmp_path}/run')
     assert code == 2
     assert err == 'nfnet_jax: Name a dataset: --config.dataset=NAME.\n'
 
