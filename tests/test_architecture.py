@@ -1,4 +1,4 @@
-"""Who may import whom, what an import costs, and what the package holds."""
+"""Import rules, the cost of imports, and the contents of the wheel."""
 
 import ast
 import pathlib
@@ -12,6 +12,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'nfnet_jax'
+COMMANDS = sorted(
+  path.stem for path in (PACKAGE / 'experiments').glob('[a-z]*.py')
+)
 
 _BASE = {'errors', 'preprocessing', 'trees'}
 _STORAGE = {*_BASE, 'storage'}
@@ -90,15 +93,14 @@ def test_imports_follow_the_rules(name):
 
 
 def test_no_package_imports_a_command():
-  commands = [p.stem for p in (PACKAGE / 'experiments').glob('[a-z]*.py')]
   imported = {
     name for path in PACKAGE.rglob('*.py') for name in imports_of(path)
   }
-  assert not imported & {f'nfnet_jax.experiments.{name}' for name in commands}
+  assert not imported & {f'nfnet_jax.experiments.{name}' for name in COMMANDS}
 
 
-def test_only_one_file_knows_pmap():
-  knowing = [
+def test_only_one_file_uses_pmap():
+  users = [
     str(path.relative_to(PACKAGE))
     for path in PACKAGE.rglob('*.py')
     if any(
@@ -106,16 +108,16 @@ def test_only_one_file_knows_pmap():
       for node in ast.walk(ast.parse(path.read_text()))
     )
   ]
-  assert knowing == ['training/data_parallel.py']
+  assert users == ['training/data_parallel.py']
 
 
-def test_only_one_file_sets_matplotlib_up():
-  knowing = [
+def test_only_one_file_imports_matplotlib():
+  users = [
     str(path.relative_to(PACKAGE))
     for path in PACKAGE.rglob('*.py')
     if any(name.startswith('matplotlib') for name in imports_of(path))
   ]
-  assert knowing == ['plotting.py']
+  assert users == ['plotting.py']
 
 
 def test_import_is_quick_and_leaves_tensorflow_alone():
@@ -159,27 +161,22 @@ def test_imports_have_no_side_effects():
 
 
 def children_seconds():
-  """Processor time of all processes started so far."""
+  """Return the processor time of all child processes that have ended."""
   usage = resource.getrusage(resource.RUSAGE_CHILDREN)
   return usage.ru_utime + usage.ru_stime
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    'train',
-    'evaluate',
-    'convert',
-    'export',
-    'features',
-    'predict',
-    'prepare',
-    'show_batch',
-    'models',
-    'signal_propagation',
-    'plan',
-  ],
-)
+def test_commands_import_slow_libraries_only_to_use_them():
+  modules = ', '.join(f'nfnet_jax.experiments.{name}' for name in COMMANDS)
+  program = (
+    f'import sys, {modules}; '
+    'heavy = {"tensorflow", "orbax", "tensorboardX", "matplotlib", "sklearn"}; '
+    'assert not heavy & set(sys.modules)'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize('name', COMMANDS)
 def test_help_is_quick(name):
   command = [sys.executable, '-m', f'nfnet_jax.experiments.{name}', '--help']
   seconds = []

@@ -15,6 +15,7 @@ from PIL import Image
 import pytest
 
 import nfnet_jax
+from nfnet_jax.config import fast_paths
 from nfnet_jax.experiments import (
   convert,
   evaluate,
@@ -144,7 +145,15 @@ def test_other_commands_exist(page):
         assert importlib.util.find_spec(module), command
       case ['python3', '-m', 'venv', '.venv']:
         pass
-      case [('.venv/bin/pip' | '.venv/bin/ruff' | '.venv/bin/xprof'), *_]:
+      case [
+        (
+          '.venv/bin/pip'
+          | '.venv/bin/ruff'
+          | '.venv/bin/mypy'
+          | '.venv/bin/xprof'
+        ),
+        *_,
+      ]:
         pass
       case ['export', *_]:
         pass
@@ -154,7 +163,11 @@ def test_other_commands_exist(page):
 
 def test_configs_and_settings_in_prose_exist(run_command):
   words = {word for page in PAGES for word in inline_code(page)}
-  flags = {word for word in words if word.startswith('--') and '=' in word}
+  flags = {
+    word
+    for word in words
+    if word.startswith('--') and '=' in word and 'NAME=' not in word
+  }
   names = sorted(flag for flag in flags if flag.startswith('--config='))
   overrides = sorted(flag for flag in flags if flag.startswith('--config.'))
   assert names
@@ -197,7 +210,7 @@ def run_commands(run_command, text, expected):
 def test_imagenet_commands_run(
   run_command, small_recipe, imagenet_tars, tmp_path, monkeypatch
 ):
-  """With a small ImageNet and a small network; otherwise as they stand."""
+  """With a small ImageNet and a small network, otherwise unchanged."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'tars').symlink_to(imagenet_tars)
   small = [flag for flag in small_recipe[1:] if 'data_dir' not in flag]
@@ -232,7 +245,7 @@ def test_model_commands_run(run_command, tmp_path, monkeypatch):
 def test_trained_network_commands_run(
   run_command, small, imagenet_dir, tmp_path, monkeypatch
 ):
-  """With a small network in the published format; otherwise as they stand."""
+  """With a small network in the published format, otherwise unchanged."""
   monkeypatch.chdir(tmp_path)
   params, _ = trained_weights.randomize(nfnet_jax.create_model('nfnet_pico'))
   (tmp_path / 'F0_haiku.npz').write_bytes(pickle.dumps(params))
@@ -319,6 +332,19 @@ def test_plan_is_shown_as_it_is_printed():
   )
   assert list(shown) == list(printed)
   assert shown['estimate'] == printed['estimate']
+
+
+def test_page_of_fast_paths_lists_them_with_their_platforms():
+  page = (ROOT / 'docs' / 'fast_paths.md').read_text()
+  rows = re.findall(r'^\| `(\w+)` \| .* \| (.*) \|$', page, re.MULTILINE)
+  every = 'tpu', 'gpu', 'cpu'
+  assert rows == [
+    (
+      name,
+      'all' if path.platforms == every else ', '.join(path.platforms).upper(),
+    )
+    for name, path in fast_paths.FAST_PATHS.items()
+  ]
 
 
 def test_cloud_commands_run(tmp_path):

@@ -12,7 +12,6 @@ import pathlib
 import sys
 import threading
 import time
-import traceback
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -37,28 +36,6 @@ _SETTINGS = {
   'split': ('data.train_split', 'data.eval_split'),
   'data_dir': ('run.data_dir',),
 }
-# What people call settings elsewhere -> the setting.
-_SYNONYMS = {
-  'lr': 'optimizer.learning_rate',
-  'learning_rate': 'optimizer.learning_rate',
-  'wd': 'optimizer.weight_decay',
-  'weight_decay': 'optimizer.weight_decay',
-  'clipping': 'optimizer.clipping',
-  'momentum': 'optimizer.momentum',
-  'epochs': 'train_for',
-  'steps': 'train_for',
-  'batch_size': 'batch_size',
-  'bs': 'batch_size',
-  'seed': 'seed',
-  'model': 'model.name',
-  'dropout': 'model.dropout_rate',
-  'image_size': 'data.image_size',
-  'fast_stem': 'run.fast_paths',
-  'fused_blocks': 'run.fast_paths',
-  'fast_convs': 'run.fast_paths',
-  'shard_update': 'run.fast_paths',
-}
-_EXAMPLES = {'epochs': "'90 epochs'", 'steps': "'1000 steps'"}
 
 
 def run(
@@ -171,69 +148,54 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return flags.FLAGS(list(argv))
   except flags.UnrecognizedFlagError as error:
     sys.exit(_report(_unknown_flag(error)))
-  except (flags.Error, errors.InputError) as error:
+  except flags.Error as error:
+    sys.exit(_report(_explain_flag_error(error)))
+  except errors.InputError as error:
     sys.exit(_report(error))
   except errors.RunError as error:  # From the workdir whose config it takes.
     _report(error)
     sys.exit(EXIT_FAILED)
   except Exception as error:
-    sys.exit(_report(_explain_config_error(error)))
+    sys.exit(_report(_explain_config_error(error, argv)))
 
 
 def _unknown_flag(error: flags.UnrecognizedFlagError) -> Exception:
   """Return an error that names the setting which people may have meant."""
-  setting = _SYNONYMS.get(error.flagname)
-  if setting is None or 'config' not in flags.FLAGS:
+  name = error.flagname
+  if name not in lookup.SYNONYMS or 'config' not in flags.FLAGS:
     return error
-  given = str(error.flagvalue).partition('=')[2] or 'VALUE'
-  value = _EXAMPLES.get(error.flagname, given)
+  value = str(error.flagvalue).partition('=')[2]
   return errors.InputError(
-    f"Unknown command line flag '{error.flagname}'. Use "
-    f'--config.{setting}={value}.'
+    f"Unknown command line flag '{name}'.{lookup.suggest_setting(name, value)}"
   )
 
 
-def _explain_config_error(error: Exception) -> Exception:
+def _explain_flag_error(error: Exception) -> Exception:
+  """Return the error of a config file that absl quotes, or the error itself."""
+  cause: BaseException | None = error
+  while cause and 'Traceback' in str(cause):
+    cause = cause.__context__
+  if cause is error or not isinstance(cause, Exception):
+    return error
+  return lookup.explain_file_error(cause)
+
+
+def _explain_config_error(error: Exception, argv: Sequence[str]) -> Exception:
   """Return what went wrong while a config file and its overrides were read."""
-  place = traceback.extract_tb(error.__traceback__)[-1]
-  parts = pathlib.Path(place.filename).parts
-  if not {'absl', 'ml_collections'} & set(parts):
-    return lookup.raised_by_file(error)
   if isinstance(error, AttributeError) and error.name == 'get_config':
     return lookup.without_get_config(str(getattr(error.obj, '__file__', '')))
-  return error
+  if isinstance(error, (AttributeError, KeyError)):
+    for word in argv[1:]:
+      flag, _, value = word.lstrip('-').partition('=')
+      section, _, name = flag.partition('.')
+      if section == 'config' and name and name not in base.settings():
+        return lookup.unknown_setting(name, value)
+  return lookup.explain_file_error(error)
 
 
 def _report(error: Exception) -> int:
-  log(f'nfnet_jax: {one_line(error)}')
+  log(f'nfnet_jax: {errors.one_line(error)}')
   return EXIT_BAD_INPUT
-
-
-def one_line(error: BaseException) -> str:
-  """Return one line on an error, also of absl and ml_collections."""
-  while error.args and isinstance(error.args[0], BaseException):
-    error = error.args[0]
-  text = str(error.args[0] if error.args else error)
-  if 'Traceback' in text:  # A config file that failed, quoted whole.
-    text = text.strip().splitlines()[-1]
-  line = ' '.join(text.split())
-  if isinstance(error, (AttributeError, KeyError)):
-    line = f'The config has no such key: {line.rstrip(".")}.'
-    line += '' if 'Did you mean' in line else _near_setting(line)
-  return line
-
-
-def _near_setting(line: str) -> str:
-  """Return a hint at the setting that an unknown key may have meant."""
-  unknown = [word.strip('"\'`.,') for word in line.split()]
-  for word in unknown:
-    leaf = word.rpartition('.')[2]
-    if leaf in _SYNONYMS:
-      return f' Use --config.{_SYNONYMS[leaf]}.'
-  for word in unknown:
-    if '.' in word and (hint := errors.did_you_mean(word, [*base.settings()])):
-      return hint
-  return ''
 
 
 def log(text: str) -> None:

@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run, a local one or gs://BUCKET/FOLDER.'
 )
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
-OUT = flags.DEFINE_string('out', '.', 'Folder for tables and pictures.')
+OUT = flags.DEFINE_string('out', '.', 'Folder to write to.')
 DATA_DIR = flags.DEFINE_string(
   'data_dir', None, "Folder of TFDS datasets; by default TFDS's own."
 )

@@ -7,12 +7,11 @@ import pathlib
 from typing import Any
 
 from absl import flags
-import jax
 import ml_collections
 from ml_collections import config_flags
 
 from nfnet_jax import errors
-from nfnet_jax.config import base, lookup, resolve, settings, validate
+from nfnet_jax.config import base, lookup, settings, validate
 from nfnet_jax.config import workdir as workdir_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,7 +28,7 @@ PRINT = flags.DEFINE_bool(
   'Print the resolved configuration: every setting with its value, where it '
   'comes from, and what it means.',
 )
-NAMES = ('config', 'list_configs', 'print_config')
+FLAGS = ('config', 'list_configs', 'print_config')
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -114,11 +113,10 @@ def format_resolved() -> str:
   Raises:
     errors.InputError: if the configuration is not valid.
   """
-  config = get_config()
-  resolved = resolve.resolve(config, jax.default_backend(), jax.device_count())
-  validate.validate(resolved)
-  overrides = get_overrides()
+  from nfnet_jax.config import experiment  # Orbax is slow.
+
+  resolved = experiment.prepare_config(get_config(), trains=False)
   origins = settings.sources(
-    base.get_config(), lookup.load(_filename()), overrides, resolved
+    base.get_config(), lookup.load(_filename()), get_overrides(), resolved
   )
   return settings.format_config(resolved, origins)

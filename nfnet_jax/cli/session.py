@@ -6,16 +6,19 @@ from collections.abc import Iterator
 import contextlib
 import os
 import traceback
+from typing import TYPE_CHECKING
 
 from absl import flags
 import jax
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, config_flag
-from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.distributed import collectives, environment, processes
 from nfnet_jax.training import data_parallel
 from nfnet_jax.weights import load
+
+if TYPE_CHECKING:
+  from nfnet_jax.config import experiment as experiment_lib
 
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -99,6 +102,8 @@ def open_experiment(
     errors.InputError: if the configuration cannot be used, or the processes
       were given different ones.
   """
+  from nfnet_jax.config import experiment as experiment_lib  # Orbax is slow.
+
   config = config_flag.get_config()
   facts = {
     f'--config.{name}': str(value)
@@ -130,10 +135,10 @@ def _failing_together() -> Iterator[None]:
   try:
     yield
   except errors.InputError as error:
-    processes.fail(command.one_line(error), command.EXIT_BAD_INPUT)
+    processes.fail(errors.one_line(error), command.EXIT_BAD_INPUT)
     raise
   except errors.RunError as error:
-    processes.fail(command.one_line(error))
+    processes.fail(errors.one_line(error))
     raise
   except BaseException as error:
     processes.fail(
@@ -191,10 +196,8 @@ def _check_count() -> None:
       'JAX_PLATFORMS=cpu.'
     )
   if processes.are_several():
-    counted, expected = (
-      data_parallel.DataParallel().count(),
-      jax.device_count(),
-    )
+    counted = data_parallel.DataParallel().count()
+    expected = jax.device_count()
     if counted != expected:
       raise errors.RunError(
         f'{counted} of {expected} devices answered. Restart all processes; if '

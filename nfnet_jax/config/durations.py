@@ -31,7 +31,7 @@ def parse(duration: str) -> tuple[float, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-  """Converts durations to steps.
+  """Conversion of durations to steps.
 
   Attributes:
     batch_size: examples per step.
@@ -52,5 +52,5 @@ class Units:
       ValueError: if it is not a duration.
     """
     amount, unit = parse(duration)
-    examples = {'step': self.batch_size, 'epoch': self.examples, 'example': 1}
-    return amount * examples[unit] / self.batch_size
+    sizes = {'step': self.batch_size, 'epoch': self.examples, 'example': 1}
+    return amount * sizes[unit] / self.batch_size

@@ -152,7 +152,7 @@ def read_weights(path: str) -> load.Weights:
     return load.load_weights(path)
 
 
-def _open_dataset(config: ml_collections.ConfigDict, trains: bool):
+def _open_dataset(config: ml_collections.ConfigDict, trains: bool) -> Dataset:
   """Open the dataset of a resolved configuration; this imports TensorFlow.
 
   Raises:
@@ -242,7 +242,7 @@ class Experiment:
 
   @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
-    """What a training step does."""
+    """The training step."""
     config, optimizer = self.config, self.config.optimizer
     schedule = self._schedule()
     return step_lib.Trainer(
@@ -377,7 +377,7 @@ class Experiment:
       )
 
   @contextlib.contextmanager
-  def _reporting_faults(self):
+  def _reporting_faults(self) -> Iterator[None]:
     from nfnet_jax.data import faults
 
     try:

@@ -28,13 +28,11 @@ class FastPath:
 
   Attributes:
     title: what summaries and plans call it.
-    description: what it changes.
     platforms: where it pays.
     conflict: why it cannot be used with a configuration.
   """
 
   title: str
-  description: str
   platforms: tuple[str, ...]
   conflict: Conflict
 
@@ -90,29 +88,29 @@ def _sharding_conflict(
 
 FAST_PATHS = {
   'fast_stem': FastPath(
+    # NFNets compute the stem on blocks of 4 x 4 pixels, in which the input
+    # pipeline delivers images. CPUs have no matrix units to fill: the stem
+    # would be slower.
     'fast stem',
-    'NFNets compute the stem on blocks of 4 x 4 pixels, in which the input '
-    'pipeline delivers images.',
-    # CPUs have no matrix units to fill: the stem would be slower.
     ('tpu', 'gpu'),
     _stem_conflict,
   ),
   'fused_blocks': FastPath(
+    # Blocks of NFNets pass over their activations fewer times.
     'fused blocks',
-    'Blocks of NFNets pass over their activations fewer times.',
     ('tpu', 'gpu', 'cpu'),
     _channel_conflict,
   ),
   'fast_convs': FastPath(
+    # Each group of a convolution is computed separately, and 1 x 1
+    # convolutions are matrix products.
     'fast convolutions',
-    'Each group of a convolution is computed separately, 1x1 convolutions as '
-    'matrix products.',
     ('cpu',),
     _no_conflict,
   ),
   'shard_update': FastPath(
+    # Each device stores, standardises and updates a part of the large kernels.
     'sharded update',
-    'Each device stores, standardises and updates a part of the large kernels.',
     ('tpu', 'gpu'),
     _sharding_conflict,
   ),

@@ -1,12 +1,15 @@
-"""Finds configurations by name."""
+"""Find configurations by name."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+import difflib
 import functools
 import importlib
+import inspect
 import pathlib
+import re
 import runpy
 import traceback
 from typing import Any
@@ -14,12 +17,42 @@ from typing import Any
 import ml_collections
 
 from nfnet_jax import errors
-from nfnet_jax.config import validate
+from nfnet_jax.config import base, fast_paths, validate
 
 _PACKAGE = 'nfnet_jax.experiments.configs'
 FOLDER = pathlib.Path(__file__).parents[1] / 'experiments' / 'configs'
 # The config file that reads the configuration of a run; see `saved`.
 SAVED = pathlib.Path(__file__).parent / 'saved.py'
+
+# What people call settings elsewhere, or what earlier versions called them ->
+# the setting.
+SYNONYMS = {
+  'lr': 'optimizer.learning_rate',
+  'learning_rate': 'optimizer.learning_rate',
+  'wd': 'optimizer.weight_decay',
+  'weight_decay': 'optimizer.weight_decay',
+  'clipping': 'optimizer.clipping',
+  'momentum': 'optimizer.momentum',
+  'epochs': 'train_for',
+  'steps': 'train_for',
+  'batch_size': 'batch_size',
+  'bs': 'batch_size',
+  'seed': 'seed',
+  'model': 'model.name',
+  'dropout': 'model.dropout_rate',
+  'image_size': 'data.image_size',
+  **dict.fromkeys(fast_paths.FAST_PATHS, 'run.fast_paths'),
+}
+# Where the value of a synonym is not a value of the setting.
+_EXAMPLES = {
+  'epochs': "'90 epochs'",
+  'steps': "'1000 steps'",
+  **dict.fromkeys(
+    fast_paths.FAST_PATHS, 'LIST, a list of names, or auto, or none'
+  ),
+}
+# Their frames do not show where a config file went wrong.
+_LIBRARIES = {'absl', 'ml_collections'}
 
 
 @functools.cache
@@ -79,9 +112,16 @@ def find(name: str) -> str:
       f'Known: {", ".join(table)}.'
     )
   place, _ = table[name]
-  if argument and ':' in place:
+  if argument and not _takes_argument(name, place):
     raise errors.InputError(f"The config '{name}' takes no argument.")
   return place + colon + argument
+
+
+def _takes_argument(name: str, place: str) -> bool:
+  if ':' in place:
+    return False
+  module = importlib.import_module(f'{_PACKAGE}.{name}')
+  return bool(inspect.signature(module.get_config).parameters)
 
 
 def load(
@@ -102,10 +142,8 @@ def load(
     if get_config is None:
       raise without_get_config(path)
     config = get_config(argument) if argument else get_config()
-  except (TypeError, ValueError) as error:
-    raise errors.InputError(str(error)) from error
   except Exception as error:
-    raise raised_by_file(error) from error
+    raise explain_file_error(error) from error
   with errors.as_input_error(KeyError):
     config.update_from_flattened_dict(dict(overrides or {}))
   validate.check_keys(config)
@@ -117,8 +155,51 @@ def without_get_config(path: str) -> errors.InputError:
   return errors.InputError(f"'{path}' defines no get_config().")
 
 
-def raised_by_file(error: Exception) -> errors.InputError:
-  """Return the error of a config file that raised another, and where."""
-  place = traceback.extract_tb(error.__traceback__)[-1]
+def explain_file_error(error: Exception) -> errors.InputError:
+  """Return the error of a config file in one line, with its place.
+
+  The message of a `ValueError`, such as that of an unknown variant, needs none.
+  """
+  if isinstance(error, ValueError):
+    return errors.InputError(str(error))
+  frames = traceback.extract_tb(error.__traceback__)
+  is_ours = [
+    not _LIBRARIES & set(pathlib.Path(frame.filename).parts) for frame in frames
+  ]
+  place = [frame for frame, ours in zip(frames, is_ours) if ours][-1]
   message = f'{type(error).__name__}: {error}'
+  # ml_collections puts the name first, then the whole configuration.
+  name = re.match(r'\W*(?:Key ")?(\w+)', str(error))
+  is_key = isinstance(error, (AttributeError, KeyError)) and not is_ours[-1]
+  if is_key and name:
+    message = str(unknown_setting(name[1]))
   return errors.InputError(f'{place.filename}:{place.lineno}: {message}')
+
+
+def unknown_setting(name: str, value: str = '') -> errors.InputError:
+  """Return the error for a setting that does not exist.
+
+  Args:
+    name: as it was given, with or without its section.
+    value: as it was given, if it was.
+  """
+  hint = suggest_setting(name, value) or ' --print_config lists all settings.'
+  return errors.InputError(f"Unknown setting '{name}'.{hint}")
+
+
+def suggest_setting(name: str, value: str = '') -> str:
+  """Return a sentence with the setting that a name may mean, or ''.
+
+  Example:
+    >>> suggest_setting('lr', '0.1')
+    ' Use --config.optimizer.learning_rate=0.1.'
+    >>> suggest_setting('optimizer.momentun')
+    " Did you mean 'optimizer.momentum'?"
+  """
+  leaf = name.rpartition('.')[2]
+  if setting := SYNONYMS.get(leaf):
+    example = _EXAMPLES.get(leaf, value or 'VALUE')
+    return f' Use --config.{setting}={example}.'
+  names = {known.rpartition('.')[2]: known for known in base.settings()}
+  near = difflib.get_close_matches(leaf, names, n=1)
+  return f" Did you mean '{names[near[0]]}'?" if near else ''

@@ -23,9 +23,9 @@ from nfnet_jax.weights import load
 _MAX_SHARDS = 128
 
 # How 32 images per core fit the 16 GiB of a TPU v3: in microbatches of eight or
-# more, or else by recomputing blocks. The key tells whether the update is
-# sharded over at least `_SHARED` devices; see experiments/plan_memory/.
-_SHARED = 8
+# more, or else by recomputing blocks. The key is True if the update is sharded
+# over at least `_MIN_SHARDED` devices; see experiments/plan_memory/.
+_MIN_SHARDED = 8
 _MICROBATCHES = {
   True: {'nfnet_f5': 2, 'nfnet_f6': 4},
   False: {'nfnet_f4': 2, 'nfnet_f5': 4},
@@ -96,12 +96,12 @@ def _resolve_step(
   if run.fast_paths == fast_paths.AUTO:
     run.fast_paths = fast_paths.choose(config, spec, platform)
   shards_update = fast_paths.SHARD_UPDATE in fast_paths.names(run.fast_paths)
-  is_shared = shards_update and devices >= _SHARED
+  is_sharded = shards_update and devices >= _MIN_SHARDED
   if run.remat is None:
-    run.remat = spec.name in _REMAT[is_shared]
+    run.remat = spec.name in _REMAT[is_sharded]
   if run.accumulate is None:
     # A number that divides the examples per device, for any number of devices.
-    wanted = _MICROBATCHES[is_shared].get(spec.name, 1)
+    wanted = _MICROBATCHES[is_sharded].get(spec.name, 1)
     per_shard = config.batch_size // max(config.data.shards, 1)
     run.accumulate = math.gcd(wanted, per_shard)
 

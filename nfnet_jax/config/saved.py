@@ -1,7 +1,6 @@
 """The configuration of a run, as a config file: `--config=saved.py:WORKDIR`.
 
-So the configuration of a run and a given one are read and overridden in the
-same way.
+This way, overrides apply to the configuration of a run as they do to any other.
 """
 
 from __future__ import annotations

@@ -113,8 +113,10 @@ def in_interval(value: float, interval: str) -> bool:
 def _check_durations(values: dict[str, Any]) -> None:
   for name in _DURATIONS:
     if values[name] is not None:
-      with errors.as_input_error():
+      try:
         durations.parse(values[name])
+      except ValueError as error:
+        raise errors.InputError(f'{name}: {error}') from error
 
 
 def _check_model_options(
@@ -217,7 +219,9 @@ def check_examples(
     )
 
 
-def check_steps(config: ml_collections.ConfigDict, units: durations.Units):
+def check_steps(
+  config: ml_collections.ConfigDict, units: durations.Units
+) -> None:
   """Check that durations are at least one step, once the data is known.
 
   Raises:

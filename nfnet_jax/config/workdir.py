@@ -79,7 +79,9 @@ def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     errors.RunError: if it cannot be read now.
   """
   if not is_run(workdir):
-    raise errors.InputError(f"'{workdir}' holds no run: it has no {_CONFIG}.")
+    raise errors.InputError(
+      f"'{workdir}' holds no run: it has no {_CONFIG}. Name the folder of one."
+    )
   path = epath.Path(workdir) / _CONFIG
   with failures.as_command_error(), failures.as_os_error(f'Reading {path}'):
     text = path.read_text()

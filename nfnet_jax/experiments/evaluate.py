@@ -23,15 +23,15 @@ from etils import epath
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, config_flag, session
-from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.storage import failures
 
 if TYPE_CHECKING:
+  from nfnet_jax.config import experiment as experiment_lib
   from nfnet_jax.training import evaluation
   from nfnet_jax.training import state as state_lib
 
 for _name in (
-  *config_flag.NAMES,
+  *config_flag.FLAGS,
   'workdir',
   'weights',
   'json',
@@ -41,7 +41,7 @@ for _name in (
 
 
 def main() -> None:
-  """Run the command."""
+  """Evaluate `--weights`, or the run in `--workdir`."""
   from nfnet_jax.distributed import collectives, processes
   from nfnet_jax.training import evaluation
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
-  """Evaluate the latest checkpoint of a run; returns its step as well."""
+  """Evaluate the latest checkpoint of a run; return its step and results."""
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.distributed import collectives, processes
   from nfnet_jax.training import evaluation
@@ -164,7 +164,9 @@ def restore_latest(
     ):
       state = checkpoints.restore_latest(experiment.abstract_state())
   if state is None:
-    raise errors.InputError(f"'{workdir}' holds no checkpoint yet.")
+    raise errors.InputError(
+      f"'{workdir}' holds no checkpoint yet. Wait until the run saves one."
+    )
   return state
 
 

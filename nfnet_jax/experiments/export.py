@@ -12,7 +12,7 @@ biases, and writes to DIR, which is new, empty, or holds an earlier export:
   model.json       what to feed it: size, crop, margin, class names; versions
   saved_model/     with `--saved_model`: the same as a TensorFlow SavedModel
 
-The README has a program that loads them. `--json` prints one object.
+docs/export.md has a program that loads them. `--json` prints one object.
 """
 
 from __future__ import annotations

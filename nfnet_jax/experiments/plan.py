@@ -38,7 +38,7 @@ if TYPE_CHECKING:
   from nfnet_jax.planning import planner as planner_lib
   from nfnet_jax.planning import workload as workload_lib
 
-for _name in (*config_flag.NAMES, 'json', 'out'):
+for _name in (*config_flag.FLAGS, 'json', 'out'):
   flags.declare_key_flag(_name)
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Pod: GENERATION:LAYOUT in chips, such as v3:8x8.'

@@ -16,9 +16,8 @@ from absl import flags
 import numpy as np
 
 from nfnet_jax.cli import command, common_flags, config_flag
-from nfnet_jax.config import experiment as experiment_lib
 
-for _name in (*config_flag.NAMES, 'out'):
+for _name in (*config_flag.FLAGS, 'out'):
   flags.declare_key_flag(_name)
 _IMAGES = flags.DEFINE_integer(
   'images', 32, 'Images on a sheet.', lower_bound=4
@@ -29,7 +28,9 @@ _SHUFFLE_BUFFER = 1024
 
 
 def main() -> None:
-  """Draw a training and an evaluation batch."""
+  """Draw a training and an evaluation batch to `--out`."""
+  from nfnet_jax.config import experiment as experiment_lib  # Orbax is slow.
+
   config = config_flag.get_config()
   # One batch and one shard, so that both kinds of mixing are shown.
   config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2

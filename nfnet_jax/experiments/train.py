@@ -13,15 +13,15 @@ from etils import epath
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, config_flag, profile, session
-from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.storage import failures, files
 
 if TYPE_CHECKING:
+  from nfnet_jax.config import experiment as experiment_lib
   from nfnet_jax.training import checkpoint, loop
   from nfnet_jax.training import state as state_lib
 
 for _name in (
-  *config_flag.NAMES,
+  *config_flag.FLAGS,
   'workdir',
   'json',
   *profile.FLAGS,
@@ -31,7 +31,7 @@ for _name in (
 
 
 def main() -> int:
-  """Run the command."""
+  """Train `--config` in `--workdir`, and return the exit code."""
   from nfnet_jax.cli import summary
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.distributed import compilation_cache, processes
@@ -62,7 +62,7 @@ def run(
   log: command.LogFn,
   traced: range = range(0),
 ) -> int:
-  """Train, and log how it ended; returns the exit code."""
+  """Train, log how it ended, and return the exit code."""
   from nfnet_jax.cli import results
   from nfnet_jax.distributed import preemption, processes
   from nfnet_jax.training import curves, evaluation, nonfinite

@@ -33,7 +33,10 @@ def test_a_run_of_an_older_version_resumes(tmp_path):
   (tmp_path / 'config.json').write_text(OLD_RUN.read_text())
   saved = workdir_lib.load(tmp_path)
   assert saved.run.fast_paths == 'fused_blocks,fast_convs'
-  given = digits(**{'model.name': saved.model.name})
+  model = {
+    f'model.{name}': saved.model[name] for name in ('name', 'activation')
+  }
+  given = digits(**model)
   resolved = experiment_lib.prepare_config(given, workdir=tmp_path)
   assert resolved.optimizer.clipping == 0.01
 

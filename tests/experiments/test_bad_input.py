@@ -19,14 +19,14 @@ from nfnet_jax.experiments import convert, evaluate, models, plan, train
 from nfnet_jax.storage import failures, files
 from nfnet_jax.training import data_parallel
 
-# Of the commands that are made here.
+# For the commands defined here.
 for _name in ('config', 'json', *session.FLAGS):
   flags_lib.declare_key_flag(_name)
 
 
 @pytest.fixture(autouse=True)
 def no_compilation(monkeypatch):
-  """Makes any attempt to build a step a failure."""
+  """Let any attempt to build a step fail."""
 
   def refuse(*args, **kwargs):
     raise AssertionError('compiled before the input was checked')
@@ -45,14 +45,14 @@ def error_line(result):
 
 
 @pytest.mark.parametrize(
-  ('model', 'count', 'said'),
+  ('model', 'count', 'message'),
   [
     ('nfnet_pico', 3, 'devices times run.accumulate 24 (64 = 2 x 24 + 16)'),
     ('nfnet_pico', 0, 'run.accumulate 0 is not in [1, inf)'),
     ('bn_resnet_pico', 2, "'bn_resnet_pico' normalises batches, and"),
   ],
 )
-def test_impossible_microbatches(run_command, tmp_path, model, count, said):
+def test_impossible_microbatches(run_command, tmp_path, model, count, message):
   result = run_command(
     train.main,
     '--config=digits',
@@ -61,11 +61,11 @@ def test_impossible_microbatches(run_command, tmp_path, model, count, said):
     '--config.model.stochdepth_rate=0.1',
     f'--config.run.accumulate={count}',
   )
-  assert said in error_line(result)
+  assert message in error_line(result)
 
 
 @pytest.mark.parametrize(
-  ('model', 'size', 'said'),
+  ('model', 'size', 'message'),
   [
     (
       'nf_resnet_pico',
@@ -79,7 +79,7 @@ def test_impossible_microbatches(run_command, tmp_path, model, count, said):
     ),
   ],
 )
-def test_an_impossible_fast_stem(run_command, tmp_path, model, size, said):
+def test_an_impossible_fast_stem(run_command, tmp_path, model, size, message):
   result = run_command(
     train.main,
     '--config=digits',
@@ -88,7 +88,7 @@ def test_an_impossible_fast_stem(run_command, tmp_path, model, size, said):
     f'--config.data.image_size={size}',
     '--config.run.fast_paths=fast_stem',
   )
-  assert said in error_line(result)
+  assert message in error_line(result)
 
 
 def test_a_fast_path_that_an_activation_rules_out(run_command, tmp_path):
@@ -105,7 +105,7 @@ def test_a_fast_path_that_an_activation_rules_out(run_command, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('module', 'arguments', 'said'),
+  ('module', 'arguments', 'message'),
   [
     (
       train,
@@ -139,23 +139,23 @@ def test_a_fast_path_that_an_activation_rules_out(run_command, tmp_path):
   ],
 )
 def test_flags_of_other_commands_are_refused(
-  run_command, module, arguments, said
+  run_command, module, arguments, message
 ):
-  assert said in error_line(run_command(module.main, *arguments))
+  assert message in error_line(run_command(module.main, *arguments))
 
 
 @pytest.mark.parametrize(
-  ('name', 'arguments', 'said'),
+  ('name', 'arguments', 'message'),
   [
     ('models', ['nfnet_pico', '--workdir=/none'], 'models takes no --workdir;'),
     ('train', ['--profile=1:2', '--to=a'], 'it takes --config, --coordinator,'),
   ],
 )
-def test_a_command_run_as_a_script_refuses_them_too(name, arguments, said):
+def test_a_command_run_as_a_script_refuses_them_too(name, arguments, message):
   """As processes, in which the command is `__main__`."""
   command = [sys.executable, '-m', f'nfnet_jax.experiments.{name}', *arguments]
   run = subprocess.run(command, capture_output=True, text=True)
-  assert said in error_line((run.returncode, run.stdout, run.stderr))
+  assert message in error_line((run.returncode, run.stdout, run.stderr))
 
 
 def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
@@ -177,11 +177,12 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     ([], 'Give an experiment: --config=NAME. Known: digits'),
     (
       ['--config=digits', '--config.optimizer.learning_rte=1'],
-      'Did you mean "learning_rate"',
+      "Unknown setting 'optimizer.learning_rte'. Did you mean "
+      "'optimizer.learning_rate'?",
     ),
     (
       ['--config=digits', '--config.optimzer.learning_rate=1'],
-      'Did you mean "optimizer"',
+      "'optimzer.learning_rate'. Use --config.optimizer.learning_rate=1.",
     ),
     (
       ['--config=digits', '--config.batch_size=many'],
@@ -193,8 +194,17 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     (['--config=digits', '--batch_size=9'], 'Use --config.batch_size=9.'),
     (
       ['--config=digits', '--config.optimizer.lr=1'],
-      'Use --config.optimizer.learning_rate.',
+      "Unknown setting 'optimizer.lr'. Use --config.optimizer.learning_rate=1.",
     ),
+    (
+      ['--config=digits', '--config.run.fast_stem=True'],
+      "Unknown setting 'run.fast_stem'. Use --config.run.fast_paths=LIST",
+    ),
+    (
+      ['--config=digits', '--config.optimizer.zzz=1'],
+      "Unknown setting 'optimizer.zzz'. --print_config lists all settings.",
+    ),
+    (['--config=digits:x'], "The config 'digits' takes no argument"),
     (['--config=f3:x'], "The config 'f3' takes no argument"),
     (
       ['--config=digits', '--config.run.fast_paths=fast_stm'],
@@ -334,7 +344,16 @@ def test_train_without_a_workdir(run_command):
     ('return 1 / 0', 'mine.py:3: ZeroDivisionError: division by zero'),
     ('return math.foo', "mine.py:3: AttributeError: module 'math' has no"),
     ('return ml_collections.ConfigDict({"model": {}})', 'missing or unknown'),
-    ('c = digits.get_config(); c.optimizer.learning_rte = 5', 'learning_rate'),
+    (
+      'c = digits.get_config(); c.optimizer.learning_rte = 5',
+      "mine.py:3: Unknown setting 'learning_rte'. Did you mean "
+      "'optimizer.learning_rate'?",
+    ),
+    (
+      'c = digits.get_config(); c.batch_size = "many"',
+      "mine.py:3: TypeError: Could not override field 'batch_size'",
+    ),
+    ('raise ValueError("No such size.")', 'nfnet_jax: No such size.'),
   ],
 )
 def test_a_config_file_that_is_wrong(run_command, tmp_path, body, message):
@@ -351,13 +370,13 @@ def test_a_config_file_that_is_wrong(run_command, tmp_path, body, message):
 def test_a_config_file_without_a_config(run_command, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('config = None\n')
-  said = f"nfnet_jax: '{path}' defines no get_config()."
+  message = f"nfnet_jax: '{path}' defines no get_config()."
   result = run_command(
     train.main, f'--config={path}', f'--workdir={tmp_path}/run'
   )
-  assert error_line(result) == said
+  assert error_line(result) == message
   plans = '--config=f0', '--topology=v3:2x2', f'--compare={path}'
-  assert error_line(run_command(plan.main, *plans)) == said
+  assert error_line(run_command(plan.main, *plans)) == message
   path.write_text('def get_config():\n  return 1 / 0\n')
   assert f'{path}:2: ZeroDiv' in error_line(run_command(plan.main, *plans))
 
@@ -472,9 +491,9 @@ NEVER = 'Unknown backend tpu'
 
 
 @pytest.mark.parametrize(
-  ('found', 'asked', 'code', 'said'),
+  ('found', 'asked', 'code', 'message'),
   [
-    # In silence, in place of a TPU that is installed; and where it must be one.
+    # JAX falls back silently, or may use TPUs only (JAX_PLATFORMS=tpu).
     ('cpu', NOT_NOW, 1, NOT_NOW),
     (NOT_NOW, None, 1, NOT_NOW),
     ('cpu', NEVER, 2, 'JAX found only cpu devices'),
@@ -482,7 +501,7 @@ NEVER = 'Unknown backend tpu'
   ],
 )
 def test_busy_devices_are_a_failure_that_may_pass(
-  run_command, monkeypatch, found, asked, code, said
+  run_command, monkeypatch, found, asked, code, message
 ):
   def answer(text, *_):
     if text != 'cpu':
@@ -493,7 +512,7 @@ def test_busy_devices_are_a_failure_that_may_pass(
   monkeypatch.setattr(jax, 'devices', lambda name: answer(asked, name))
   ended, out, err = run_command(enter, '--require_platform=tpu')
   assert (ended, out) == (code, '')
-  assert said in err
+  assert message in err
   assert len(err.splitlines()) == 1
 
 
@@ -523,7 +542,7 @@ def test_a_full_disk_is_a_failure_that_may_pass(
 
 
 def test_devices_of_processes_that_were_not_joined(run_command, monkeypatch):
-  """A host of a pod that was told to stay alone."""
+  """As on one host of a pod, run with `--num_processes=1`."""
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
   line = error_line(run_command(enter, '--num_processes=1'))
   assert 'the devices of 4 processes, which were not joined' in line

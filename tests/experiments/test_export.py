@@ -151,7 +151,7 @@ def test_a_fold_that_changes_logits_is_refused(
     ),
     (
       ['{weights}', '--out={tmp}/weights.npz'],
-      "--out='{tmp}/weights.npz': File exists. Name a folder, or where",
+      "--out='{tmp}/weights.npz': File exists. Name a folder that",
     ),
     (['{weights}', '--out={tmp}'], "holds 'weights.npz'; give a new or an emp"),
     (['{weights}', '--out=/proc/exported'], "'/proc/exported'"),

@@ -12,9 +12,9 @@ from nfnet_jax.config import lookup
 from nfnet_jax.experiments import evaluate, models, signal_propagation, train
 from nfnet_jax.experiments.configs import (
   efficientnet,
-  f0,
   ladder,
   nf_regnet,
+  nfnet,
   resnet,
 )
 from nfnet_jax.models import bn_resnet, nf_resnet, registry
@@ -34,7 +34,7 @@ _SETTINGS = {
 
 def specs_of(*families):
   """Return the models of families, without those for tests."""
-  specs = map(registry.get_spec, registry.list_models())
+  specs = map(registry.get_model_spec, registry.list_models())
   return [
     spec
     for spec in specs
@@ -123,26 +123,26 @@ def test_efficientnets():
 
 @pytest.mark.parametrize('depth', ['f0', 'f3'])
 def test_every_ablation_step_is_reported(depth):
-  for step in ladder._RUNGS:
+  for step in ladder._STEPS:
     config = resolved(ladder.get_config(f'{depth}_{step}'))
     augmented = step in ('randaugment', 'cutmix', 'default_width', 'bn')
     assert (config.data.randaugment_layers == 4) == augmented
     assert config.model.name.startswith(f'nfnet_{depth}')
     assert f'\n  {step} ' in ladder.__doc__
   cutmix = resolved(ladder.get_config(f'{depth}_cutmix')).to_dict()
-  published = f0.get_config()
+  published = nfnet.get_config()
   published.model.name = f'nfnet_{depth}'
   assert cutmix == resolved(published).to_dict()
 
 
 @pytest.mark.parametrize('step', ['f4_bn', 'f0', 'f0_relu'])
 def test_unknown_ablation_step_is_refused(step):
-  with pytest.raises(ValueError, match=f"'{step}' is no"):
+  with pytest.raises(ValueError, match=f"'{step}' is not a step"):
     ladder.get_config(step)
 
 
 def test_unknown_variant_is_refused():
-  with pytest.raises(ValueError, match="'b9' is no variant"):
+  with pytest.raises(ValueError, match="'b9' is not a variant"):
     nf_regnet.get_config('b9')
 
 
@@ -156,15 +156,17 @@ def test_unknown_variant_is_refused():
   ],
 )
 def test_option_that_a_family_lacks_is_refused(name, setting, value):
-  config = f0.get_config()
+  config = nfnet.get_config()
   config.model.name = name
   config.model[setting] = value
-  with pytest.raises(errors.InputError, match=f'model.{setting} is no option'):
+  with pytest.raises(
+    errors.InputError, match=f'model.{setting} is not an option'
+  ):
     resolved(config)
 
 
 def test_unknown_activation_is_refused():
-  config = f0.get_config()
+  config = nfnet.get_config()
   config.model.activation = 'rellu'
   with pytest.raises(errors.InputError, match='rellu'):
     resolved(config)
@@ -276,6 +278,6 @@ def test_signal_propagation_to_a_bad_folder(run_command, monkeypatch):
 
 
 def test_configs_are_listed():
-  table = lookup.config_table()
+  table = lookup.format_table()
   for name in ('resnet', 'nf_regnet', 'efficientnet', 'ladder', 'f7_plus'):
     assert f'\n{name} ' in f'\n{table}'

@@ -1,7 +1,6 @@
 """Runs that begin with trained weights, and weights evaluated on data."""
 
 import dataclasses
-import functools
 import json
 import types
 
@@ -24,7 +23,7 @@ HEAD = 'NFNet/~/linear'
 
 
 def with_classes(weights, count):
-  """The same network with fewer classes."""
+  """Return the same network with fewer classes."""
   head = {
     name: array[..., :count] for name, array in weights.params[HEAD].items()
   }
@@ -49,15 +48,12 @@ def folder(tmp_path_factory, trained):
   return folder
 
 
-# Without the layout on devices, which the batches here do not fit.
-prepare = functools.partial(experiment_lib.prepare_config, trains=False)
-
-
 def settings(path, data_dir, **model):
   config = finetune.get_config()
   config.dataset = 'digits'
   config.weights = str(path)
   config.batch_size = 16
+  config.data.shards = 8
   config.data.eval_split = 'test'
   config.run.data_dir = data_dir
   config.model.update(model)
@@ -65,12 +61,12 @@ def settings(path, data_dir, **model):
 
 
 def begin(path, source, data_dir, **model):
-  config = prepare(settings(path, data_dir, **model))
+  config = experiment_lib.prepare_config(settings(path, data_dir, **model))
   experiment = experiment_lib.Experiment(config, source)
   return experiment, jax.device_get(experiment.create_state())
 
 
-class TestBeginning:
+class TestFirstState:
   """The state at step 0."""
 
   def test_same_classes_keep_the_classifier(
@@ -80,8 +76,8 @@ class TestBeginning:
     trees.assert_equal(state.params, trained.params)
     trees.assert_equal(state.ema_params, trained.params)
     assert state.step == 0
-    (said,) = summary._origin(experiment)
-    assert said == f'weights    {folder}/ten.npz'
+    (line,) = summary._origin(experiment)
+    assert line == f'weights    {folder}/ten.npz'
     assert not any(
       np.any(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim
     )
@@ -103,13 +99,13 @@ class TestBeginning:
       trees.assert_equal({HEAD: head}, {HEAD: jax.device_get(initial[HEAD])})
       others = {k: v for k, v in trained.params.items() if k != HEAD}
       trees.assert_equal(tree, others)
-    (said,) = summary._origin(experiment)
-    assert said.endswith('seven.npz, classifier new (7 classes there)')
+    (line,) = summary._origin(experiment)
+    assert line.endswith('seven.npz, classifier new (7 classes there)')
 
   def test_a_step_may_donate_the_state(self, folder, digits, data_dir, trained):
     before = jax.tree.map(np.array, trained.params)
     config = settings(folder / 'ten.npz', data_dir)
-    config = prepare(config)
+    config = experiment_lib.prepare_config(config)
     state = experiment_lib.Experiment(config, digits).create_state()
     # On one device, where a copy may be left out.
     single = data_parallel.DataParallel(jax.local_devices()[:1])
@@ -167,30 +163,31 @@ class TestSettings:
     weights = trained.with_options(**options)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     config = settings(tmp_path / 'w.npz', data_dir)
-    model = prepare(config).model
+    model = experiment_lib.prepare_config(config).model
     assert model.name == 'nfnet_pico'
     assert (model.activation, model.timm_forward) == ('silu', True)
-    assert config.model.name is None  # The caller's own is left alone.
-    config.model.activation = 'relu'  # Said by the person.
-    assert prepare(config).model.activation == 'relu'
+    assert config.model.name is None  # The argument does not change.
+    config.model.activation = 'relu'  # Given explicitly.
+    assert experiment_lib.prepare_config(config).model.activation == 'relu'
 
-  def test_every_option_of_the_weights_is_taken(
+  def test_any_option_of_the_weights_is_taken(
     self, tmp_path, trained, data_dir
   ):
-    nfnet_jax.save_weights(tmp_path / 'w.npz', trained.with_options(alpha=0.3))
-    config = prepare(settings(tmp_path / 'w.npz', data_dir))
-    assert config.model.alpha == 0.3
+    weights = trained.with_options(alpha=0.3)
+    nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
+    config = settings(tmp_path / 'w.npz', data_dir)
+    assert experiment_lib.prepare_config(config).model.alpha == 0.3
 
   def test_paths_become_absolute(self, folder, data_dir, monkeypatch):
     monkeypatch.chdir(folder)
-    config = prepare(settings('ten.npz', data_dir))
+    config = experiment_lib.prepare_config(settings('ten.npz', data_dir))
     assert config.weights == f'{folder}/ten.npz'
 
   @pytest.mark.parametrize('name', ['ten.npz', 'seven.npz'])
   def test_another_size(self, folder, digits, data_dir, name):
     config = settings(folder / name, data_dir)
     config.data.image_size, config.data.eval_size = 48, 64
-    config = prepare(config)
+    config = experiment_lib.prepare_config(config)
     experiment = experiment_lib.Experiment(config, digits)
     state = experiment.create_state()
     assert experiment.abstract_state() == jax.eval_shape(lambda: state)
@@ -199,19 +196,21 @@ class TestSettings:
     assert next(experiment.eval_batches(print))['image'].shape[1] == 64
 
   def test_native_sizes_otherwise(self, tmp_path, folder, data_dir):
-    config = prepare(settings(folder / 'ten.npz', data_dir))
+    config = experiment_lib.prepare_config(
+      settings(folder / 'ten.npz', data_dir)
+    )
     assert (config.data.image_size, config.data.eval_size) == (32, 32)
 
 
 def published(config):
-  """What section 5 of the facts lists."""
+  """Return the settings that the paper gives for fine-tuning."""
   optimizer, data = config.optimizer, config.data
   return {
     'batch': config.batch_size,
     'length': config.train_for,
     'rate': (optimizer.learning_rate, optimizer.final_learning_rate),
     'warmup': optimizer.warmup,
-    'stairs': optimizer.decay_every,
+    'step_decay': optimizer.decay_every,
     'momentum': (optimizer.momentum, optimizer.nesterov),
     'decay': optimizer.weight_decay,
     'sam': (optimizer.sam_rho, optimizer.sam_share),
@@ -228,7 +227,7 @@ FINETUNE = {
   'length': '15000 steps',
   'rate': (0.1, 0.0),
   'warmup': '5000 steps',
-  'stairs': None,
+  'step_decay': None,
   'momentum': (0.9, True),
   'decay': 0.0,
   'sam': (0.0, 0.2),
@@ -282,7 +281,7 @@ class TestRecipes:
     if module is finetune:
       assert config.model.name is None
       config.model.name = 'nfnet_f4'
-    resolved = prepare(config)
+    resolved = experiment_lib.prepare_config(config)
     assert published(resolved) == {**FINETUNE, **changes}
     clipping = 0.0 if arguments == ['resnet'] else 0.01
     assert resolved.optimizer.clipping == clipping
@@ -296,7 +295,7 @@ class TestRecipes:
     config.dataset = 'any'
     for name in (model, 'nfnet_f4_plus', 'bn_resnet50'):
       config.model.name = name
-      data = prepare(config).data
+      data = experiment_lib.prepare_config(config).data
       assert (data.image_size, data.eval_size) == (224, 224)
 
   def test_learning_rate_does_not_scale_with_the_batch(self, data_dir):
@@ -305,7 +304,7 @@ class TestRecipes:
     config.model.name = 'nfnet_pico'
     for batch in (16, 512):
       config.batch_size = batch
-      rate = prepare(config).optimizer.learning_rate
+      rate = experiment_lib.prepare_config(config).optimizer.learning_rate
       assert rate == 0.1
 
   @pytest.mark.parametrize('name', ['finetune:lora', 'pretrain:vit'])
@@ -431,8 +430,8 @@ class TestRun:
   ):
     stream = experiment_lib.Experiment.train_batches
 
-    def failing(self, first_step, note):
-      for batch in stream(self, first_step, note):
+    def failing(self, first_step, log_fn):
+      for batch in stream(self, first_step, log_fn):
         if batch['step'] == 4:
           raise RuntimeError('power cut')
         yield batch
@@ -465,7 +464,7 @@ class TestRun:
 
 
 @pytest.mark.parametrize(
-  ('flags', 'said'),
+  ('flags', 'message'),
   [
     (
       ['--config.weights={tmp}/ten.npz', '--config.model.name=nfnet_f0'],
@@ -489,7 +488,7 @@ class TestRun:
   ],
 )
 def test_bad_input(
-  run_command, folder, tune, tmp_path, monkeypatch, flags, said
+  run_command, folder, tune, tmp_path, monkeypatch, flags, message
 ):
   monkeypatch.setattr(jax, 'pmap', None)
   flags = [flag.format(tmp=folder) for flag in flags]
@@ -498,21 +497,21 @@ def test_bad_input(
   )
   assert (code, out) == (2, '')
   assert len(err.splitlines()) == 1
-  assert said.format(tmp=folder) in err
+  assert message.format(tmp=folder) in err
   assert not (tmp_path / 'run').exists()
 
 
 def test_no_dataset(run_command, folder, tmp_path):
-  flags = f'--config.weights={folder}/ten.npz', f'--workdir={tmp_path}/run'
-  for config in ('finetune', 'pretrain'):
-    code, _, err = run_command(train.main, f'--config={config}', *flags)
+  weights = f'--config.weights={folder}/ten.npz'
+  for flags in (['--config=finetune', weights], ['--config=pretrain']):
+    code, _, err = run_command(train.main, *flags, f'--workdir={tmp_path}/run')
     assert code == 2
     assert err == 'nfnet_jax: Name a dataset: --config.dataset=NAME.\n'
 
 
 class TestEvaluateWeights:
   @pytest.mark.parametrize(
-    ('flags', 'said'),
+    ('flags', 'message'),
     [
       (
         ['--weights={tmp}/seven.npz', '--config.model.name=nfnet_pico'],
@@ -527,7 +526,7 @@ class TestEvaluateWeights:
     ],
   )
   def test_refusals(
-    self, run_command, folder, data_dir, monkeypatch, flags, said
+    self, run_command, folder, data_dir, monkeypatch, flags, message
   ):
     monkeypatch.setattr(jax, 'pmap', None)
     flags = [flag.format(tmp=folder) for flag in flags]
@@ -537,7 +536,7 @@ class TestEvaluateWeights:
     )
     assert (code, out) == (2, '')
     assert len(err.splitlines()) == 1
-    assert said.format(tmp=folder) in err
+    assert message.format(tmp=folder) in err
 
   def test_without_a_config(self, run_command, folder):
     flag = f'--weights={folder}/ten.npz'
@@ -548,5 +547,7 @@ class TestEvaluateWeights:
   def test_a_given_setting_is_kept(self, folder, trained):
     config = digits_config.get_config()
     config.model.name = 'nfnet_pico'
-    adopted = prepare(resolve.set_model_from_weights(config, trained))
-    assert adopted.data.eval_margin == config.data.eval_margin
+    resolved = experiment_lib.prepare_config(
+      resolve.set_model_from_weights(config, trained)
+    )
+    assert resolved.data.eval_margin == config.data.eval_margin

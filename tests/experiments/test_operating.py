@@ -35,34 +35,34 @@ def tags_of(workdir):
 
 
 class TestRun:
-  """One run of six steps, traced, and what is said and kept of it."""
+  """One run of six steps, traced, with its summary and files."""
 
   def test_the_summary(self, run_command, small, workdir):
     arguments = [*small, f'--workdir={workdir}', '--profile=2:4', '--json']
     code, out, err = run_command(train.main, *arguments)
     assert code == 0, err
     lines = err.splitlines()
-    said = dict(re.split('  +| ', line, maxsplit=1) for line in lines[-8:])
+    summary = dict(re.split('  +| ', line, maxsplit=1) for line in lines[-8:])
     best = r'top-1 [\d.]+ % raw at step 6, [\d.]+ % EMA at step 6'
-    assert re.fullmatch(best, said['best'])
-    assert said['steps'] == '6 here, 6 in all'
+    assert re.fullmatch(best, summary['best'])
+    assert summary['steps'] == '6 here, 6 in all'
     assert re.fullmatch(
       r'[\d.]+ (s|min): training [\d.]+ s, compiling [\d.]+ s, evaluating '
       r'[\d.]+ s, saving [\d.]+ s, other [\d.]+ s',
-      said['time'],
+      summary['time'],
     )
     assert re.fullmatch(
-      r'[\d,]+ images/s, waiting for data \d+ % of the time', said['speed']
+      r'[\d,]+ images/s, waiting for data \d+ % of the time', summary['speed']
     )
-    assert said['checkpoint'] == str(workdir / 'checkpoints' / '6')
-    assert said['curves'] == str(workdir / 'curves.png')
+    assert summary['checkpoint'] == str(workdir / 'checkpoints' / '6')
+    assert summary['curves'] == str(workdir / 'curves.png')
     result = json.loads(out)
     assert result['step'] == result['steps'] == 6
     assert result['best_top1'] == result['top1']
     assert result['best_ema_top1'] == result['ema_top1']
     assert result['images_per_second'] > 0
     assert 0 <= result['data_wait'] <= 1
-    assert result['peak_bytes'] is None  # CPUs do not tell.
+    assert result['peak_bytes'] is None  # CPUs do not report it.
     parts = ('train_s', 'compile_s', 'eval_s', 'save_s')
     assert 0 < sum(result[part] for part in parts) < result['seconds']
 
@@ -84,8 +84,8 @@ class TestRun:
     assert run_command(train.main, *arguments) == (
       2,
       '',
-      'nfnet_jax: --profile=3:4 begins before the step that the run resumes '
-      'from, 6.\n',
+      'nfnet_jax: --profile=3:4 begins before step 6, from which the run '
+      'resumes.\n',
     )
 
   def test_the_same_command_still_resumes(self, run_command, small, workdir):
@@ -102,10 +102,10 @@ class TestRun:
     self, run_command, small, workdir, tmp_path
   ):
     events = []
-    note = lambda name, **details: events.append(name)
-    jax.monitoring.register_event_listener(note)
+    record = lambda name, **details: events.append(name)
+    jax.monitoring.register_event_listener(record)
     code, _, err = run_command(train.main, *small, f'--workdir={tmp_path}')
-    jax.monitoring.unregister_event_listener(note)
+    jax.monitoring.unregister_event_listener(record)
     assert code == 0, err
     folder = jax.config.jax_compilation_cache_dir
     assert f'programs   {folder}' in err
@@ -125,8 +125,8 @@ def test_an_interrupted_run_logs_its_progress(
 ):
   stream = experiment_lib.Experiment.train_batches
 
-  def interrupted(self, first_step, note):
-    for batch in stream(self, first_step, note):
+  def interrupted(self, first_step, log_fn):
+    for batch in stream(self, first_step, log_fn):
       if batch['step'] == 5:
         signal.raise_signal(signal.SIGTERM)
       yield batch
@@ -155,11 +155,13 @@ def test_several_processes_log_the_speed_per_device(monkeypatch):
   speed = {'images_per_second': 8000.0, 'data_wait': 0.021}
   throughput = types.SimpleNamespace(overall=lambda: speed)
   finished = types.SimpleNamespace(throughput=throughput)
-  said = '8,000 images/s, waiting for data 2 % of the time'
-  assert results._speed(finished) == said
+  expected = '8,000 images/s, waiting for data 2 % of the time'
+  assert results._speed(finished) == expected
   monkeypatch.setattr(processes, 'are_several', lambda: True)
-  said = '8,000 images/s (1,000 per device), waiting for data 2 % of the time'
-  assert results._speed(finished) == said
+  expected = (
+    '8,000 images/s (1,000 per device), waiting for data 2 % of the time'
+  )
+  assert results._speed(finished) == expected
 
 
 def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):

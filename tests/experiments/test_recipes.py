@@ -80,7 +80,7 @@ def test_recipe_with_sam(name, top1, step_ms):
 def test_sam_reaches_the_trainer_and_the_log(digits):
   config = load('digits')
   config.model.name = 'nfnet_pico'
-  said = ', clipping 0.01 by unit, SAM rho 0.05 on 30 %\n'
+  expected = ', clipping 0.01 by unit, SAM rho 0.05 on 30 %\n'
   resolved = experiment_lib.prepare_config(config)
   assert 'SAM' not in summary.summary(
     experiment_lib.Experiment(resolved, digits)
@@ -88,7 +88,7 @@ def test_sam_reaches_the_trainer_and_the_log(digits):
   config.optimizer.update(sam_rho=0.05, sam_share=0.3)
   resolved = experiment_lib.prepare_config(config)
   experiment = experiment_lib.Experiment(resolved, digits)
-  assert said in summary.summary(experiment)
+  assert expected in summary.summary(experiment)
   trainer = experiment.trainer
   assert (trainer.sam_rho, trainer.sam_share) == (0.05, 0.3)
 

@@ -21,31 +21,31 @@ def rows_of(workdir):
 
 def state_of(workdir, step):
   config = workdir_lib.load(workdir)
-  like = experiment_lib.open_experiment(config).abstract_state()
+  template = experiment_lib.open_experiment(config).abstract_state()
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
-    return checkpoints.restore(step, like)
+    return checkpoints.restore(step, template)
 
 
 @pytest.fixture(scope='module')
 def compilations():
-  """The functions that XLA compiled, in order."""
+  """Return the functions that XLA compiles, in order."""
   durations = []
 
-  def note(event, duration, **details):
+  def record(event, duration, **details):
     del duration
     if event == '/jax/core/compile/backend_compile_duration':
       durations.append(details.get('fun_name', ''))
 
-  jax.monitoring.register_event_duration_secs_listener(note)
+  jax.monitoring.register_event_duration_secs_listener(record)
   return durations
 
 
 def crash_at(monkeypatch, step, error):
-  """Makes the data stream fail where it should deliver a step's batch."""
+  """Let the data stream fail in place of a step's batch."""
   stream = experiment_lib.Experiment.train_batches
 
-  def failing(self, first_step, note):
-    for batch in stream(self, first_step, note):
+  def failing(self, first_step, log_fn):
+    for batch in stream(self, first_step, log_fn):
       if batch['step'] == step:
         raise error
       yield batch
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def workdir(run_command, small, folder):
-  """The work folder of the finished run, whichever tests were selected."""
+  """Return the workdir of the finished run; train it if it is not there."""
   if not (folder / 'metrics.jsonl').exists():
     code, _, err = run_command(train.main, *small, f'--workdir={folder}')
     assert code == 0, err
@@ -68,7 +68,7 @@ def workdir(run_command, small, folder):
 
 
 class TestRun:
-  """One run of six steps, and what a person finds afterwards."""
+  """One run of six steps, and its files."""
 
   def test_trains_and_reports_it(
     self, run_command, small, folder, compilations, monkeypatch
@@ -170,21 +170,21 @@ class TestRun:
 
   @pytest.mark.slow
   @pytest.mark.parametrize(
-    ('paths', 'said'),
+    ('paths', 'summary'),
     [
       ('fast_stem,fused_blocks', ', fast stem, fused blocks'),
       ('fast_convs', ', fast convolutions'),
     ],
   )
   def test_other_fast_paths_train_alike(
-    self, run_command, small, workdir, tmp_path, paths, said
+    self, run_command, small, workdir, tmp_path, paths, summary
   ):
     flag = f'--config.run.fast_paths={paths}'
     code, _, err = run_command(
       train.main, *small, flag, f'--workdir={tmp_path}'
     )
     assert code == 0, err
-    assert f'peak learning rate 0.1, float32{said}\n' in err
+    assert f'peak learning rate 0.1, float32{summary}\n' in err
     assert '91,802 parameters, 0.000796 G multiply-adds' in err
     for ours, theirs in zip(rows_of(tmp_path), rows_of(workdir), strict=True):
       if 'loss' in ours:
@@ -272,8 +272,8 @@ class TestRun:
   ):
     stream = experiment_lib.Experiment.eval_batches
 
-    def interrupted(self, note):
-      for batch in stream(self, note):
+    def interrupted(self, log_fn):
+      for batch in stream(self, log_fn):
         signal.raise_signal(signal.SIGTERM)
         yield batch
 

@@ -1,1 +1,1 @@
-"""Experiments, one a file; `get_config()` returns the configuration."""
+"""Experiments, one per file; `get_config()` returns the configuration."""

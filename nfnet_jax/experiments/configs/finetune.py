@@ -1,4 +1,4 @@
-r"""Fine-tunes a trained network on another dataset, 15,000 steps of 2048.
+r"""Fine-tuning of a trained network on another dataset, 15,000 steps of 2048.
 
   python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \
     --config.weights=F0_haiku.npz --config.dataset=cifar10

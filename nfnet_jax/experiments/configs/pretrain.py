@@ -1,4 +1,4 @@
-r"""Pre-trains a network on a large dataset, to be fine-tuned.
+r"""Pre-training on a large dataset, for fine-tuning afterwards.
 
 The argument is the kind of network, 'nfnet' by default:
 
