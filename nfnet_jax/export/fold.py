@@ -2,7 +2,7 @@
 
 In evaluation a standardised kernel is a constant. A batch normalisation is a
 scale and an offset per channel, which the convolution just before it can
-absorb. The folded network is the same modules, run without either.
+absorb. The folded network has the same modules and computes neither.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _trace(
     if path in modules:
       raise ValueError(f"'{path}' is called twice, so it cannot be folded.")
     modules[path] = module
-    # A norm keeps the shape, so that its input can stand for its output.
+    # A normalisation keeps the shape, so its input can replace its output.
     is_norm = isinstance(module, hk.BatchNorm)
     return checkpoint_name(args[0] if is_norm else call(*args, **kwargs), path)
 

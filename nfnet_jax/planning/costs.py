@@ -78,7 +78,7 @@ class Collective:
     name: XLA's name, such as 'all-reduce'.
     count: collectives per step.
     payload: bytes of the complete arrays that are reduced or gathered.
-    sent: bytes that each device must send at least.
+    sent: lower bound of the bytes that each device sends.
   """
 
   name: str

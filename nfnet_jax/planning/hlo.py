@@ -1,7 +1,8 @@
 """Parse the text of a compiled program: operations, calls and loops.
 
-Covers XLA's text of a scheduled module as far as a plan needs it. All values
-are strings and integers, so that tests need only text from real programs.
+Covers the part of XLA's text of a scheduled module that a plan needs. All
+values are strings and integers, so that tests need only text from real
+programs.
 """
 
 from __future__ import annotations
