@@ -83,7 +83,7 @@ class EvalPreprocessing:
       value, choices = getattr(self, field.name), field.metadata['choices']
       if choices and value not in choices:
         raise ValueError(
-          f'{field.name} is {value!r}, none of {", ".join(choices)}'
+          f'{field.name} is {value!r}, not one of {", ".join(choices)}'
         )
 
 

@@ -64,9 +64,7 @@ def plan(model: str, topology: str, quick: bool) -> dict:
     f'--topology={topology}',
     '--json',
     # The measured code has no fast paths.
-    '--config.run.fast_stem=False',
-    '--config.run.fused_blocks=False',
-    '--config.run.shard_update=False',
+    '--config.run.fast_paths=none',
     *(['--quick'] if quick else []),
   ]
   return json.loads(subprocess.check_output(command, text=True))

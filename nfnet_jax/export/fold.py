@@ -249,4 +249,7 @@ def _statistics(norm: str) -> tuple[str, str]:
 def _check_no_other_state(model_state: Params, norms: list[str]) -> None:
   known = {name for norm in norms for name in _statistics(norm)}
   if unknown := sorted(set(model_state) - known):
-    raise ValueError(f"'{unknown[0]}' is no batch norm's; it cannot be folded.")
+    raise ValueError(
+      f"The state '{unknown[0]}' does not belong to a batch norm, so it cannot "
+      'be folded.'
+    )

@@ -147,7 +147,7 @@ def differences(
   has = _shapes(variables)
   wants = _shapes(expected)
   return [
-    f'{path} is {has.get(path, "missing")}, not {wants.get(path, "there")}'
+    f'{path} is {has.get(path, "missing")}, not {wants.get(path, "expected")}'
     for path in sorted(has.keys() | wants.keys())
     if has.get(path) != wants.get(path)
   ]

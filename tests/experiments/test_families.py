@@ -34,7 +34,7 @@ _SETTINGS = {
 
 def specs_of(*families):
   """Return the models of families, without those for tests."""
-  specs = map(registry.get_spec, registry.list_models())
+  specs = map(registry.get_model_spec, registry.list_models())
   return [
     spec
     for spec in specs
