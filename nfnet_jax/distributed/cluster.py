@@ -50,7 +50,7 @@ def check(
 def port_error(coordinator: str) -> str | None:
   """Return an error message if process 0 cannot listen on its port.
 
-  JAX sometimes crashes on such a port.
+  The check is made because JAX may crash if the port is in use.
   """
   port = int(coordinator.rpartition(':')[2])
   with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:

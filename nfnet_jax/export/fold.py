@@ -159,8 +159,8 @@ def _trace(
   """Find the convolutions and normalisations, and which follows which.
 
   Returns:
-    Path -> module, and the path of a convolution -> that of the normalisation
-    that is the only user of its output.
+    Path -> module; and path of a convolution -> path of the normalisation that
+    is the only user of its output.
   """
   modules: dict[str, _Traced] = {}
 

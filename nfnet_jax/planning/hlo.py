@@ -149,7 +149,7 @@ def parse(text: str) -> Program:
       computations[name] = Computation(name, ops, root or [*ops][-1])
       name = ''
   if not entry:
-    raise ValueError('The text is not that of a compiled program.')
+    raise ValueError('The text is not a compiled program.')
   return Program(computations, entry)
 
 

@@ -65,7 +65,7 @@ def read_run(path: epath.Path) -> tuple[Tree, Tree, dict[str, Any]]:
 
 
 def is_folder(path: epath.Path) -> bool:
-  """Return whether a path is that of a folder, local or in a bucket."""
+  """Return whether a path is a folder, local or in a bucket."""
   with failures.as_os_error('looking for them'):
     return path.is_dir()
 
