@@ -21,6 +21,7 @@ from nfnet_jax.training import (
   state,
   step,
 )
+from tests.training.batches import random_batch
 
 # A number of classes that eight devices can shard.
 BATCH, SIZE, CLASSES, EXAMPLES = 16, 4, 16, 53
@@ -54,14 +55,7 @@ def make_trainer(learning_rate=0.1):
 
 
 def make_batch(index):
-  rng = np.random.default_rng(index)
-  return {
-    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, CLASSES, (BATCH, 1)).astype(np.int32),
-    'weight': np.ones((BATCH, 1), np.float32),
-    'position': np.arange(BATCH, dtype=np.int32),
-    'step': np.int32(index),
-  }
+  return random_batch(index, count=BATCH, size=SIZE, classes=CLASSES)
 
 
 def train_batches(first):

@@ -12,6 +12,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax.models import batch_norm
 from nfnet_jax.training import data_parallel, evaluation, state, step
+from tests.training.batches import random_batch
 
 BATCH = 32
 SIZE = 32
@@ -35,15 +36,8 @@ def make_trainer(name, **options):
 
 
 def make_batch(index):
-  """Make a batch with the same images and labels for every step."""
-  rng = np.random.default_rng(0)
-  return {
-    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
-    'weight': np.ones((BATCH, 1), np.float32),
-    'position': np.arange(BATCH, dtype=np.int32),
-    'step': np.int32(index),
-  }
+  """Return a batch with the same images and labels for every step."""
+  return random_batch(index, count=BATCH, size=SIZE, classes=10, seed=0)
 
 
 def train(trainer, devices, steps=STEPS):

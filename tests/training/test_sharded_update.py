@@ -12,6 +12,7 @@ from nfnet_jax import trees
 from nfnet_jax.training import data_parallel, sharded_update, state, step
 from tests.models import families
 from tests.training import linear_runs
+from tests.training.batches import random_batch
 
 DEVICES, BATCH, SIZE = 8, 16, 32
 
@@ -42,14 +43,7 @@ def make_state(trainer):
 
 
 def make_batch(index):
-  rng = np.random.default_rng(index)
-  return {
-    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
-    'weight': np.ones((BATCH, 1), np.float32),
-    'position': np.arange(BATCH, dtype=np.int32),
-    'step': np.int32(index),
-  }
+  return random_batch(index, count=BATCH, size=SIZE, classes=10)
 
 
 def shard(trainer, min_size=512):

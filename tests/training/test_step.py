@@ -18,6 +18,7 @@ from nfnet_jax.models import inputs, layers
 from nfnet_jax.models.fast import stem
 from nfnet_jax.training import data_parallel, nonfinite, state, step
 from tests.training import linear_runs
+from tests.training.batches import random_batch
 
 GOLDEN_LOSSES = pathlib.Path(__file__).parents[1] / 'golden' / 'losses.json'
 BATCH = 16
@@ -39,14 +40,7 @@ def make_trainer(**changes):
 
 
 def make_batch(index):
-  rng = np.random.default_rng(index)
-  return {
-    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
-    'weight': np.ones((BATCH, 1), np.float32),
-    'position': np.arange(BATCH, dtype=np.int32),
-    'step': np.int32(index),
-  }
+  return random_batch(index, count=BATCH, size=SIZE, classes=10)
 
 
 class Runner:
