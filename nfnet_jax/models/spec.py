@@ -60,7 +60,9 @@ class ModelSpec:
   @property
   def preprocessing(self) -> preprocessing.EvalPreprocessing:
     """The preprocessing of published evaluations of the model."""
-    return preprocessing.EvalPreprocessing(self.test_size, self.eval_crop)
+    return preprocessing.EvalPreprocessing(
+      size=self.test_size, crop=self.eval_crop
+    )
 
   @property
   def uses_batch_statistics(self) -> bool:

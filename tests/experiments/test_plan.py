@@ -75,8 +75,8 @@ def test_plan(run_command, compiler):
 
 def test_model_flops_do_not_depend_on_fast_paths(run_command, compiler):
   rows = []
-  for fast in True, False:
-    flags = '--json', f'--config.run.fast_stem={fast}'
+  for paths in 'fast_stem', 'none':
+    flags = '--json', f'--config.run.fast_paths={paths}'
     rows.append(json.loads(run_command(plan.main, *PICO, *flags)[1]))
   sides = [images[2:] for _, images, _ in compiler.lowered]
   assert sides == [(8, 8, 48), (32, 32, 3)]
@@ -88,8 +88,8 @@ def test_each_device_has_a_share_of_the_state_if_the_update_is_sharded(
   run_command, compiler
 ):
   rows = []
-  for shard in True, False:
-    flags = '--json', f'--config.run.shard_update={shard}'
+  for paths in 'shard_update', 'none':
+    flags = '--json', f'--config.run.fast_paths={paths}'
     rows.append(json.loads(run_command(plan.main, *PICO, *flags)[1]))
   assert [row['shard_update'] for row in rows] == [True, False]
   whole = rows[0]['state_bytes']
@@ -109,7 +109,7 @@ def test_the_ascent_of_sam_has_its_own_microbatches(run_command, compiler):
 def test_settings_are_resolved_for_the_devices_of_the_pod(
   run_command, compiler, monkeypatch
 ):
-  monkeypatch.setitem(resolve._PARTS[False], 'nfnet_pico', 2)
+  monkeypatch.setitem(resolve._MICROBATCHES[False], 'nfnet_pico', 2)
   microbatches = lambda: json.loads(run_command(plan.main, *PICO, '--json')[1])[
     'accumulate'
   ]
@@ -264,7 +264,7 @@ def test_no_figure_without_out(run_command, compiler, tmp_path, monkeypatch):
     ([*PICO, '--out=/dev/null/plans'], "--out='/dev/null/plans': Not a dir"),
     ([*PICO, '--compare=f9'], "Unknown config 'f9'"),
     ([*PICO, '--compare=v3:2'], "'v3:2' is not a topology"),
-    ([*PICO, '--compare=nf_regnet:b9'], "'b9' is no variant"),
+    ([*PICO, '--compare=nf_regnet:b9'], "'b9' is not a variant"),
     ([*PICO, '--config.train_for=soon'], "'soon' is not a duration"),
     (
       [*PICO, '--config.train_for=1 example', '--compare=128'],
@@ -312,7 +312,7 @@ def experiment(flags, run_command):
   seen = []
   result = run_command(lambda: seen.append(config_flag.get_config()), *flags)
   assert result[0] == 0, result
-  return experiment_lib.Experiment.open(experiment_lib.prepare_config(seen[0]))
+  return experiment_lib.open_experiment(seen[0])
 
 
 def shapes(batch):
@@ -326,7 +326,7 @@ def shapes(batch):
     ['--config.data.randaugment_layers=0'],
     ['--config.data.mixup=False', '--config.data.cutmix=False'],
     ['--config.data.mixup=False', '--config.data.partners=in_batch'],
-    ['--config.run.fast_stem=True'],
+    ['--config.run.fast_paths=fast_stem'],
   ],
 )
 def test_planned_shapes_equal_those_of_the_pipeline(

@@ -14,7 +14,7 @@ def test_contact_sheets(run_command, small_recipe, tmp_path):
     *small_recipe,
     f'--out={tmp_path}/new',
     '--images=12',
-    '--config.run.fast_stem=True',  # It takes images in blocks.
+    '--config.run.fast_paths=fast_stem',  # It takes images in blocks.
   )
   assert (code, err) == (0, '')
   paths = [tmp_path / 'new' / name for name in ('train.png', 'eval.png')]
