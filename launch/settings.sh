@@ -7,7 +7,7 @@
 : "${ZONE:=}" # A zone that has the accelerator.
 : "${TPU_NAME:=}"
 : "${ACCELERATOR_TYPE:=v3-128}"
-: "${RUNTIME_VERSION:=}"       # Default: that of the TPU generation.
+: "${RUNTIME_VERSION:=}"       # Default: depends on the accelerator.
 : "${PROVISIONING:=on_demand}" # Or spot, queued, queued_spot.
 : "${VALID_UNTIL:=24h}"        # Lifetime of a queued request.
 : "${CREATE_FLAGS:=}"          # Further flags for gcloud, such as --reserved.

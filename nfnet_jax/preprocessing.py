@@ -3,8 +3,8 @@
 Training, evaluation, prediction, feature extraction and export share these two
 classes. `data` applies them; `config` and `weights` store them. An option is
 added here, as a field, and applied in `data/preprocess.py` (evaluation) or
-`data/examples.py` (training); the setting of the same name, its checks and its
-documentation follow from the field.
+`data/examples.py` (training). Its setting in the config, with the setting's
+checks and documentation, is made from the field.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class EvalPreprocessing:
       value, choices = getattr(self, field.name), field.metadata['choices']
       if choices and value not in choices:
         raise ValueError(
-          f'{field.name} is {value!r}, none of {", ".join(choices)}'
+          f'{field.name} is {value!r}, not one of {", ".join(choices)}'
         )
 
 

@@ -28,9 +28,9 @@ _API = re.compile(
 )
 _DOWNLOAD = re.compile(r'/(?P<bucket>[^/]+)/(?P<name>.+)')
 
-# TensorFlow ends a rejected upload only when it is idle, and retries it. It
-# reads these variables when it is imported.
-IMPATIENT = {
+# TensorFlow ends a rejected upload only after an idle timeout, and retries it.
+# It reads these variables when it is imported.
+SHORT_TIMEOUTS = {
   'GCS_REQUEST_IDLE_TIMEOUT_SECS': '1',
   'GCS_RETRY_CONFIG_INIT_DELAY_TIME_US': '1000',
   'GCS_RETRY_CONFIG_MAX_DELAY_TIME_US': '1000',
@@ -55,7 +55,7 @@ class Buckets(contextlib.AbstractContextManager):
   def __init__(self, folder: pathlib.Path):
     self.objects: dict[str, dict[str, bytes]] = {}
     self.requests: list[tuple[str, str]] = []
-    self.forgive()
+    self.clear_faults()
     self.generations = collections.defaultdict(itertools.count(1).__next__)
     self.uploads: dict[str, str] = {}
     self.lock = threading.RLock()
@@ -88,7 +88,7 @@ class Buckets(contextlib.AbstractContextManager):
     self._server.shutdown()
     self._server.server_close()
 
-  def forgive(self) -> None:
+  def clear_faults(self) -> None:
     """End all faults."""
     self.fault: Fault = lambda method, name: None
     self.withheld: set[str] = set()
@@ -132,7 +132,7 @@ class Buckets(contextlib.AbstractContextManager):
 class _Handler(http.server.BaseHTTPRequestHandler):
   buckets: Buckets
   protocol_version = 'HTTP/1.1'
-  # Small responses in two packets would wait for each other.
+  # Otherwise a small response in two packets is delayed.
   disable_nagle_algorithm = True
   wbufsize = -1
 

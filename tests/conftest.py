@@ -1,4 +1,4 @@
-"""Shared fixtures. Eight CPU devices stand in for the cores of a TPU."""
+"""Shared fixtures. Tests run on eight CPU devices."""
 
 import gc
 import os
@@ -10,18 +10,17 @@ import pytest
 
 from tests import buckets as buckets_lib
 
-# Before anything imports JAX. The tests' processes share what they compile, the
-# workers of pytest-xdist the folder of the process that started them.
+# Before anything imports JAX. All processes of the tests share compiled
+# programs: the workers of pytest-xdist use the folder of their parent process.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 '
-  # Tests compile much and compute little. Slow ones, and the README's commands
-  # in .ci/run, compile as users do.
+  # Tests spend more time on compilation than on computation.
   '--xla_backend_optimization_level=0'
 )
 # Before anything imports TensorFlow. Commands set the same two variables.
-os.environ.update(buckets_lib.IMPATIENT)
+os.environ.update(buckets_lib.SHORT_TIMEOUTS)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 if 'PYTEST_XDIST_WORKER' not in os.environ:
@@ -30,8 +29,11 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _forgotten_programs():
-  """Frees what a module compiled: Linux lets a process map 65,530 pieces."""
+def _clear_programs():
+  """Free the programs that a test module compiled.
+
+  Linux limits a process to 65,530 memory mappings.
+  """
   yield
   gc.collect()
   if 'jax' in sys.modules:
@@ -122,7 +124,7 @@ def pico_params():
 
 @pytest.fixture(scope='session')
 def _storage(tmp_path_factory):
-  # One for all: TensorStore and Orbax remember its address.
+  # One server for all tests, because TensorStore and Orbax cache its address.
   with buckets_lib.Buckets(tmp_path_factory.mktemp('storage')) as buckets:
     yield buckets
 
@@ -134,21 +136,20 @@ def buckets(_storage, monkeypatch):
     monkeypatch.setenv(name, value)
   monkeypatch.delenv('GOOGLE_APPLICATION_CREDENTIALS', raising=False)
   yield _storage
-  _storage.forgive()
+  _storage.clear_faults()
 
 
 @pytest.fixture
 def run_command(capfd, monkeypatch):
-  """Runs a command in this process.
+  """Return a function that runs a command in this process.
 
-  `run_command(main, *arguments) -> (code, out, err)`.
-
-  What is returned is the output of the command only.
+  `run_command(main, *arguments) -> (code, out, err)`, the exit code and the
+  output of the command.
   """
   from nfnet_jax.cli import command
 
   def run(main, *arguments, **options):
-    _forget_flags()
+    _reset_flags()
     monkeypatch.setattr(sys, 'argv', ['command'])
     capfd.readouterr()
     with pytest.raises(SystemExit) as exit_info:
@@ -177,9 +178,9 @@ def small(data_dir):
   ]
 
 
-def _forget_flags():
-  """Undoes the parsing of an earlier command, and what it defined."""
-  # A config file is loaded over the one before it, whose names would remain.
+def _reset_flags():
+  """Reset the flags that an earlier command parsed or defined."""
+  # Otherwise the names of the previous config file would remain.
   sys.modules.pop('config_config', None)
   known = flags.FLAGS
   for name in list(known):

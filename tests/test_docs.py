@@ -33,7 +33,7 @@ from nfnet_jax.planning import report
 from tests import trained_weights
 from tests.end_to_end import process_groups
 from tests.launch import conftest
-from tests.planning import test_report
+from tests.planning import plans
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.md'
@@ -323,7 +323,7 @@ def test_plan_command_runs(tmp_path):
 
 
 def test_plan_is_shown_as_it_is_printed():
-  texts = block('plan.md', '', '\nmemory '), report.summary(test_report.make())
+  texts = block('plan.md', '', '\nmemory '), report.summary(plans.make())
   shown, printed = (
     dict(
       line.split(maxsplit=1) for line in text.partition('\n\n')[0].splitlines()

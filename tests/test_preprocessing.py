@@ -13,7 +13,7 @@ from nfnet_jax import preprocessing
     ({'size': 0}, 'size is 0, not an integer of at least 1'),
     ({'size': 224.0}, 'size is 224.0'),
     ({'margin': -1}, 'margin is -1'),
-    ({'crop': 'center'}, "crop is 'center', none of squash, centre"),
+    ({'crop': 'center'}, "crop is 'center', not one of squash, centre"),
   ],
 )
 def test_invalid_values(options, message):

@@ -29,7 +29,7 @@ def test_name_has_a_docstring(name):
 
 
 @pytest.mark.parametrize('name', FUNCTIONS)
-def test_functions_say_what_they_do_in_the_imperative(name):
+def test_docstrings_of_functions_are_imperative(name):
   verb = inspect.getdoc(getattr(nfnet_jax, name)).split()[0]
   assert verb[0].isupper()
   assert not verb.endswith('s'), f"'{verb}' is not imperative"

@@ -44,7 +44,7 @@ COLUMNS = (
 def make_gradient(
   name: str, options: dict, params: dict, images: jax.Array, labels: jax.Array
 ) -> Callable[[], tuple]:
-  """Compile the gradient of the cross-entropy; the result takes no arguments."""
+  """Compile the gradient of the cross-entropy as a call without arguments."""
   model = nfnet_jax.create(name, **options)
 
   def loss(params):

@@ -1,4 +1,4 @@
-"""Times the training step's fast paths side by side on one GPU.
+"""Time the training step with and without fast paths on one GPU.
 
 Writes results.csv next to this file, and draws results.png and the tables of
 README.md from it:
@@ -41,7 +41,7 @@ from matplotlib import pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
 PLAIN = 'plain'
-# Form of the network -> options of its constructor.
+# Form of the step -> options of the network's constructor.
 FORMS = {
   PLAIN: {},
   'fast stem': {'fast_stem': True},
@@ -50,17 +50,17 @@ FORMS = {
   'fast convolutions': {'fast_convs': True},
   'all': {'fast_stem': True, 'fused_blocks': True, 'fast_convs': True},
 }
-# What may follow a form after a comma -> options of the compiler.
+# Name that may follow a form after a comma -> compiler options.
 FLAGS = {
   'NCHW': {'xla_gpu_force_conv_nchw': True},
   'convolution fusion': {'xla_gpu_experimental_enable_conv_fusion': True},
   'no command buffers': {'xla_gpu_enable_command_buffer': ''},
   'autotune level 0': {'xla_gpu_autotune_level': 0},
 }
-# Stands for the quickest form of the first group.
+# Placeholder for the fastest form of the first group.
 BEST = 'best'
-# Forms that take longer than this times plain in the first group are not
-# measured in groups of CONTENDERS.
+# Placeholder for the forms whose time in the first group was at most TOO_SLOW
+# times the plain form's.
 CONTENDERS, TOO_SLOW = 'contenders', 1.25
 TRAIN, INFER = 'train', 'infer'
 TIMM = 'timm'
@@ -84,13 +84,13 @@ COLUMNS = (
   'card',
 )
 WINDOW = 4  # Steps that are dispatched before the clock is read.
-THREADS = 6  # Programs that compile at a time.
-TARGET_S = 2.5  # Of timing a program.
+THREADS = 6  # Programs that compile in parallel.
+TARGET_S = 2.5  # Seconds of timing per program.
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """What is measured side by side, in rounds that take the forms in turn."""
+  """Forms of one network that are timed in turn, in several rounds."""
 
   task: str
   model: str
@@ -104,7 +104,7 @@ class Group:
     return self.task, self.model, self.pixels, self.batch, self.compute
 
 
-# Groups of a wave compile together, and are timed once all have compiled.
+# Groups of a wave compile in parallel, and are timed once all have compiled.
 WAVES = (
   [Group(TRAIN, 'nfnet_f0', 192, 64, [*FORMS])],
   [
@@ -145,13 +145,13 @@ QUICK = (
 
 
 def options_of(form: str) -> tuple[dict, dict]:
-  """Returns a form's options of the network and of the compiler."""
+  """Return the network's and the compiler's options of a form."""
   form, _, flag = form.partition(', ')
   return FORMS[form], FLAGS.get(flag, {})
 
 
 class Training:
-  """The project's training step by the paper's recipe, on one device."""
+  """The training step of the paper's recipe, on one device."""
 
   def __init__(self, group: Group, states: dict[str, state_lib.TrainState]):
     self.group = group
@@ -159,7 +159,7 @@ class Training:
     self._states = states
 
   def compile(self, form: str) -> Callable[[], jax.stages.Compiled]:
-    """Traces a form's step; returns what compiles it."""
+    """Trace a form's step; return a function that compiles it."""
     network, compiler = options_of(form)
     trainer = self._trainer(network)
     shapes = jax.tree.map(
@@ -172,15 +172,15 @@ class Training:
     return lambda: lowered.compile(compiler or None)
 
   def prepare(self, forms: Iterable[str]) -> None:
-    """Puts the state and each form's batch on the device."""
+    """Put the state and each form's batch on the device."""
     if self.group.model not in self._states:
       self.reset()
     self._batches = {
-      form: self.parallel.split(self._batch(form)) for form in forms
+      form: self.parallel.shard_batch(self._batch(form)) for form in forms
     }
 
   def reset(self) -> None:
-    """Starts again from new parameters."""
+    """Create a new state."""
     self._states.pop(self.group.model, None)
     trainer = self._trainer({})
     shapes = state_lib.abstract_state(
@@ -189,11 +189,11 @@ class Training:
     params = make_params(shapes.params)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     state = state._replace(params=params, ema_params=params)
-    state = self.parallel.distribute(trainer, state)
+    state = self.parallel.shard_state(trainer, state)
     self._states[self.group.model] = state
 
   def run(self, form: str, program: jax.stages.Compiled, steps: int) -> float:
-    """Makes steps that go on from the last ones; returns seconds per step.
+    """Make steps from the current state; return seconds per step.
 
     Raises:
       ArithmeticError: if a step was not applied.
@@ -201,7 +201,8 @@ class Training:
     state = self._states[self.group.model]
     first = int(state.step)
     numbers = [
-      self.parallel.split({'step': np.int32(first + i)}) for i in range(steps)
+      self.parallel.shard_batch({'step': np.int32(first + i)})
+      for i in range(steps)
     ]
     batch = self._batches[form]
     jax.block_until_ready((state, numbers, batch))
@@ -229,7 +230,7 @@ class Training:
         **network,
       ),
       optimizer=nfnet_jax.nfnet_sgd(
-        schedule, clipping=0.01 if normalizer_free else None
+        schedule, clipping=0.01 if normalizer_free else 0
       ),
       schedule=schedule,
       num_classes=1000,
@@ -238,12 +239,12 @@ class Training:
     )
 
   def _batch(self, form: str) -> dict[str, np.ndarray]:
-    """Returns random pixels with two labels each, as mixed images have."""
+    """Return random images with two labels each, as after MixUp or CutMix."""
     rng = np.random.default_rng(0)
     count, size = self.group.batch, self.group.pixels
     images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
     if options_of(form)[0].get('fast_stem'):
-      # As the input pipeline delivers them.
+      # The input pipeline also delivers blocks.
       images = np.asarray(stem.to_blocks(images))
     return {
       'image': images,
@@ -255,7 +256,7 @@ class Training:
 
 
 class Inference:
-  """Logits of images of 0..255 that are on the device."""
+  """Inference on images that are on the device."""
 
   def __init__(self, group: Group):
     self.group = group
@@ -266,7 +267,7 @@ class Inference:
     self._weights = weight_shapes(group.model, size)
 
   def compile(self, form: str) -> Callable[[], jax.stages.Compiled]:
-    """Traces a form; returns what compiles it."""
+    """Trace a form; return a function that compiles it."""
     network, compiler = options_of(form)
     model = nfnet_jax.create(self.group.model, **network)
 
@@ -284,16 +285,16 @@ class Inference:
     return lambda: lowered.compile(compiler or None)
 
   def prepare(self, forms: Iterable[str]) -> None:
-    """Puts weights and images on the device."""
+    """Put weights and images on the device."""
     params = make_params(self._weights[0])
     params = jax.tree.map(lambda x: jnp.asarray(x, self._dtype), params)
     self._args = params, {}, jax.device_put(self._images)
 
   def reset(self) -> None:
-    """Does nothing: no call takes anything over."""
+    """Do nothing: inference has no state."""
 
   def run(self, form: str, program: jax.stages.Compiled, steps: int) -> float:
-    """Returns seconds per call."""
+    """Return seconds per call."""
     jax.block_until_ready(self._args)
     start = time.perf_counter()
     logits = [program(*self._args) for _ in range(steps)]
@@ -302,12 +303,13 @@ class Inference:
 
 
 class Study:
-  """Measures groups, wave by wave, and writes each row once it is known.
+  """Measures the groups of one wave after the other.
 
-  Rows of earlier runs stay until their case is measured again.
+  Each row is written as soon as it is measured. Rows of earlier runs stay until
+  their case is measured again.
 
   Attributes:
-    rows: so far, for results.csv.
+    rows: rows of results.csv.
   """
 
   def __init__(self, folder: pathlib.Path, deadline: float):
@@ -325,7 +327,7 @@ class Study:
     return time.monotonic() > self._until
 
   def measure_peak(self, size: int) -> None:
-    """Times a product of square bfloat16 matrices, the peak for `mfu`."""
+    """Time a product of square bfloat16 matrices, as the peak rate of `mfu`."""
     keys = jax.random.split(jax.random.key(0))
     a, b = (jax.random.normal(k, (size, size), jnp.bfloat16) for k in keys)
     multiply = jax.jit(jnp.matmul)
@@ -344,7 +346,7 @@ class Study:
     )
 
   def add(self, row: dict, **values) -> None:
-    """Adds a row and writes all; prints the row."""
+    """Add a row, write all rows and print the new one."""
     row = {**dict.fromkeys(COLUMNS, ''), 'card': self._card, **row, **values}
     key = key_of(row)
     self.rows = [kept for kept in self.rows if key_of(kept) != key] + [row]
@@ -352,7 +354,7 @@ class Study:
     print(*(value for value in row.values() if value != ''), flush=True)
 
   def measure(self, wave: Sequence[Group]) -> None:
-    """Compiles the wave's programs side by side, then times its groups."""
+    """Compile the wave's programs in parallel, then time its groups."""
     subjects, cases = {}, []
     for group in wave:
       forms = self._resolve(group.forms)
@@ -369,8 +371,8 @@ class Study:
         if (*group.key, form) not in self._programs
       ]
     jobs = {}
-    # The first form of all groups, then the second: those that come later find
-    # convolutions of the same shapes tuned already.
+    # The first form of all groups, then the second: later ones reuse the tuning
+    # of convolutions with the same shapes.
     for _, group, form in sorted(cases, key=lambda case: case[0]):
       if self.is_late():
         self._fail(group, form, 'not reached before the deadline')
@@ -402,7 +404,7 @@ class Study:
         self._fail(group, '', describe(error))
 
   def _resolve(self, forms: Sequence[str]) -> tuple[str, ...]:
-    """Puts forms in the place of BEST and CONTENDERS."""
+    """Replace BEST and CONTENDERS by forms."""
     ratios = {PLAIN: 1.0}
     for row in self.rows:
       if row['form'] in FORMS and row['of_plain']:
@@ -417,7 +419,7 @@ class Study:
     return tuple(dict.fromkeys(resolved))
 
   def _time(self, group: Group, subject: Training | Inference) -> None:
-    """Times a group's programs in turn; ratios are of plain's, per round."""
+    """Time a group's programs in turn; ratios are within rounds."""
     seconds = {}
     for form in group.forms:
       case = *group.key, form
@@ -471,7 +473,7 @@ class Study:
     self.add(row_of(group, form), note=note)
 
   def time_timm(self, group: Group) -> None:
-    """Times timm's network of the same name in a process of its own."""
+    """Time timm's network of the same name in a separate process."""
     command = [sys.executable, HERE / 'timm_step.py']
     command += [f'dm_{group.model}', str(group.pixels), str(group.batch)]
     try:
@@ -494,13 +496,13 @@ class Study:
 
 
 def timed(function: Callable) -> tuple:
-  """Returns a call's result and its seconds."""
+  """Return a call's result and its seconds."""
   start = time.monotonic()
   return function(), time.monotonic() - start
 
 
 def memory(program: jax.stages.Compiled) -> int:
-  """Returns the bytes of a program's arguments, results and temporaries."""
+  """Return the bytes of a program's arguments, results and temporaries."""
   sizes = program.memory_analysis()
   return (
     sizes.argument_size_in_bytes
@@ -512,14 +514,14 @@ def memory(program: jax.stages.Compiled) -> int:
 
 @functools.cache
 def count_macs(model: str, pixels: int) -> int:
-  """Counts the multiply-adds of an image in the plain network."""
+  """Count the multiply-adds of an image in the plain network."""
   weights = weight_shapes(model, pixels)
   return complexity.count_image_macs(nfnet_jax.create(model), *weights, pixels)
 
 
 @functools.cache
 def weight_shapes(model: str, pixels: int) -> tuple[dict, dict]:
-  """Returns the shapes of a network's parameters and of its state."""
+  """Return the shapes of a network's parameters and of its state."""
   network = nfnet_jax.create(model)
   images = jnp.zeros((1, pixels, pixels, 3))
   init = lambda key: network.init(key, images, False)
@@ -527,7 +529,7 @@ def weight_shapes(model: str, pixels: int) -> tuple[dict, dict]:
 
 
 def make_params(shapes: dict) -> dict:
-  """Fills parameters on the host; a GPU's initialiser compiles for long."""
+  """Fill parameters on the host: on a GPU, compiling `init` takes long."""
   rng = np.random.default_rng(0)
   constants = {'gain': 1, 'scale': 1, 'skip_gain': 0.1}
 
@@ -542,7 +544,7 @@ def make_params(shapes: dict) -> dict:
 
 
 def describe(error: BaseException) -> str:
-  """Returns the first line of an error, and of what kind it is."""
+  """Return an error's type and the first line of its message."""
   lines = str(error).strip().splitlines() or ['']
   return f'{type(error).__name__}: {lines[0][:160]}'
 
@@ -569,13 +571,13 @@ def write(rows: list[dict], folder: pathlib.Path) -> None:
     writer.writerows(rows)
 
 
-# Columns of the README's table, and which of them are words.
+# Columns of the README's table, and those of them that hold text.
 SHOWN = tuple(name for name in COLUMNS if name not in ('steps', 'note', 'card'))
 WORDS = 'task', 'model', 'compute', 'form'
 
 
 def table(rows: list[dict]) -> str:
-  """Formats the rows that have times."""
+  """Format the rows that have times."""
   lines = [
     [name.replace('_', ' ') for name in SHOWN],
     ['---' if name in WORDS else '---:' for name in SHOWN],
@@ -589,7 +591,7 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: pathlib.Path) -> None:
-  """Draws steps of each form as a share of plain's, by model and batch."""
+  """Draw the time of each form relative to plain, by model and batch."""
   groups = {}
   for row in rows:
     if row['task'] == TRAIN and row['form'] in FORMS and row['of_plain']:
@@ -614,7 +616,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
         places, ratios, 0.14, yerr=np.transpose(errors), label=form, capsize=2
       )
   axis.axhline(1, color='k', lw=0.8)
-  axis.set_ylim(0.7, 1.35)  # A round that stalled reaches far beyond.
+  axis.set_ylim(0.7, 1.35)  # Cuts the error bar of a round that stalled.
   axis.set_xticks(range(len(groups)), [*groups], fontsize=8)
   axis.set_ylabel("time per step, share of plain's")
   axis.set_title(rows[0]['card'], fontsize=9)
@@ -624,7 +626,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
 
 
 def report(folder: pathlib.Path) -> None:
-  """Draws the figure, and puts the table into the README if there is one."""
+  """Draw the figure, and update the table of the README if there is one."""
   rows = read(folder)
   draw(rows, folder / 'results.png')
   readme = folder / 'README.md'
@@ -643,21 +645,21 @@ def main():
     type=float,
     default=3600,
     metavar='SECONDS',
-    help='after which nothing else starts to compile',
+    help='time after which no compilation starts',
   )
   parser.add_argument(
-    '--quick', action='store_true', help='miniature networks, to try it out'
+    '--quick', action='store_true', help='a trial on miniature networks'
   )
   parser.add_argument(
-    '--waves', type=int, nargs='+', help='which of them, from 0'
+    '--waves', type=int, nargs='+', help='numbers of the waves, from 0'
   )
   parser.add_argument(
-    '--report', action='store_true', help='only draw what results.csv holds'
+    '--report', action='store_true', help='only draw the rows of results.csv'
   )
   args = parser.parse_args()
   if args.report:
     return report(args.out)
-  # Leaves memory to timm's process; read when JAX first looks for devices.
+  # Leave memory for timm's process. JAX reads this when it initialises devices.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   waves = QUICK if args.quick else WAVES
   study = Study(args.out, args.deadline)
@@ -670,7 +672,7 @@ def main():
   peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
   print(f'peak of the process: {peak / 2**30:.2f} GiB', flush=True)
   report(args.out)
-  os._exit(0)  # Not waiting for what still compiles.
+  os._exit(0)  # Without waiting for compilations.
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Times a training step of one of timm's networks on a GPU; prints JSON.
+"""Time a training step of one of timm's networks on a GPU; print JSON.
 
   python experiments/gpu_step/timm_step.py dm_nfnet_f0 192 64
 
@@ -18,7 +18,7 @@ WINDOW, ROUNDS = 4, 12
 
 
 class Step:
-  """A step as timm's training script makes it, of images on the device."""
+  """A step of timm's training script, on images that are on the device."""
 
   def __init__(self, name: str, size: int, batch: int, full: bool):
     self.full = full
@@ -54,7 +54,7 @@ class Step:
 
 
 def measure(step: Step) -> dict:
-  """Returns the median seconds per step and the peak memory."""
+  """Return the median seconds per step and the peak memory."""
   torch.cuda.reset_peak_memory_stats()
   for _ in range(6):
     step()

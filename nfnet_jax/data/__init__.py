@@ -1,1 +1,3 @@
 """Input pipelines: tf.data over TensorFlow Datasets. Never imports JAX."""
+
+from __future__ import annotations

@@ -86,7 +86,8 @@ class TrainTransform:
     Args:
       group: number of the group since the start of the run.
       numbered_records: ids and raw records, both `[records_per_group]`.
-      skip_errors: marks a record that fails as unusable and goes on.
+      skip_errors: whether to mark records that fail as unusable instead of
+        raising an error.
 
     Returns:
       `image`, `label`, `weight` and `position` with a leading axis

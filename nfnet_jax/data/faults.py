@@ -18,7 +18,7 @@ LogFn = Callable[[str], None]
 # Good batches after which a stream stops skipping errors. Restarting it takes
 # as long as filling its shuffle buffers.
 _SKIPPING_BATCHES = 1000
-# Errors of the file or of its permissions, which reading again does not cure.
+# Errors of a file or its permissions, which do not go away on a retry.
 _PERMANENT = (
   tf.errors.DataLossError,
   tf.errors.FailedPreconditionError,
@@ -147,9 +147,9 @@ def fault_tolerant_batches(
 
   An error in tf.data does not name its record. So that good data costs nothing
   extra, the stream skips no errors until one occurs; then it is restarted at
-  the same batch in a form that marks records that fail. Good records come out
-  the same. If that form finds no bad record for long, the error was a temporary
-  one of a file, and the stream is restarted in its fast form.
+  the same batch in a slower form that marks records that fail. Good records
+  yield the same examples. If this form finds no bad record for a long time, the
+  error was a temporary one of a file, and the stream returns to its fast form.
 
   Args:
     make_dataset: maps (start, skip_errors) to the batches from the start-th on.
@@ -190,7 +190,7 @@ def fault_tolerant_batches(
 def with_fallback(function: Callable, fallback: Any) -> Callable:
   """Wrap a map of tensors to return `fallback` where it fails.
 
-  Costs a sixth of decoding an image.
+  It costs about a sixth of the time of decoding an image.
   """
 
   def map_or_fall_back(*tensors):

@@ -71,7 +71,7 @@ class FolderSource(sources.Source):
     return tf.data.Dataset.from_tensor_slices(chosen)
 
   def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Read the image of a line; returns (encoded image, int32 label)."""
+    """Read the image of a line to (encoded image, int32 label)."""
     fields = tf.strings.split(record, '\t', maxsplit=1)
     return tf.io.read_file(fields[1]), tf.strings.to_number(fields[0], tf.int32)
 

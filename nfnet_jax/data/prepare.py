@@ -37,7 +37,7 @@ def prepare(
     name: TFDS name.
     data_dir: folder of TFDS datasets; None for TFDS's default.
     manual_dir: folder of manually downloaded files, such as ImageNet's.
-    partial: accepts a part of ImageNet.
+    partial: whether to accept a part of ImageNet.
 
   Returns:
     The dataset.

@@ -13,7 +13,7 @@ import jax
 from nfnet_jax import errors
 
 # Variables that a scheduler sets for the processes of a job, and that JAX reads
-# to find them. On a Cloud TPU VM JAX sets its platforms, if the user did not.
+# to find them.
 _SCHEDULER_VARIABLES = (
   'SLURM_STEP_NODELIST',
   'OMPI_MCA_orte_hnp_uri',
@@ -50,7 +50,7 @@ def check(
 def port_error(coordinator: str) -> str | None:
   """Return an error message if process 0 cannot listen on its port.
 
-  JAX sometimes crashes on such a port.
+  The check is made because JAX may crash if the port is in use.
   """
   port = int(coordinator.rpartition(':')[2])
   with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
@@ -68,7 +68,11 @@ def port_error(coordinator: str) -> str | None:
 
 
 def may_have_others() -> bool:
-  """Return whether to ask JAX: its detection may fail where no job runs."""
+  """Return whether this may be one of several processes, which JAX can find.
+
+  Elsewhere JAX must not be asked: its detection may fail where no job runs.
+  """
+  # On a Cloud TPU VM JAX sets its platforms, if the user did not.
   platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
   return 'tpu' in (platforms or '') or bool(scheduler_variables())
 

@@ -33,7 +33,7 @@ def enable_compilation_cache() -> str | None:
   folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
   if folder is None and jax.default_backend() != 'cpu':
     folder = str(files.cache_folder('programs'))
-  # What the processes exchange next depends on this.
+  # The exchanges below depend on the folder, so it must be of the same kind.
   collectives.assert_equal({'JAX_COMPILATION_CACHE_DIR': _kind(folder)})
   if not folder:
     return None

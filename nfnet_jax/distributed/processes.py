@@ -256,7 +256,7 @@ def _initialize(
   heartbeat_timeout = min(timeout, _MAX_HEARTBEAT_TIMEOUT)
   address = coordinator, num_processes, process_id
   try:
-    # Earlier than JAX's timeouts, which abort with a stack trace.
+    # This timeout ends before JAX's, which abort with a stack trace.
     with exit_after(timeout, cluster.timeout_message(*address, timeout)):
       jax.distributed.initialize(
         coordinator,
@@ -274,7 +274,7 @@ def _initialize(
       raise ValueError(cluster.not_found_message(variables)) from error
     return  # A TPU without other hosts.
   except RuntimeError as error:
-    # At once: what JAX has half started may crash in the normal exit.
+    # Not a normal exit, which may crash if JAX is only partly initialised.
     _exit_process(cluster.join_error_message(error), EXIT_FAILED)
   from jax._src import distributed  # JAX has no public access to the client.
 

@@ -2,7 +2,7 @@
 
 In evaluation a standardised kernel is a constant. A batch normalisation is a
 scale and an offset per channel, which the convolution just before it can
-absorb. The folded network is the same modules, run without either.
+absorb. The folded network has the same modules and computes neither.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def _trace(
   """Find the convolutions and normalisations, and which follows which.
 
   Returns:
-    Path -> module, and the path of a convolution -> that of the normalisation
-    that is the only user of its output.
+    Path -> module; and path of a convolution -> path of the normalisation that
+    is the only user of its output.
   """
   modules: dict[str, _Traced] = {}
 
@@ -172,7 +172,7 @@ def _trace(
     if path in modules:
       raise ValueError(f"'{path}' is called twice, so it cannot be folded.")
     modules[path] = module
-    # A norm keeps the shape, so that its input can stand for its output.
+    # A normalisation keeps the shape, so its input can replace its output.
     is_norm = isinstance(module, hk.BatchNorm)
     return checkpoint_name(args[0] if is_norm else call(*args, **kwargs), path)
 
@@ -249,4 +249,7 @@ def _statistics(norm: str) -> tuple[str, str]:
 def _check_no_other_state(model_state: Params, norms: list[str]) -> None:
   known = {name for norm in norms for name in _statistics(norm)}
   if unknown := sorted(set(model_state) - known):
-    raise ValueError(f"'{unknown[0]}' is no batch norm's; it cannot be folded.")
+    raise ValueError(
+      f"The state '{unknown[0]}' does not belong to a batch norm, so it cannot "
+      'be folded.'
+    )

@@ -21,7 +21,7 @@ class BatchNorm(hk.BatchNorm):
   Parameters: `scale` and `offset [1, 1, 1, C]`. State: `mean_ema` and
   `var_ema`, each `counter []`, `hidden` and `average [1, 1, 1, C]`. The
   averages are bias-corrected and hold mean 0 and variance 1 before the first
-  training step, with whichever `is_training` the model is initialised.
+  training step, whether the model is initialised in training or in evaluation.
 
   Deviation: statistics and normalisation are computed in float32 or wider. In
   bfloat16 a decay of 0.999 rounds to 1, and E[x^2] - E[x]^2 loses all digits.
@@ -37,7 +37,7 @@ class BatchNorm(hk.BatchNorm):
     """Create the running averages.
 
     Args:
-      decay_rate: of the running averages.
+      decay_rate: decay of the running averages.
       eps: added to the variance.
       cross_replica_bn: whether the devices of the mapped axis `REPLICA_AXIS`
         share batch statistics in training. Otherwise each uses its own.
@@ -108,7 +108,7 @@ class PreActivationBlock(residual.ResidualBlock):
   Attributes:
     activation: between normalisation and convolution.
     norms: one per convolution.
-    convs: of the branch.
+    convs: the branch's convolutions.
     squeeze_excite: gates of the branch's output, or None.
   """
 

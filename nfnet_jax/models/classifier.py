@@ -24,23 +24,23 @@ class ImageClassifier(hk.Module):
     bool, int, float or str (or one of these and None), and a line under "Args:"
     of the docstring, whose first sentence describes it to users. The default of
     `name` is the root of all parameter paths;
-  - the class attributes below, as far as they differ from the defaults;
+  - the class attributes below whose defaults do not apply;
   - `depth` and `blocks`, which the constructor sets, and the methods `stem` and
     `head`.
-  `registry.FAMILIES` has one entry per family of this package. Code outside it
-  makes its models known by `registry.register_model`.
+  `registry.FAMILIES` has one entry per family of this package. Other code
+  registers its models with `registry.register_model`.
 
   Attributes:
     variants: variant name -> a row with `train_size` and `test_size` (pixels a
       side), `dropout` (rate) and, where published, `augment_magnitude`.
     uses_batch_statistics: whether batches are normalised in training.
-    eval_crop: what published evaluations cut, 'squash' or 'centre'; see
+    eval_crop: crop of published evaluations, 'squash' or 'centre'; see
       `preprocessing.EvalPreprocessing`.
     published_top1: source -> variant -> ImageNet top-1 in percent.
     depth: blocks per stage, from fine to coarse.
     blocks: the residual blocks, in order.
     dropout_rate: rate on the pooled features.
-    classifier: maps them to logits.
+    classifier: maps the pooled features to logits.
   """
 
   variants: ClassVar[Mapping[str, Any]]
@@ -145,7 +145,7 @@ class ImageClassifier(hk.Module):
       zip(stages, self.blocks, strict=True)
     ):
       block_key = None if key is None else jax.random.fold_in(key, index)
-      # The name of this part of a step in profiles and plans.
+      # Profiles and plans show this name.
       with jax.named_scope(f'stage_{stage}'):
         run = hk.remat(block) if remat else block
         x, residual_var = run(x, block_key, positions)

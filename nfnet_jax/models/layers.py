@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, tuple[Activation, float]] = {
   'softplus': (jax.nn.softplus, 1.9203323126),
   'tanh': (jnp.tanh, 1.5939117670),
 }
-# Activations that compute a channel's value from those of the others too.
+# Activations whose output for a channel depends on the other channels too.
 ACROSS_CHANNELS = 'glu', 'log_softmax'
 
 
@@ -104,7 +104,7 @@ def standardize(w: jax.Array, gain: jax.Array, eps: float = 1e-4) -> jax.Array:
   Args:
     w: kernel `[H, W, I, O]`; `I` is the fan-in of one group.
     gain: `[O]`, learnt.
-    eps: floor of `fan_in * var(w)`.
+    eps: lower bound of `fan_in * var(w)`.
 
   Returns:
     `gain * (w - mean) / sqrt(max(fan_in * var, eps))`, in the dtype of `w`,

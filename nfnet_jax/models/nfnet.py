@@ -2,8 +2,8 @@
 
 Brock et al., "High-Performance Large-Scale Image Recognition Without
 Normalization" (arXiv 2102.06171), section 4 and appendix C. Where the paper and
-the released code differ, this follows the code, because it made the published
-weights; a comment marks each such spec.
+the released code differ, this follows the code, which trained the published
+weights; comments mark these differences.
 """
 
 from __future__ import annotations
@@ -320,8 +320,8 @@ class NFBlock(normalizer_free.NormalizerFreeBlock):
     super().__init__(name=name, **options)
     self.stride = stride
     self.fused = fused
-    # Only whole groups: the "+" variants' first stage has 128 channels here,
-    # not 192 as the paper's counts have.
+    # Only whole groups: the first stage of the "+" variants has 128 channels
+    # here, but 192 in the paper's counts.
     groups = channels // 2 // group_size
     inner = groups * group_size
     self.convs = [

@@ -116,8 +116,8 @@ def downsample(x: jax.Array, stride: int) -> jax.Array:
   """
   if stride == 1:
     return x
-  # XLA on CPU counts a window twice that is larger than the map (jax 0.10 to
-  # 0.12).
+  # XLA on CPU counts a window twice if it is larger than the feature map (jax
+  # 0.10 to 0.12).
   height, width = x.shape[1:3]
   window = (1, min(2, height), min(2, width), 1)
   return hk.avg_pool(x, window, (1, 2, 2, 1), 'SAME')

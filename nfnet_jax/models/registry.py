@@ -1,4 +1,4 @@
-"""The table of models: name -> family, variant, native sizes, figures."""
+"""The table of models: name -> family, variant, native sizes, accuracy."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def _numbered(prefix: str, variants: Mapping[str, Any]) -> dict[str, str]:
   return {v: prefix + '_' * (not v.isdigit()) + v for v in variants}
 
 
-# Family -> variant -> registry name. Everything else that is known of a family
-# is in its class; see `classifier.ImageClassifier`.
+# Family -> variant -> registry name. A family's class defines everything else;
+# see `classifier.ImageClassifier`.
 FAMILIES: dict[type[classifier.ImageClassifier], dict[str, str]] = {
   nfnet.NFNet: {v: f'nfnet_{v}' for v in nfnet.VARIANTS},
-  # Those that table 6 of the paper has, and a small one.
+  # The variants of table 6 of the paper, and a small one.
   bn_nfnet.BNNFNet: {
     v: f'nfnet_{v}_bn' for v in ('f0', 'f1', 'f2', 'f3', 'pico')
   },
@@ -91,7 +91,7 @@ def register_model(
 
   Args:
     name: registry name.
-    family: subclass of `ImageClassifier`; see there what it must offer.
+    family: subclass of `ImageClassifier`, as described there.
     variant: one of its `variants`.
     train_size: native image size in training, pixels a side.
     test_size: native image size in evaluation, pixels a side.

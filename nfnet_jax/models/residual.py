@@ -87,7 +87,7 @@ class ResidualBlock(hk.Module):
     self.stochdepth_rate = stochdepth_rate
 
   def preactivate(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """Map the block's input to that of the branch and of the projection."""
+    """Map the block's input to the input of the branch and the projection."""
     return x
 
   def project(self, x: jax.Array, is_training: bool) -> jax.Array:

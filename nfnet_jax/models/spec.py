@@ -1,4 +1,4 @@
-"""What is known of a model before it is created."""
+"""Specifications of models, which are known before a model is created."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Option(NamedTuple):
   Attributes:
     type: bool, int, float or str; an option whose default is None also takes
       None.
-    default: its value if nobody sets it.
+    default: its value if it is not set.
     description: one sentence for users.
   """
 
@@ -32,7 +32,7 @@ class Option(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-  """What is known of a model before it is created.
+  """A model's row of the table: its family, sizes, options and accuracy.
 
   Attributes:
     name: registry name, such as 'nfnet_f0'.
@@ -40,7 +40,7 @@ class ModelSpec:
     variant: its variant.
     train_size: native image size in training, pixels a side.
     test_size: native image size in evaluation, pixels a side.
-    eval_crop: what published evaluations cut: 'squash' or 'centre'.
+    eval_crop: crop of published evaluations, 'squash' or 'centre'.
     augment_magnitude: RandAugment magnitude of the published recipe; 0 for no
       RandAugment.
     reported_top1: ImageNet top-1 in percent as its authors report it, or None.
@@ -59,7 +59,7 @@ class ModelSpec:
 
   @property
   def preprocessing(self) -> preprocessing.EvalPreprocessing:
-    """What published evaluations of the model do to an image."""
+    """The preprocessing of published evaluations of the model."""
     return preprocessing.EvalPreprocessing(
       size=self.test_size, crop=self.eval_crop
     )
@@ -71,7 +71,7 @@ class ModelSpec:
 
   @property
   def root(self) -> str:
-    """What all parameter paths begin with."""
+    """The first part of all parameter paths."""
     return inspect.signature(self.family.__init__).parameters['name'].default
 
   @property

@@ -30,7 +30,7 @@ class AGCState(NamedTuple):
     clipped_by_group: the same fraction for each group of `group_fn`.
   """
 
-  # Checkpoints hold this name, which is also a method of tuples.
+  # Checkpoints contain this name, although tuples have a method `count`.
   count: jax.Array  # type: ignore[assignment]
   clipped: jax.Array
   clipped_by_group: dict[str, jax.Array]
@@ -189,7 +189,7 @@ def states(tree: Any) -> list[AGCState]:
 
 
 def map_states(function: Callable[[AGCState], AGCState], tree: Any) -> Any:
-  """Map the `AGCState`s in a tree; other nodes stay as they are."""
+  """Map the `AGCState`s in a tree; other nodes are unchanged."""
   return jax.tree.map(
     lambda node: function(node) if _is_state(node) else node,
     tree,

@@ -52,7 +52,7 @@ def _clip_ratio(
 def _clip_global_norm(
   clipping: Clipping, eps: float, groups: Groups
 ) -> optax.GradientTransformation:
-  del eps, groups  # All gradients count, those of every group.
+  del eps, groups  # The norm is over the gradients of all groups.
   if callable(clipping):
     raise ValueError(
       "clip_by 'global_norm' takes no schedule. Give `clipping` as a number."

@@ -31,7 +31,7 @@ class Group:
   clip: bool
 
 
-# Biases and gains, those of batch normalisation included.
+# Biases and gains, including those of batch normalisation.
 _VECTORS = ('b', 'bias', 'gain', 'skip_gain', 'offset', 'scale')
 
 

@@ -90,7 +90,7 @@ def make_optimizer(
   return optax.chain(*chain)
 
 
-# The name before there were options besides those of the paper.
+# The former name, from when all options were the paper's.
 nfnet_sgd = make_optimizer
 
 

@@ -53,7 +53,7 @@ class Compiled:
 
   @property
   def peak_bytes(self) -> int:
-    """Bytes of memory that the program needs at most."""
+    """The largest memory that the program needs, in bytes."""
     return (
       self.argument_bytes
       + self.output_bytes
@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def _key(lowered: jax.stages.Lowered, pod: str, effort: str) -> str:
-  """Hash the program with its scope names, pod, effort and versions."""
+  """Hash the program, including its scope names, pod, effort and versions."""
   program = replace_locations(lowered.as_text(debug_info=True))
   text = json.dumps([pod, effort, versions()]) + program
   return hashlib.sha256(text.encode()).hexdigest()

@@ -78,7 +78,7 @@ class Collective:
     name: XLA's name, such as 'all-reduce'.
     count: collectives per step.
     payload: bytes of the complete arrays that are reduced or gathered.
-    sent: bytes that each device must send at least.
+    sent: lower bound of the bytes that each device sends.
   """
 
   name: str
@@ -130,9 +130,9 @@ def read(text: str, devices: int) -> Schedule:
 def attribute(program: hlo.Program, op: hlo.Op) -> tuple[str, bool]:
   """Return an operation's category, and whether it is in the backward pass.
 
-  A fusion that contains a convolution counts as that convolution. Any other
-  fusion has the category of its result; if the result has no scope, such as a
-  selection between old and new parameters, that of the operations inside.
+  A fusion that contains a convolution counts as this convolution. Any other
+  fusion has the category of its result. If the result has no scope, as a
+  selection between old and new parameters, the operations inside decide.
   """
   inner = list(program.inside(op))
   convolutions = [each for each in inner if each.opcode == 'convolution']

@@ -69,8 +69,8 @@ class Plan:
     """Return all numbers of the plan by stable names.
 
     Times and what is derived from them are None if the TPU's clock is unknown.
-    If the program does not fit, the search for the largest batch takes the
-    place of everything after the available memory.
+    If the program does not fit, the results of the search for the largest batch
+    replace everything after the available memory.
     """
     work, pod = self.workload, self.pod
     devices = len(pod.devices)
@@ -78,7 +78,7 @@ class Plan:
       results = self._costs(self.compiled, self.schedule)
     else:
       assert self.shortage
-      results = self._lack(self.shortage)
+      results = self._shortage_numbers(self.shortage)
     return {
       'config': work.config,
       'model': work.model,
@@ -103,7 +103,7 @@ class Plan:
       **results,
     }
 
-  def _lack(self, shortage: Shortage) -> dict[str, Any]:
+  def _shortage_numbers(self, shortage: Shortage) -> dict[str, Any]:
     available = self.pod.generation.memory_bytes
     return {
       'fits': False,
@@ -127,14 +127,16 @@ class Plan:
       'temp_bytes': compiled.temp_bytes,
       'compile_s': compiled.seconds,
       'cached': compiled.cached,
-      'flops_per_step': compiled.flops * self._uncounted() * devices,
+      'flops_per_step': (
+        compiled.flops * self._work_per_counted_work() * devices
+      ),
       # The backward pass costs two forward passes; a multiply-add is two FLOPs.
       'model_flops_per_step': 6 * work.macs * work.batch,
       'step_cycles': schedule.cycles,
       **self._times(schedule.cycles),
       'collective_bytes': sum(each.payload for each in schedule.collectives),
       'collective_sent_bytes': sent,
-      # The devices of a chip sum up among themselves, so it sends this once.
+      # The devices of a chip are summed first, so a chip sends this once.
       'collective_ms_by_bandwidth': 1e3 * sent / self.pod.generation.links,
       'unknown_loops': schedule.unknown_loops,
       'cycles': {
@@ -143,11 +145,11 @@ class Plan:
       },
     }
 
-  def _uncounted(self) -> float:
+  def _work_per_counted_work(self) -> float:
     """Return the ratio of a step's work to the work that the compiler counts.
 
     The compiler counts one iteration of the loop over microbatches. SAM's
-    ascent has a loop of its own, and the same cost per example; the update is
+    ascent has a separate loop with the same cost per example; the update is
     outside of both loops and costs less than a hundredth.
     """
     work = self.workload

@@ -1,7 +1,8 @@
 """Parse the text of a compiled program: operations, calls and loops.
 
-Covers XLA's text of a scheduled module as far as a plan needs it. All values
-are strings and integers, so that tests need only text from real programs.
+Covers the part of XLA's text of a scheduled module that a plan needs. All
+values are strings and integers, so that tests need only text from real
+programs.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def parse(text: str) -> Program:
       computations[name] = Computation(name, ops, root or [*ops][-1])
       name = ''
   if not entry:
-    raise ValueError('The text is not that of a compiled program.')
+    raise ValueError('The text is not a compiled program.')
   return Program(computations, entry)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# Usually two or three are enough.
+# Usually two or three compilations are enough.
 _MAX_COMPILATIONS = 6
 
 

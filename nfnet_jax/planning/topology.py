@@ -53,11 +53,11 @@ class Generation:
 
   @property
   def device(self) -> str:
-    """What a JAX device is: 'core' or 'chip'."""
+    """The hardware of one JAX device: 'core' or 'chip'."""
     return 'core' if self.devices_per_chip > 1 else 'chip'
 
 
-# Cloud's v4 VMs show a chip's two cores as one device.
+# On Cloud's v4 VMs a chip's two cores are one device.
 _MEGACORE = {'chip_config_name': 'megacore'}
 GENERATIONS: dict[str, Generation] = {
   'v2': Generation('TPU v2', 2, 7.48, 23e12, 700e6, 4 * 62e9),
@@ -67,8 +67,9 @@ GENERATIONS: dict[str, Generation] = {
   'v5p': Generation('TPU v5p', 1, 95.74, 459e12, 1751e6, 600e9),
   'v6e': Generation('TPU v6e', 1, 31.25, 918e12, None, 448e9),
 }
-# Without these variables libtpu spends minutes on a metadata server that exists
-# only on Cloud's machines, and logs long warnings. The type has no effect.
+# Without these variables libtpu waits minutes for a metadata server that exists
+# only on Cloud's machines, and logs long warnings. The accelerator type has no
+# effect.
 _ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',

@@ -14,7 +14,7 @@ from nfnet_jax.training import state as state_lib
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """What is trained, as far as a plan depends on it.
+  """The properties of a training run that its plan depends on.
 
   Attributes:
     config: name of the experiment.

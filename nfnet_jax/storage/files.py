@@ -34,9 +34,9 @@ def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
   """
   target = epath.Path(path)
   if is_in_bucket(target):
-    # An object appears only when it is complete, but to rename one is to copy
-    # and delete it. TensorFlow would also upload a file that is incomplete
-    # after an error.
+    # Write locally and upload. A bucket never shows an incomplete object, so no
+    # rename is needed, which would copy the object. Writing directly is not
+    # safe: after an error TensorFlow uploads what was written so far.
     with tempfile.TemporaryDirectory() as folder:
       temporary = epath.Path(folder) / target.name
       yield temporary

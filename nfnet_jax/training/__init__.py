@@ -1,1 +1,3 @@
 """A training run: state, step, loop, evaluation, checkpoints, metrics."""
+
+from __future__ import annotations

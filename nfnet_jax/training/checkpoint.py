@@ -42,7 +42,7 @@ class SaveError(OSError):
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-  """Hide tracebacks that Orbax's threads log: a `SaveError` follows them."""
+  """Hide the tracebacks that Orbax's threads log before a `SaveError`."""
   logger = logging.get_absl_logger()
   logger.addFilter(_is_no_orbax_traceback)
   try:
@@ -93,7 +93,7 @@ class Checkpoints:
     self._unreadable: set[int] = set()
     buckets.check(self.directory, to_write=not read_only)
     if not read_only:
-      # Orbax does not create it if it gets `active_processes`.
+      # Orbax does not create the folder if `active_processes` is given.
       self.directory.mkdir(parents=True, exist_ok=True)
       self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
@@ -284,10 +284,10 @@ class Checkpoints:
   def _remove_unfinished(self) -> None:
     """Remove what killed saves left, each up to the size of a whole state.
 
-    On a disk, their names tell. In a bucket, such a checkpoint has the name of
-    a complete one and lacks the file that Orbax writes last, as does one that
-    was copied there from a disk. There it stays, ignored, until its step is
-    saved again.
+    On a disk they have other names than complete checkpoints. In a bucket they
+    have the same names and lack only the file that Orbax writes last, which is
+    also missing if a checkpoint was copied there from a disk. Orbax ignores
+    them, so they stay until the same step is saved again.
     """
     if files.is_in_bucket(self.directory):
       return
@@ -307,12 +307,12 @@ class Checkpoints:
 
 
 class NullCheckpoints(contextlib.AbstractContextManager):
-  """Replaces `Checkpoints` in all processes but process 0, which saves."""
+  """Replaces `Checkpoints` in all processes except process 0, which saves."""
 
   def __exit__(self, *error: Any) -> None:
     pass
 
-  def restore_latest(self, abstract_state: state_lib.TrainState) -> None:
+  def restore_latest(self, template: state_lib.TrainState) -> None:
     """Return None: these processes have no checkpoints."""
 
   def save(self, state: state_lib.TrainState) -> None:
@@ -323,7 +323,7 @@ class NullCheckpoints(contextlib.AbstractContextManager):
 
 
 def _read_with_retry(read: Callable[[int], Any], step: int) -> Any:
-  """Read a checkpoint; try again if storage, not its contents, may be bad."""
+  """Read a checkpoint; retry once after an error of storage."""
   try:
     return read(step)
   except OSError:

@@ -67,7 +67,7 @@ class Loop:
     checkpoints: where states are saved.
     writer: where metrics are written.
     progress: where progress is shown.
-    stop: tells whether the run was asked to stop.
+    stop: records requests to stop the run.
     sharded: `trainer` with its update sharded over the devices; None for a
       replicated update.
     tracer: takes a profiler trace of some steps.
@@ -190,8 +190,9 @@ class Loop:
   ) -> dict[str, jax.Array]:
     """Return the next batch; if the data fails, save the state first.
 
-    Several processes can only save together. A process whose data failed
-    continues with a batch that no step applies, until all processes see that.
+    All processes must take part in a save. A process whose data failed
+    continues with a batch that no step applies, so that all processes stop at
+    the same step.
     """
     if self._data_error and self._last_batch:
       return self._last_batch
@@ -207,8 +208,8 @@ class Loop:
       if self._last_batch is None:
         raise
       self._data_error = error
-      mismatch = self.parallel.shard_batch({'step': np.asarray(-1, np.int32)})
-      self._last_batch = {**self._last_batch, **mismatch}
+      no_step = self.parallel.shard_batch({'step': np.asarray(-1, np.int32)})
+      self._last_batch = {**self._last_batch, **no_step}
     return self._last_batch
 
   def _throttle_dispatch(self) -> None:
@@ -217,7 +218,7 @@ class Loop:
       jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][1])
 
   def _run_due_actions(self, state: Any, step: int) -> None:
-    """Evaluate, save and stop between two steps, as far as these are due.
+    """Evaluate, save and stop between two steps, whichever of them is due.
 
     A resumed run starts here, so that it repeats an interrupted evaluation.
     """
@@ -259,7 +260,7 @@ class Loop:
     """Save the last good state and raise the cause of the step's failure."""
     self._write_checkpoint(state)
     self._wait_until_saved()
-    # Only now, as a process that fails ends process 0, which must have saved.
+    # After saving, because a process that fails also ends process 0.
     have_data = collectives.all_true(self._data_error is None)
     if self._data_error:
       raise self._data_error

@@ -28,12 +28,12 @@ class MetricsWriter:
   Every training step and every evaluation has a row. A row's `step` is the
   number of updates made. Only process 0 writes.
 
-  Files in a bucket cannot be appended to. For a run there, files grow in a
-  local temporary folder. `publish` copies them and starts another file of
-  events, so that each file of events is copied once.
+  Files in a bucket cannot be appended to. If the workdir is in a bucket, files
+  are written in a local temporary folder. `publish` copies them and starts
+  another file of events, so that each file of events is copied once.
 
   Attributes:
-    evaluations: step -> row of its evaluation, with those before a resume.
+    evaluations: step -> row of its evaluation, including those before a resume.
 
   Example:
     >>> import tempfile
@@ -113,15 +113,15 @@ class MetricsWriter:
       files.upload(path, self._workdir / _EVENTS / path.name)
       path.unlink()
     files.upload(self._local / _FILE, self._workdir / _FILE)
-    # The time in a file's name, in whole seconds, need not be unique.
+    # The time in a file's name has whole seconds, and so may not be unique.
     self._open_events(suffix=f'.{next(self._event_files)}')
     self._unpublished = False
 
   def observe(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Write scalars to TensorBoard only: those that are not reproducible.
+    """Write scalars that are not reproducible, such as speed, to TensorBoard.
 
-    Speed is one. Thus the rows of a resumed run equal those of a run that was
-    never interrupted.
+    They are not written to `metrics.jsonl`, so that the rows of a resumed run
+    equal those of a run that was never interrupted.
     """
     if processes.is_primary():
       for name, value in scalars.items():

@@ -1,4 +1,4 @@
-"""Diagnosis of a step that is not finite: its first bad tensor."""
+"""Diagnosis of a step that is not finite: find the first bad tensor."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def _tensors(
     ascent = _pass(trainer, state, some, order, reduce=lambda tree: tree)
     for name, value in ascent:
       yield f'{name} (SAM ascent)', value
-  perturbed_state = trainer.perturbed_state(state, batch)
+  perturbed = trainer.perturbed_state(state, batch)
   suffix = ' (SAM descent)' if trainer.sam_rho else ''
-  for name, value in _pass(trainer, perturbed_state, batch, order, reduce):
+  for name, value in _pass(trainer, perturbed, batch, order, reduce):
     yield name + suffix, value
   yield 'learning rate', trainer.schedule(state.step)
 

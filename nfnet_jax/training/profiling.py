@@ -27,10 +27,10 @@ def folder_of(workdir: str | os.PathLike, steps: range) -> epath.Path:
 class Tracer:
   """Traces a range of steps on the devices of this process.
 
-  Each process writes `process_I.xplane.pb` for TensorBoard and XProf, which
-  show the files of one folder as the hosts of one run, and
+  Process I writes `process_I.xplane.pb` for TensorBoard and XProf, which show
+  the files of one folder as the hosts of one run, and
   `process_I.perfetto_trace.json.gz` for Perfetto. JAX writes to local disks
-  only, so the files are copied. A trace that fails does not end the run.
+  only, so the files are copied. If tracing fails, the run continues.
 
   Example:
     >>> import tempfile

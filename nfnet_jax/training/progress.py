@@ -12,8 +12,8 @@ import tqdm
 class Progress:
   """Reports loss, accuracy, images per second, data wait and remaining time.
 
-  `data` is the share of time in which the host waited for the next batch. The
-  devices work meanwhile; near 100 % they wait for data too.
+  `data` is the share of time in which the host waits for the next batch. The
+  devices compute in the meantime; near 100 %, they wait for data too.
 
   Example:
     >>> with Progress(first_step=0, total_steps=100, batch_size=64) as progress:
@@ -32,7 +32,7 @@ class Progress:
     """Start at a step.
 
     Args:
-      first_step: number of steps made before.
+      first_step: number of steps made before this start.
       total_steps: number of steps of the whole run.
       batch_size: images per step, over all devices.
       stream: where to write; standard error by default.

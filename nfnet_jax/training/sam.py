@@ -25,7 +25,7 @@ def sub_batch(
   """Return a share of a batch's examples, evenly spaced.
 
   Args:
-    batch: arrays `[n, ...]` of examples, and scalars, which stay.
+    batch: arrays `[n, ...]` of examples, and scalars, which are unchanged.
     share: share of the examples, in (0, 1]; see `sub_size`.
 
   Example:

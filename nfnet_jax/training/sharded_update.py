@@ -52,7 +52,7 @@ class ShardedTrainer:
   """A `Trainer` with a sharded update, for a fixed number of devices.
 
   Its optimiser must treat each unit of a kernel independently of all others, as
-  that of the paper does. It does not support SAM.
+  the paper's optimiser does. It does not support SAM.
 
   Attributes:
     trainer: the plain training step.
@@ -296,7 +296,7 @@ def _merge(
 
 
 def _swap(x: jax.Array) -> jax.Array:
-  """Swap input and output channels (HWIO, HWOI); leave vectors as they are."""
+  """Swap input and output channels (HWIO, HWOI); return vectors unchanged."""
   return jnp.swapaxes(x, -1, -2) if x.ndim >= 2 else x
 
 

@@ -100,8 +100,8 @@ class Trainer:
 
     Args:
       state: the run's state, the same on every device.
-      batch: this device's examples: `image [n, H, W, 3]` in 0..255, or
-        `stem.to_blocks` of that for a model with a fast stem, `label [n, K]`,
+      batch: this device's examples: `image [n, H, W, 3]` in 0..255, or the
+        result of `stem.to_blocks` for a model with a fast stem, `label [n, K]`,
         `weight [n, K]`, `position [n]` in the global batch, and the scalar
         `step` that the batch was made for.
       reduce: sums a tree over the devices.
@@ -109,13 +109,13 @@ class Trainer:
     Returns:
       The new state, and metrics of the global batch. With SAM, loss, top-1 and
       gradient are those at the perturbed weights. If loss, gradient or learning
-      rate is not finite, or any device's batch is of another step than the
-      state, then the old state is returned and `applied` is 0, on all devices.
-      All later steps then leave the state unchanged too, as their batches do
-      not match it, until the host reads `applied`.
+      rate is not finite, or any device's batch was made for another step, the
+      old state is returned and `applied` is 0, on all devices. Then the later
+      batches do not match the state either, so it stays unchanged until the
+      host reads `applied`.
     """
-    perturbed_state = self.perturbed_state(state, batch)
-    (loss, (top1, model_state)), grads = self.gradients(perturbed_state, batch)
+    perturbed = self.perturbed_state(state, batch)
+    (loss, (top1, model_state)), grads = self.gradients(perturbed, batch)
 
     batch_mismatch = self.batch_mismatch(state, batch)
     loss, top1, batch_mismatch, grads = reduce(
@@ -196,7 +196,7 @@ class Trainer:
   def perturbed_state(
     self, state: state_lib.TrainState, batch: Batch
   ) -> state_lib.TrainState:
-    """Return the state at which the gradient is taken: with SAM, perturbed.
+    """Return the state, with perturbed parameters if SAM is used.
 
     Each device computes its own perturbation, without a reduction, so that with
     SAM a step depends on the number of devices. Examples draw the same random
@@ -248,7 +248,7 @@ class Trainer:
   def _gradients(
     self, state: state_lib.TrainState, batch: Batch, apply: Callable
   ) -> tuple[tuple[jax.Array, tuple[jax.Array, Tree]], Tree]:
-    # Models from elsewhere need not have this option.
+    # Models that other code registers need not have this option.
     options = {'remat': True} if self.remat else {}
 
     def loss_fn(params):

@@ -8,7 +8,8 @@ import contextlib
 import time
 
 # Activities of a run. `DATA` is waiting for a batch, while the devices may
-# still work; `OTHER` is restoring, and filling and closing the data pipeline.
+# still compute; `OTHER` is restoring, and starting and closing the data
+# pipeline.
 TRAINING, DATA, COMPILING, EVALUATING, SAVING, OTHER = (
   'training',
   'data',

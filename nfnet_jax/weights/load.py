@@ -33,10 +33,10 @@ PUBLISHED_MD5 = {
   'nfnet_f6': 'b16cca40ac1ecec2bd5e3273866da0c1',
 }
 
-# First parts of the names in a flat file.
+# Prefixes of the names in a flat file.
 PARAMS, STATE = 'params', 'state'
 
-# Keys of the metadata -> whether a value is possible.
+# Key of the metadata -> predicate on its values.
 _METADATA_CHECKS = {
   'model': lambda value: isinstance(value, str),
   'options': lambda value: isinstance(value, dict),
@@ -60,8 +60,8 @@ class Weights:
     model: registry name.
     num_classes: size of the logits.
     options: arguments of the model's constructor that are not its defaults.
-    class_names: what the logits stand for.
-    preprocessing: what evaluation does to an image.
+    class_names: names of the classes, in the order of the logits.
+    preprocessing: preprocessing of images for evaluation.
   """
 
   params: Tree

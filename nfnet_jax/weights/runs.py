@@ -44,7 +44,7 @@ def read_run(path: epath.Path) -> tuple[Tree, Tree, dict[str, Any]]:
   """
   from nfnet_jax.training import checkpoint  # Orbax is slow to import.
 
-  if not files.is_in_bucket(path):  # epath would look for it in this folder.
+  if not files.is_in_bucket(path):  # `resolve` is for paths on a disk.
     path = path.resolve()
   step = int(path.name) if path.parent.name == 'checkpoints' else None
   inside = path if step is None else path.parent
@@ -65,7 +65,7 @@ def read_run(path: epath.Path) -> tuple[Tree, Tree, dict[str, Any]]:
 
 
 def is_folder(path: epath.Path) -> bool:
-  """Return whether a path is that of a folder, local or in a bucket."""
+  """Return whether a path is a folder, local or in a bucket."""
   with failures.as_os_error('looking for them'):
     return path.is_dir()
 

@@ -322,10 +322,10 @@ class TestFind:
   @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-      ('gone.jpg', "There is no image or folder '{}'."),
-      ('gone', "There is no image or folder '{}'."),
-      ('empty', "There are no images in '{}'."),
-      ('texts', "There are no images in '{}'."),
+      ('gone.jpg', 'no image or folder'),
+      ('gone', 'no image or folder'),
+      ('empty', 'no images in'),
+      ('texts', 'no images in'),
     ],
   )
   def test_missing_arguments_are_named(self, folder, argument, message):
@@ -333,9 +333,8 @@ class TestFind:
     (folder / 'texts').mkdir()
     (folder / 'texts' / 'a.txt').write_text('')
     arguments = [f'{folder}/photos', f'{folder}/{argument}']
-    with pytest.raises(files.MissingError) as info:
+    with pytest.raises(files.MissingError, match=f"{message} '{arguments[1]}'"):
       files.find_images(arguments)
-    assert str(info.value) == message.format(arguments[1])
 
   def test_no_arguments(self):
     assert files.find_images([]) == []

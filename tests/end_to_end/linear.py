@@ -15,7 +15,7 @@ from nfnet_jax.cli import command, common_flags, session
 from nfnet_jax.distributed import collectives, environment, processes
 from nfnet_jax.experiments import train
 from nfnet_jax.training import loop, sharded_update, state
-from tests.training import test_loop
+from tests.training import linear_runs
 
 for _name in ('workdir', *session.FLAGS):
   flags.declare_key_flag(_name)
@@ -40,12 +40,12 @@ class Experiment:
   """The part of `config.experiment.Experiment` that `train.run` uses."""
 
   config = ml_collections.ConfigDict(
-    {'batch_size': test_loop.BATCH, 'run': {'keep_checkpoints': 99}}
+    {'batch_size': linear_runs.BATCH, 'run': {'keep_checkpoints': 99}}
   )
   cadence = loop.Cadence(TOTAL, log=1, evaluate=4.5, checkpoint=3)
 
   def __init__(self):
-    self.trainer = test_loop.make_trainer()
+    self.trainer = linear_runs.make_trainer()
 
   def sharded_trainer(self, devices):
     if not _SHARDED.value:
@@ -61,23 +61,23 @@ class Experiment:
     assert processes.is_primary(), 'The other processes receive the state.'
     model, optimizer = self.trainer.model, self.trainer.optimizer
     return state.create_state(
-      model, optimizer, seed=0, image_size=test_loop.SIZE
+      model, optimizer, seed=0, image_size=linear_runs.SIZE
     )
 
   def abstract_state(self):
     model, optimizer = self.trainer.model, self.trainer.optimizer
-    return state.abstract_state(model, optimizer, test_loop.SIZE)
+    return state.abstract_state(model, optimizer, linear_runs.SIZE)
 
   def train_batches(self, first, log_fn):
     del log_fn
-    for batch in test_loop.train_batches(first):
+    for batch in linear_runs.train_batches(first):
       time.sleep(_SECONDS_PER_STEP.value)
       if _FAIL.value == f'{jax.process_index()}:{batch["step"]}':
         raise errors.InputError('the record is bad.')
       yield local_part(batch)
 
   def eval_batches(self, log_fn):
-    for batch in test_loop.eval_batches():
+    for batch in linear_runs.eval_batches():
       time.sleep(_SECONDS_PER_EVAL_BATCH.value)
       if _SECONDS_PER_EVAL_BATCH.value:
         log_fn('Evaluating ...')
@@ -86,7 +86,7 @@ class Experiment:
 
 def local_part(batch):
   """Return this process's examples."""
-  size = test_loop.BATCH // jax.process_count()
+  size = linear_runs.BATCH // jax.process_count()
   mine = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
   return {
     name: value[mine] if value.ndim else value for name, value in batch.items()

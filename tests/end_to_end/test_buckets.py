@@ -187,7 +187,7 @@ class TestRun:
     assert code == 1, err
     assert err.splitlines()[-1].startswith('nfnet_jax: ')
     assert f'Check gs://runs/{name}. Then the same command resumes' in err
-    buckets.forgive()
+    buckets.clear_faults()
     code, _, err = run_command(train.main, *arguments)
     assert code == 0, err
     resumed = 'Resuming after step 3.' in err
@@ -213,10 +213,10 @@ def test_unusable_workdirs_are_refused(
   buckets.withheld = {'storage.objects.create', 'storage.buckets.get'}
   lacking = 'storage.buckets.get, storage.objects.create'
   assert_refused('gs://runs/new', f"'runs' does not grant you {lacking}.")
-  buckets.forgive()
+  buckets.clear_faults()
   buckets.fault = lambda method, name: 403
   assert_refused('gs://runs/new', "Opening the bucket 'runs' failed (403")
-  buckets.forgive()
+  buckets.clear_faults()
   monkeypatch.setitem(sys.modules, 'google.cloud', None)
   assert_refused('gs://runs/new', "pip install -c constraints.txt '.[gcs]'")
   assert bucket == before
@@ -311,7 +311,7 @@ def test_survives_kills(run_command, recipe, buckets, tmp_path):
 
     buckets.fault = kill
     assert process.finish() == -signal.SIGKILL, process.output
-  buckets.forgive()
+  buckets.clear_faults()
   process = process_groups.Process(process_groups.TRAIN, *arguments)
   assert process.finish() == 0, process.output
   assert_same_run('gs://runs/kill', tmp_path)

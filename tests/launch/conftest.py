@@ -94,7 +94,7 @@ class Cloud:
     """Create a TPU and set it up."""
     self('create', **settings)
     self('setup', **settings)
-    self.forget()
+    self.clear_calls()
 
   def plan(self, **verbs):
     verbs = {
@@ -122,7 +122,7 @@ class Cloud:
     verbs = [c[1] if c[0] == 'storage' else c[3] for c in self.calls]
     return [verb for verb in verbs if verb not in ('describe', 'ls')]
 
-  def forget(self):
+  def clear_calls(self):
     (self.fake / 'calls.jsonl').unlink(missing_ok=True)
 
   def runs(self, worker='w-0'):

@@ -63,7 +63,7 @@ def test_runtime_depends_on_the_generation(cloud, accelerator, runtime):
   cloud('create', ACCELERATOR_TYPE=accelerator)
   assert f'--version={runtime}' in cloud.calls[0]
   cloud('delete')
-  cloud.forget()
+  cloud.clear_calls()
   cloud('create', ACCELERATOR_TYPE=accelerator, RUNTIME_VERSION='mine')
   assert '--version=mine' in cloud.calls[0]
 
@@ -206,7 +206,7 @@ def test_train_refuses_to_start_twice(cloud):
   cloud.program({'seconds': 60})
   cloud.ready()
   cloud('train')
-  cloud.forget()
+  cloud.clear_calls()
   _, err = cloud('train', code=1)
   assert 'w-0 running\n' in err
   assert 'w-1 running\n' in err
@@ -282,7 +282,7 @@ def test_stop_kills_a_run_that_does_not_save(cloud):
 
 def test_resume_sets_up_a_new_tpu_and_trains(cloud):
   cloud('create')
-  cloud.forget()
+  cloud.clear_calls()
   data = {'DATA_DIR': 'gs://bucket/data/sets', 'MOUNT_POINT': '/mnt/data'}
   cloud('resume', '--config=f3', *FLAGS_WITH_QUOTES, **data)
   assert cloud.verbs == ['scp', 'ssh', 'ssh', 'ssh', 'ssh']

@@ -209,7 +209,7 @@ def test_delay_between_retries_increases(cloud):
 def test_tpu_with_unreachable_workers_is_not_deleted(cloud):
   cloud.ready()
   cloud('train')
-  cloud.forget()
+  cloud.clear_calls()
   cloud.plan(tpu_vm__ssh=[{'err': 'timed out', 'code': 255}] * 9)
   err = supervise(cloud, code=1, RETRIES='3')
   assert '3 steps failed in a row.' in err

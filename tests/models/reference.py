@@ -143,7 +143,7 @@ def random_params(init, tiny_kernels=False, he_kernels=False):
       return (x + 0.2) / np.sqrt(shape[0])
     if he_kernels:
       return x * np.sqrt(2 / np.prod(shape[:3]))
-    # Variance times fan-in falls on both sides of the floor of 1e-4.
+    # Variance times fan-in is on both sides of the lower bound of 1e-4.
     scale = np.geomspace(1e-5, 1, shape[-1]) if tiny_kernels else 1
     return (x + 0.2) * scale
 

@@ -1,6 +1,5 @@
 """Fused blocks and fast convolutions against the plain ones."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnet_jax.models import layers, nfnet, registry
+from nfnet_jax.models import layers, registry
 from nfnet_jax.models.fast import blocks
+from tests.models import families
 
 
 def gradients(function, *inputs):
@@ -86,15 +86,9 @@ FAST_PATHS = 'fused_blocks', 'fast_convs'
 @pytest.fixture(scope='module')
 def network():
   """Return a constructor: an NFNet of one plain and three transition blocks."""
-  variant = dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 2, 1, 0))
-  row = dataclasses.replace(
-    registry.get_model_spec('nfnet_pico'), variant='blocks'
-  )
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(nfnet.VARIANTS, 'blocks', variant)
-    patch.setitem(registry._SPECS, 'nfnet_blocks', row)
+  with families.small_nfnet(depth=(1, 2, 1, 0)) as name:
     yield functools.partial(
-      registry.create_model, 'nfnet_blocks', 10, stochdepth_rate=0.5
+      registry.create_model, name, 10, stochdepth_rate=0.5
     )
 
 
@@ -173,14 +167,14 @@ def test_endpoints_are_the_same(network, inputs):
   assert_close(plain, fast, 1e-5)
 
 
-def test_other_activations_stay(network, inputs):
+def test_fused_blocks_take_other_activations(network, inputs):
   options = {'dtype': jnp.float32, 'activation': 'silu'}
   plain = run(network, inputs, **options)
   assert_close(plain, run(network, inputs, **options, fused_blocks=True), 1e-5)
 
 
 @pytest.mark.parametrize('fast_path', FAST_PATHS)
-def test_timm_forward_stays(network, inputs, fast_path):
+def test_fast_paths_take_timm_forward(network, inputs, fast_path):
   options = {'dtype': jnp.float32, 'timm_forward': True}
   plain = run(network, inputs, **options)
   assert_close(

@@ -284,7 +284,7 @@ def test_draws_depend_on_key_and_position_only():
   assert (run(logits, params, 1, images[:16]) != first).any()
 
 
-def test_f0_beta_bookkeeping():
+def test_betas_of_f0():
   betas: list[float] = []
   hk.transform(
     lambda: betas.extend(block.beta for block in nfnet.NFNet().blocks)

@@ -140,7 +140,7 @@ def test_create_is_create_model():
 
 
 class Gated(nfnet.NFNet):
-  """An outsider's family: other sizes, one option more."""
+  """A family outside of the package, with other sizes and one more option."""
 
   variants = {
     'small': dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 0, 0, 0))

@@ -35,7 +35,7 @@ SHAPES = [
 
 
 def draw(shape, seed=0, dtype=jnp.float32):
-  """Draws a gradient and its weight; about half of the units exceed 0.1."""
+  """Draw a gradient and its weight; about half of the units exceed 0.1."""
   rng = np.random.default_rng(seed)
   weight = rng.standard_normal(shape)
   grad = rng.standard_normal(shape)
@@ -54,7 +54,7 @@ def clip(grads, params, *args, **kwargs):
 
 
 def assert_same_bits(actual, desired):
-  """Compares leaves: NaN equals NaN, and -0 equals only -0."""
+  """Compare leaves: NaN equals NaN, and -0 equals only -0."""
   jax.tree.map(np.testing.assert_array_equal, actual, desired)
   jax.tree.map(
     lambda a, d: np.testing.assert_array_equal(np.signbit(a), np.signbit(d)),
@@ -95,7 +95,7 @@ def test_higher_ranks_reduce_over_all_axes_but_the_last():
 @pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['eager', 'jit'])
 @pytest.mark.parametrize('scale', [1.0, 2.0**-24], ids=['unit', 'below_1e-6'])
 def test_norm_at_its_bound_counts_as_clipped(wrap, scale):
-  """Exact in float32; below optax's floor of 1e-6 its update differs too."""
+  """Exact in float32; below optax's minimum of 1e-6 its update differs too."""
   grad = scale * jnp.array([[3.0, 3.0, 3.0], [4.0, 4.0 - 2**-21, 4.0 + 2**-20]])
   weight = scale * jnp.full((2, 3), jnp.array([[6.0], [8.0]]))
   tx = nfnet_jax.agc(0.5, eps=0.0)

@@ -15,7 +15,7 @@ SHAPES = {'conv': {'w': (3, 3, 4, 8), 'b': (8,)}, 'out': {'w': (6, 5)}}
 
 
 def draw(seed, shapes=SHAPES):
-  """Draws a tree in which about half of the units exceed a ratio of 0.1."""
+  """Draw a tree in which about half of the units exceed a ratio of 0.1."""
   rng = np.random.default_rng(seed)
   draw_leaf = lambda shape: jnp.asarray(
     rng.standard_normal(shape) * 10 ** rng.uniform(-2, 0, shape[-1]),

@@ -36,7 +36,7 @@ def floats(low, high):
 
 
 def signed(low, high):
-  """Draws 0 and numbers of either sign with a magnitude in an interval."""
+  """Draw 0 and numbers of either sign with a magnitude in an interval."""
   size = floats(low, high)
   return st.one_of(st.just(0.0), size, size.map(lambda x: -x))
 
@@ -61,7 +61,7 @@ weights = signed(1e-3, 1e1)
 
 @st.composite
 def cases(draw, grads=gradients, weights=weights):
-  """Draws gradient and weight of one leaf, and the axes of its units."""
+  """Draw gradient and weight of one leaf, and the axes of its units."""
   shape = draw(shapes)
   # Units near zero, where eps is the bound, are common.
   scale = np.float32(draw(st.sampled_from([0.0, 1e-4, 1.0, 1e3])))
@@ -71,7 +71,7 @@ def cases(draw, grads=gradients, weights=weights):
 
 @st.composite
 def well_scaled(draw):
-  """Draws a leaf whose weights and bounds stay far above the floors."""
+  """Draw a leaf whose weights and bounds are far above eps and 1e-6."""
   shape = draw(shapes)
   grad = draw(arrays(shape, signed(1e-4, 1e4)))
   weight = draw(arrays(shape, floats(1.0, 1e3)))

@@ -74,7 +74,7 @@ def test_momentum_is_nesterov_as_in_optax_sgd(pico_params):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_only_the_classifier_kernel_escapes_clipping(pico_params):
+def test_only_the_classifier_kernel_is_not_clipped(pico_params):
   tx = nfnet_jax.make_optimizer(1.0, weight_decay=0.0, momentum=0.0)
   grads = random_like(pico_params, 0, 1e3)
   updates, _ = tx.update(grads, tx.init(pico_params), pico_params)

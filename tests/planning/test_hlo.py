@@ -213,5 +213,5 @@ def test_bytes_of_a_shape(shape, expected):
 
 
 def test_a_text_without_a_program_is_an_error():
-  with pytest.raises(ValueError, match='not that of a compiled program'):
+  with pytest.raises(ValueError, match='not a compiled program'):
     hlo.parse('HloModule nothing\n')

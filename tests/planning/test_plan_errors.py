@@ -22,7 +22,7 @@ def test_missing_libtpu(monkeypatch):
 
 @pytest.fixture
 def libtpu(monkeypatch):
-  """Returns a function that makes an installed libtpu fail with a message."""
+  """Return a function that makes an installed libtpu fail with a message."""
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())
 
   def fail(text):

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, damaged ones reported, Orbax kept quiet."""
+"""Checkpoints: atomic writes, damaged contents, outages, Orbax's logs."""
 
 import contextlib
 import errno
@@ -11,12 +11,12 @@ from absl import logging
 from etils import epath
 import jax
 import numpy as np
-from orbax.checkpoint.path import atomicity
 import pytest
 
 import nfnet_jax
 from nfnet_jax.storage import files
 from nfnet_jax.training import checkpoint, state
+from tests.training.small_checkpoints import replace_last_step, small_state
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +67,7 @@ def test_saved_values_do_not_follow_the_buffers(tmp_path, saved_state):
 
 
 def damage(directory: pathlib.Path, how: str):
-  """Cuts or flips the largest file below a directory."""
+  """Truncate the largest file below a directory, or flip its bits."""
   files = [path for path in directory.rglob('*') if path.is_file()]
   path = max(files, key=lambda file: file.stat().st_size)
   content = bytearray(path.read_bytes())
@@ -170,25 +170,14 @@ def test_read_only_changes_nothing(tmp_path, saved_state):
 KILLED = """
 import os, signal, sys
 from nfnet_jax.training import checkpoint
-from tests.training import test_checkpoint
+from tests.training import small_checkpoints
 
 checkpoints = checkpoint.Checkpoints(sys.argv[1])
 last = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-test_checkpoint.hold_up(last)
-checkpoints.save(test_checkpoint.small_state(6))
+small_checkpoints.replace_last_step(last)
+checkpoints.save(small_checkpoints.small_state(6))
 checkpoints.wait()
 """
-
-
-def small_state(step, size=3):
-  values = np.random.default_rng(step).standard_normal(size)
-  return state.TrainState(np.int32(step), {'w': values}, {}, {}, {}, {})
-
-
-def hold_up(function):
-  """Replaces the function that completes a checkpoint."""
-  for kind in 'AtomicRename', 'CommitFile':
-    getattr(atomicity, f'{kind}TemporaryPath').finalize = function
 
 
 @pytest.fixture(params=['disk', 'bucket'])
@@ -199,7 +188,7 @@ def place(request, tmp_path):
   return epath.Path('gs://checkpoints/run')
 
 
-def test_rest_of_a_killed_save_is_ignored_and_removed_from_a_disk(
+def test_incomplete_checkpoint_is_ignored_and_removed_from_a_disk(
   place, saved_state
 ):
   with checkpoint.Checkpoints(place) as checkpoints:
@@ -227,9 +216,7 @@ def test_full_disk_is_reported_once(tmp_path, caplog):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with pytest.MonkeyPatch.context() as patch:
-    for kind in 'AtomicRename', 'CommitFile':
-      path = getattr(atomicity, f'{kind}TemporaryPath')
-      patch.setattr(path, 'finalize', full)
+    replace_last_step(full, patch.setattr)
     with checkpoint.quiet_orbax():
       checkpoints = checkpoint.Checkpoints(tmp_path)
       checkpoints.save(small_state(3))
@@ -240,7 +227,7 @@ def test_full_disk_is_reported_once(tmp_path, caplog):
   assert caplog.text == ''
 
 
-def test_checkpoints_leave_the_logger_alone(tmp_path):
+def test_opening_checkpoints_does_not_change_the_logger(tmp_path):
   logger = logging.get_absl_logger()
   before = list(logger.filters)
   with checkpoint.Checkpoints(tmp_path):

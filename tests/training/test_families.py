@@ -12,6 +12,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax.models import batch_norm
 from nfnet_jax.training import data_parallel, evaluation, state, step
+from tests.training.batches import random_batch
 
 BATCH = 32
 SIZE = 32
@@ -35,19 +36,12 @@ def make_trainer(name, **options):
 
 
 def make_batch(index):
-  """Makes a batch with the same images and labels for every step."""
-  rng = np.random.default_rng(0)
-  return {
-    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
-    'weight': np.ones((BATCH, 1), np.float32),
-    'position': np.arange(BATCH, dtype=np.int32),
-    'step': np.int32(index),
-  }
+  """Return a batch with the same images and labels for every step."""
+  return random_batch(index, count=BATCH, size=SIZE, classes=10, seed=0)
 
 
 def train(trainer, devices, steps=STEPS):
-  """Returns the first and the last state, the metrics, and the devices."""
+  """Return the first and the last state, the metrics, and the devices."""
   parallel = data_parallel.DataParallel(jax.local_devices()[:devices])
   initial = state.create_state(
     trainer.model, trainer.optimizer, seed=1, image_size=SIZE
@@ -87,7 +81,7 @@ def evaluate(trainer, parallel, train_state):
 
 @pytest.fixture(scope='module')
 def per_device():
-  """Trains a batch-normalised network with statistics per device."""
+  """Train a batch-normalised network with statistics per device."""
   trainer = make_trainer('bn_resnet_pico')
   return trainer, *train(trainer, 8)
 
@@ -154,7 +148,7 @@ def test_statistics_are_the_mean_over_devices(per_device):
 
 
 def test_shared_statistics_make_eight_devices_equal_one():
-  """Checks the layer; the next test checks the whole step."""
+  """Check the layer; the next test checks the whole step."""
 
   def forward(x, is_training):
     norm = batch_norm.BatchNorm(cross_replica_bn=True)

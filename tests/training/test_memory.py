@@ -9,25 +9,20 @@ import optax
 import pytest
 
 import nfnet_jax
-from nfnet_jax.models import nfnet, registry
 from nfnet_jax.training import data_parallel, state, step
+from tests.models import families
 
 BATCH = 8
 
 
 @pytest.fixture(scope='module', autouse=True)
 def two_blocks():
-  """Adds an NFNet that compiles quickly to the table."""
-  spec = registry.get_model_spec('nfnet_pico')
-  variant = dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 1, 0, 0))
-  row = dataclasses.replace(spec, variant='two_blocks')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(nfnet.VARIANTS, 'two_blocks', variant)
-    patch.setitem(registry._SPECS, 'nfnet_two_blocks', row)
+  """Register an NFNet that compiles quickly."""
+  with families.small_nfnet(depth=(1, 1, 0, 0)):
     yield
 
 
-def make_trainer(name='nfnet_two_blocks', **more):
+def make_trainer(name=families.SMALL_NFNET, **more):
   model = nfnet_jax.create(name, 10, stochdepth_rate=0.3, dropout_rate=0.2)
   return step.Trainer(
     model=model,
@@ -40,14 +35,14 @@ def make_trainer(name='nfnet_two_blocks', **more):
 
 
 def make_state(trainer):
-  """Makes a state whose branches have an effect from the start."""
+  """Return a state whose branches have an effect from the start."""
   made = state.create_state(
     trainer.model, trainer.optimizer, seed=0, image_size=32
   )
-  lively = lambda path, leaf: (
+  open_branch = lambda path, leaf: (
     jnp.full_like(leaf, 0.8) if path[-1].key == 'skip_gain' else leaf
   )
-  params = jax.tree_util.tree_map_with_path(lively, made.params)
+  params = jax.tree_util.tree_map_with_path(open_branch, made.params)
   return made._replace(params=params)
 
 
@@ -63,7 +58,7 @@ def make_batch():
 
 
 def lower(trainer):
-  """Lowers the gradient as a step takes it, with SAM's perturbation."""
+  """Lower the gradient of a step, including SAM's perturbation."""
 
   def gradients(before, batch):
     return trainer.gradients(trainer.perturbed_state(before, batch), batch)

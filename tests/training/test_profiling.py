@@ -1,4 +1,4 @@
-"""Traces of a loop on a network of one layer: their steps and all endings."""
+"""Traces of the loop: their steps, and how they end."""
 
 import gzip
 import json
@@ -11,14 +11,14 @@ import pytest
 
 from nfnet_jax.distributed import preemption
 from nfnet_jax.training import nonfinite, profiling
-from tests.training import test_loop
+from tests.training import linear_runs
 
 
 def traced(workdir, steps, **changes):
-  """Runs the loop with a tracer and returns its messages."""
+  """Run the loop with a tracer, and return the tracer's messages."""
   messages = []
   tracer = profiling.Tracer(workdir, steps, messages.append)
-  run = test_loop.Run(workdir, tracer=tracer, **changes)
+  run = linear_runs.Run(workdir, tracer=tracer, **changes)
   try:
     run.go()
   except (preemption.Interrupted, nonfinite.NonFiniteError):
@@ -27,7 +27,7 @@ def traced(workdir, steps, **changes):
 
 
 def steps_in(folder):
-  """Lists the numbers of the steps in a trace."""
+  """List the numbers of the steps in a trace."""
   path = folder / 'process_0.xplane.pb'
   data = jax.profiler.ProfileData.from_serialized_xspace(path.read_bytes())
   return sorted(
@@ -55,13 +55,13 @@ def test_trace_holds_the_requested_steps(tmp_path):
 
 def test_trace_of_the_whole_run_changes_nothing(tmp_path):
   (tmp_path / 'plain').mkdir()
-  plain = test_loop.Run(tmp_path / 'plain')
+  plain = linear_runs.Run(tmp_path / 'plain')
   plain.go()
   (tmp_path / 'whole').mkdir()
   traced(tmp_path / 'whole', range(12))
   folder = profiling.folder_of(tmp_path / 'whole', range(12))
   assert steps_in(folder) == list(range(12))
-  test_loop.assert_same_run(test_loop.Run(tmp_path / 'whole'), plain)
+  linear_runs.assert_same_run(linear_runs.Run(tmp_path / 'whole'), plain)
 
 
 def test_tracer_waits_for_the_devices_at_both_ends(tmp_path, monkeypatch):
@@ -98,14 +98,14 @@ def test_without_a_trace_the_profiler_is_never_called(tmp_path, monkeypatch):
 
 
 def interrupted(first):
-  for batch in test_loop.train_batches(first):
+  for batch in linear_runs.train_batches(first):
     if batch['step'] == 4:
       os.kill(os.getpid(), signal.SIGTERM)
     yield batch
 
 
 def poisoned(first):
-  for batch in test_loop.train_batches(first):
+  for batch in linear_runs.train_batches(first):
     if batch['step'] == 4:
       batch['image'][0, 0, 0, 0] = np.nan
     yield batch
@@ -127,7 +127,7 @@ def test_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
   (tmp_path / 'profile').write_text('a file')
   (line,) = traced(tmp_path, range(3, 6))
   assert line.startswith('profile of steps 3 to 6: not written (')
-  assert test_loop.Run(tmp_path).saved()[-1] == 12
+  assert linear_runs.Run(tmp_path).saved()[-1] == 12
 
 
 def test_trace_that_cannot_begin_does_not_end_the_run(tmp_path, monkeypatch):
@@ -142,4 +142,4 @@ def test_trace_that_cannot_begin_does_not_end_the_run(tmp_path, monkeypatch):
     line == 'profile of steps 3 to 6: not taken (another profile is active)'
   )
   assert not os.path.exists(*folders)
-  assert test_loop.Run(tmp_path).saved()[-1] == 12
+  assert linear_runs.Run(tmp_path).saved()[-1] == 12

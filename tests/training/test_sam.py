@@ -15,9 +15,9 @@ import nfnet_jax
 from nfnet_jax.distributed import preemption
 from nfnet_jax.models import batch_norm, inputs, layers, registry
 from nfnet_jax.training import data_parallel, nonfinite, sam, state, step
-from tests.training import test_loop
+from tests.training import linear_runs
 
-CLASSES, SIZE = test_loop.CLASSES, test_loop.SIZE
+CLASSES, SIZE = linear_runs.CLASSES, linear_runs.SIZE
 EACH = 10  # Examples per device.
 # Share -> the chosen ones of ten examples, by hand.
 CHOSEN = {0.04: [0], 0.2: [0, 5], 0.3: [0, 3, 6], 1.0: list(range(10))}
@@ -26,10 +26,10 @@ COMPILER_OPTIONS = {'xla_backend_optimization_level': 0}
 
 
 def make_trainer(devices=1, **changes):
-  """A linear classifier under SGD with weight decay."""
+  """Return a trainer of a linear classifier by SGD with weight decay."""
   return step.Trainer(
     **{
-      'model': test_loop.make_trainer().model,
+      'model': linear_runs.make_trainer().model,
       'optimizer': optax.chain(
         optax.add_decayed_weights(DECAY), optax.sgd(RATE)
       ),
@@ -43,7 +43,7 @@ def make_trainer(devices=1, **changes):
 
 
 def make_batch(devices=1, size=SIZE, classes=CLASSES):
-  """Mixed labels, and a colour that differs between examples and devices."""
+  """Return examples with mixed labels, each of another colour."""
   rng = np.random.default_rng(5)
   n = EACH * devices
   share = rng.uniform(0, 1, (n, 1))
@@ -59,7 +59,7 @@ def make_batch(devices=1, size=SIZE, classes=CLASSES):
 
 
 def make_state(trainer, size=SIZE):
-  """Makes a state without zeros, which would make gradients zero."""
+  """Make a state without zeros, which would make gradients zero."""
   fresh = state.create_state(
     trainer.model, trainer.optimizer, seed=1, image_size=size
   )
@@ -83,7 +83,7 @@ def take_step(trainer, batch, devices=1, size=SIZE):
 
 
 def change(batch, chosen, name, value):
-  """Overwrites examples of one device's batch."""
+  """Overwrite examples of one device's batch."""
   changed = batch[name].copy()
   changed[chosen] = np.broadcast_to(value, changed.shape)[chosen]
   return {**batch, name: changed}
@@ -131,7 +131,7 @@ class Reference:
     return -(targets * log_p).sum() / self.n, x.T @ slope, slope.sum(0)
 
   def step(self, rho, in_part):
-    """Returns loss, gradient norm and parameters after the step."""
+    """Return loss, gradient norm and parameters after the step."""
     loss, dw, db = 0.0, 0.0, 0.0
     for device in range(self.devices):
       first = EACH * device
@@ -269,7 +269,7 @@ def test_bfloat16_computes_low_and_keeps_high():
 
 
 def make_model(make_middle):
-  """Makes a model of two linear layers around `middle` on `[N, 1, 1, 8]`."""
+  """Make a model of two linear layers around `middle` on `[N, 1, 1, 8]`."""
 
   def make():
     first, middle, last = hk.Linear(8), make_middle(), hk.Linear(CLASSES)
@@ -379,26 +379,26 @@ def test_examples_draw_alike_in_both_passes(make_model):
 
 def test_interrupted_run_resumes_bit_for_bit(tmp_path):
   def interrupted(first):
-    for batch in test_loop.train_batches(first):
+    for batch in linear_runs.train_batches(first):
       if batch['step'] == 7:
         os.kill(os.getpid(), signal.SIGTERM)
       yield batch
 
-  trainer = test_loop.make_trainer()
+  trainer = linear_runs.make_trainer()
   trainer = dataclasses.replace(trainer, sam_rho=0.05)
-  whole = test_loop.Run(tmp_path / 'whole', trainer=trainer)
+  whole = linear_runs.Run(tmp_path / 'whole', trainer=trainer)
   whole.go()
-  interrupted_run = {'workdir': tmp_path / 'again', 'trainer': trainer}
+  again = {'workdir': tmp_path / 'again', 'trainer': trainer}
   with pytest.raises(preemption.Interrupted):
-    test_loop.Run(**interrupted_run, train_batches=interrupted).go()
-  resumed = test_loop.Run(**interrupted_run)
+    linear_runs.Run(**again, train_batches=interrupted).go()
+  resumed = linear_runs.Run(**again)
   resumed.go()
-  test_loop.assert_same_run(resumed, whole)
+  linear_runs.assert_same_run(resumed, whole)
   assert [row['step'] for row in whole.rows() if 'loss' in row][-1] == 12
 
 
 def diagnose(trainer, batch):
-  """Takes a step that must not be applied; returns the tensors that broke."""
+  """Take a step that is not applied; return the tensors that are not finite."""
   return find_cause(trainer, batch).tensors
 
 

@@ -1,7 +1,6 @@
 """A sharded update equals the replicated one."""
 
 import collections
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +9,15 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import trees
-from nfnet_jax.models import nfnet, registry
 from nfnet_jax.training import data_parallel, sharded_update, state, step
-from tests.training import test_loop
+from tests.models import families
+from tests.training import linear_runs
+from tests.training.batches import random_batch
 
 DEVICES, BATCH, SIZE = 8, 16, 32
 
 
-def make_trainer(name='nfnet_two_blocks', **more):
+def make_trainer(name=families.SMALL_NFNET, **more):
   recipe = {'clipping': 0.05, **more.pop('recipe', {})}
   schedule = lambda count: 0.05 + 0.01 * count
   return step.Trainer(
@@ -36,21 +36,14 @@ def make_state(trainer):
     trainer.model, trainer.optimizer, seed=0, image_size=SIZE
   )
   # Skip gains are not zero, so that the branches have an effect.
-  lively = lambda path, leaf: leaf + 0.5 * path.endswith('skip_gain')
+  open_branch = lambda path, leaf: leaf + 0.5 * path.endswith('skip_gain')
   return jax.device_get(
-    made._replace(params=trees.map_named(lively, made.params))
+    made._replace(params=trees.map_named(open_branch, made.params))
   )
 
 
 def make_batch(index):
-  rng = np.random.default_rng(index)
-  return {
-    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
-    'weight': np.ones((BATCH, 1), np.float32),
-    'position': np.arange(BATCH, dtype=np.int32),
-    'step': np.int32(index),
-  }
+  return random_batch(index, count=BATCH, size=SIZE, classes=10)
 
 
 def shard(trainer, min_size=512):
@@ -61,7 +54,7 @@ def shard(trainer, min_size=512):
 
 
 def train(trainer, initial, batches):
-  """Returns the plain state after training, and all metrics."""
+  """Return the plain state after training, and all metrics."""
   devices = data_parallel.DataParallel()
   update = devices.train_step(trainer)
   reached, rows = devices.shard_state(trainer, initial), []
@@ -79,13 +72,8 @@ def assert_alike(one, other, **tolerances):
 
 @pytest.fixture(scope='module', autouse=True)
 def two_blocks():
-  """Adds an NFNet that compiles quickly to the table."""
-  variant = dataclasses.replace(nfnet.VARIANTS['pico'], depth=(1, 1, 0, 0))
-  row = registry.get_model_spec('nfnet_pico')
-  row = dataclasses.replace(row, variant='two_blocks')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(nfnet.VARIANTS, 'two_blocks', variant)
-    patch.setitem(registry._SPECS, 'nfnet_two_blocks', row)
+  """Register an NFNet that compiles quickly."""
+  with families.small_nfnet(depth=(1, 1, 0, 0)):
     yield
 
 
@@ -187,17 +175,17 @@ def test_bad_step_changes_nothing(plain, initial, spoil):
 @pytest.mark.parametrize('sharded', [False, True], ids=['', 'sharded'])
 def test_batch_mismatch_on_one_device_is_refused_on_all(sharded):
   """Otherwise the states of the devices would differ from then on."""
-  plain = test_loop.make_trainer()
+  plain = linear_runs.make_trainer()
   initial = jax.device_get(
     state.create_state(
-      plain.model, plain.optimizer, seed=0, image_size=test_loop.SIZE
+      plain.model, plain.optimizer, seed=0, image_size=linear_runs.SIZE
     )
   )
   shapes = jax.eval_shape(lambda: initial)
   trainer, devices = plain, data_parallel.DataParallel()
   if sharded:
     trainer = sharded_update.ShardedTrainer(plain, shapes, DEVICES, min_size=1)
-  batch = devices.shard_batch(test_loop.make_batch(0))
+  batch = devices.shard_batch(linear_runs.make_batch(0))
   batch['step'] = batch['step'].at[3].set(-1)
   placed = devices.shard_state(trainer, initial)
   after, metrics = devices.train_step(trainer)(placed, batch)
@@ -212,9 +200,9 @@ def test_batch_mismatch_on_one_device_is_refused_on_all(sharded):
 @pytest.mark.parametrize(
   ('name', 'more'),
   [
-    ('nfnet_two_blocks', {'accumulate': 2, 'remat': True}),
+    (families.SMALL_NFNET, {'accumulate': 2, 'remat': True}),
     (
-      'nfnet_two_blocks',
+      families.SMALL_NFNET,
       {'model': {'fast_stem': True, 'fused_blocks': True}},
     ),
     pytest.param(

@@ -17,7 +17,8 @@ from nfnet_jax import trees
 from nfnet_jax.models import inputs, layers
 from nfnet_jax.models.fast import stem
 from nfnet_jax.training import data_parallel, nonfinite, state, step
-from tests.training import test_loop
+from tests.training import linear_runs
+from tests.training.batches import random_batch
 
 GOLDEN_LOSSES = pathlib.Path(__file__).parents[1] / 'golden' / 'losses.json'
 BATCH = 16
@@ -39,14 +40,7 @@ def make_trainer(**changes):
 
 
 def make_batch(index):
-  rng = np.random.default_rng(index)
-  return {
-    'image': rng.uniform(0, 255, (BATCH, SIZE, SIZE, 3)).astype(np.float32),
-    'label': rng.integers(0, 10, (BATCH, 1)).astype(np.int32),
-    'weight': np.ones((BATCH, 1), np.float32),
-    'position': np.arange(BATCH, dtype=np.int32),
-    'step': np.int32(index),
-  }
+  return random_batch(index, count=BATCH, size=SIZE, classes=10)
 
 
 class Runner:
@@ -101,12 +95,12 @@ def ten_steps(eight):
 
 
 def test_one_and_eight_devices_train_a_layer_alike():
-  """Checks the same as the next test, on a network that compiles quickly."""
+  """Check the same as the next test, on a network that compiles quickly."""
   losses = []
   for devices in (1, 8):
-    first = test_loop.make_batch(0)
-    runner = Runner(test_loop.make_trainer(), devices, first)
-    batches = map(test_loop.make_batch, range(10))
+    first = linear_runs.make_batch(0)
+    runner = Runner(linear_runs.make_trainer(), devices, first)
+    batches = map(linear_runs.make_batch, range(10))
     _, rows = runner.run(runner.fresh_state(), batches)
     losses.append([row['loss'] for row in rows])
   np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -121,7 +115,7 @@ def test_one_and_eight_devices_give_the_same_losses(ten_steps):
 
 
 def test_ten_steps_give_the_committed_losses(ten_steps):
-  """Pins the whole step; regenerate only if training is meant to change.
+  """Pin the whole step; regenerate only if training is meant to change.
 
   Tolerance: the compiler of another version may round differently, and ten
   steps amplify that.
@@ -254,7 +248,7 @@ def _equations(jaxpr):
 
 
 def test_diagnosis_names_the_gradient_that_broke_first(eight, monkeypatch):
-  """Injects a NaN into the backward pass of the third block's squeeze."""
+  """Inject a NaN into the backward pass of the third block's squeeze."""
 
   @jax.custom_vjp
   def poison(x):
@@ -314,7 +308,7 @@ def test_normalisation_of_blocks():
 
 
 def write_golden():
-  """Writes `golden/losses.json` from the current step."""
+  """Write `golden/losses.json` from the current step."""
   runner = Runner(make_trainer(), 8)
   _, rows = runner.run(runner.fresh_state(), map(make_batch, range(10)))
   losses = [float(row['loss']) for row in rows]

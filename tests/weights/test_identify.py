@@ -84,14 +84,14 @@ def test_missing_paths_are_named():
 
 
 @pytest.mark.parametrize('path', ['NFNet/~/extra', 'aux/~/conv', 'x', ''])
-def test_surplus_paths_are_named_wherever_they_stand(path):
+def test_surplus_paths_are_named_in_any_position(path):
   def add(params, state):
     items = list(params.items())
     params.clear()
     params.update([(path, {'w': np.zeros(3)}), *items])
 
   message = mismatch(changed(add))
-  assert message.endswith(f'they differ in: {path}/w is [3], not there')
+  assert message.endswith(f'they differ in: {path}/w is [3], not expected')
 
 
 def test_a_missing_block_is_compared_with_the_nearest():
@@ -113,7 +113,7 @@ def test_state_is_compared_too():
   def add(params, state):
     state['NFNet/~/norm'] = {'average': np.zeros(3)}
 
-  assert 'NFNet/~/norm/average is [3], not there' in mismatch(changed(add))
+  assert 'NFNet/~/norm/average is [3], not expected' in mismatch(changed(add))
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def test_runs_without_settings_have_the_defaults(old_pico):
   workdir, _ = old_pico
   weights = load_with(workdir, {'model': {'name': 'nfnet_pico'}, 'data': {}})
   assert weights.options == {}
-  spec = registry.get_spec('nfnet_pico')
+  spec = registry.get_model_spec('nfnet_pico')
   assert weights.preprocessing == spec.preprocessing
 
 

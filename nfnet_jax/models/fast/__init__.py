@@ -14,7 +14,8 @@ values and gradients differ by rounding and the order of sums.
   CPUs.
 
 `fast_stem` and `fused_blocks` hold channels in another order and therefore need
-an activation that works on each channel alone; see `layers.ACROSS_CHANNELS`.
+an activation that works on each channel separately; see
+`layers.ACROSS_CHANNELS`.
 """
 
 from __future__ import annotations

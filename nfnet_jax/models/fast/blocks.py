@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def gelu(x: jax.Array) -> jax.Array:
   """Compute GELU's tanh approximation; the backward pass keeps only `x`.
 
-  That of `jax.nn.gelu` keeps the hyperbolic tangent too, one more array of the
-  activation's size.
+  The backward pass of `jax.nn.gelu` also keeps the hyperbolic tangent, one more
+  array of the activation's size.
   """
   return jax.nn.gelu(x)
 
@@ -35,8 +35,8 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-  # gelu(x) = x sigmoid(2 u). Written with the tanh of the forward pass, the
-  # compiler would keep that one.
+  # gelu(x) = x sigmoid(2 u). If this used the tanh of the forward pass, the
+  # compiler would keep the tanh in memory.
   root = (8 / jnp.pi) ** 0.5
   gate = jax.nn.sigmoid(root * (x + 0.044715 * x**3))
   slope = root * (1 + 3 * 0.044715 * x**2)

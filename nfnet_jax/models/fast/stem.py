@@ -3,9 +3,9 @@
 The stem's feature maps have many pixels and few channels, so that most lanes of
 a TPU are idle. Here the pixels of square blocks lie side by side on the channel
 axis (space to depth, in the order row, column, channel), and a 3x3 convolution
-becomes one of whole blocks: its kernel holds the published one once for each
-pixel of an output block, and zeros elsewhere. Values and gradients are those of
-the plain stem, summed in another order.
+becomes a convolution over blocks: its kernel holds the published kernel once
+for each pixel of an output block, and zeros elsewhere. Values and gradients are
+those of the plain stem, summed in another order.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from nfnet_jax.models import layers
 BLOCK = 4
 _IMAGE_CHANNELS = 3
 # For each convolution: the side of its output blocks in pixels, and the number
-# of parts in which their rows are computed. The part of one row needs two rows
-# of input blocks, where both rows together need three, but it fills half as
-# many lanes. That pays for the third convolution, whose half still fills 128
-# lanes in NFNets, and not for the second.
+# of parts in which their rows are computed. A part of one row needs two rows of
+# input blocks, while both rows together need three, but it fills half as many
+# lanes. This pays for the third convolution, of which half fills 128 lanes in
+# NFNets, and not for the second.
 _LAYOUT = ((2, 1), (2, 1), (2, 2), (1, 1))
 
 
@@ -60,9 +60,9 @@ def stem(
   """Compute the plain stem of `nfnet.NFNet` with the same parameters.
 
   Args:
-    images: `[N, H, W, 3]`, or `to_blocks` of that; see `fits`.
+    images: `[N, H, W, 3]`, or the result of `to_blocks`; see `fits`.
     convs: the four convolutions, of strides 2, 1, 1 and 2.
-    activation: between them.
+    activation: activation between the convolutions.
 
   Returns:
     `[N, H / 4, W / 4, C]`.
@@ -129,7 +129,7 @@ def _convolve(
 def _block_kernel(
   kernel: jax.Array, side: int, rows: _Axis, columns: _Axis
 ) -> jax.Array:
-  """Expand the kernel `[3, 3, I, O]` to one of blocks.
+  """Expand the kernel `[3, 3, I, O]` to a kernel over blocks.
 
   Returns:
     `[blocks, blocks, side * side * I, output pixels * O]`.
