@@ -138,18 +138,19 @@ import jax, numpy as np
 import nfnet_jax
 from nfnet_jax.config import base, lookup, settings
 from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import steps
 from nfnet_jax.weights import load, identify
 
 def prepare(**settings):
-  return experiment_lib.prepare_config(
+  return steps.prepare_config(
     lookup.load('digits', {'run.data_dir': DATA_DIR, **settings}), devices=1)
 
 def train_shapes(config):
-  return experiment_lib.open_experiment(config, devices=1).abstract_state()
+  return steps.open_experiment(config, devices=1).abstract_state()
 
 found = {}
 config = prepare(**{'model.name': 'nfnet_pico', 'model.logit_scale': 2.0})
-experiment = experiment_lib.open_experiment(config, devices=1)
+experiment = steps.open_experiment(config, devices=1)
 found['option'] = experiment.model.spec.options['logit_scale'].description
 found['tiny'] = list(train_shapes(prepare(
   **{'model.name': 'tiny_pico', 'model.channels': 5})).params)
@@ -159,12 +160,12 @@ params, state = model.init(jax.random.key(0), images, False)
 found['identified'] = identify.identify(params, state)
 grey = prepare(**{
   'data.grey': True, 'data.eval_mirror': True, 'optimizer.clip_by': 'value'})
-experiment = experiment_lib.open_experiment(grey, devices=1)
+experiment = steps.open_experiment(grey, devices=1)
 image = next(experiment.train_batches(0, print))['image']
 found['grey'] = bool((np.ptp(image, axis=-1) == 0).all())
 found['described'] = experiment.augmentation.describe()
 found['clipping'] = grey.optimizer.clipping
-plain = experiment_lib.open_experiment(prepare(), devices=1)
+plain = steps.open_experiment(prepare(), devices=1)
 mirrored, usual = (
   next(each.eval_batches(print))['image'] for each in (experiment, plain))
 found['mirrored'] = bool(np.allclose(mirrored, usual[:, :, ::-1], atol=0.1))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from nfnet_jax import preprocessing
-from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import steps
 from nfnet_jax.models import registry
 from nfnet_jax.weights import identify, load
 from tests.models import reference
@@ -112,7 +112,7 @@ def _write_config(workdir: pathlib.Path, weights: load.Weights) -> None:
   config.data.eval_size = weights.preprocessing.size
   config.data.eval_crop = weights.preprocessing.crop
   config.data.eval_margin = weights.preprocessing.margin
-  config = experiment_lib.prepare_config(config)
+  config = steps.prepare_config(config)
   workdir_lib.save(config, workdir, weights.class_names)
 
 

@@ -113,9 +113,9 @@ def format_resolved() -> str:
   Raises:
     errors.InputError: if the configuration is not valid.
   """
-  from nfnet_jax.config import experiment  # Orbax is slow.
+  from nfnet_jax.config import steps  # Orbax is slow to import.
 
-  resolved = experiment.prepare_config(get_config(), trains=False)
+  resolved = steps.prepare_config(get_config(), trains=False)
   origins = settings.sources(
     base.get_config(), lookup.load(_filename()), get_overrides(), resolved
   )

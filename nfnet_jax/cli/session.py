@@ -19,6 +19,7 @@ from nfnet_jax.weights import load
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
+  from nfnet_jax.config import steps
 
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -102,8 +103,6 @@ def open_experiment(
     errors.InputError: if the configuration cannot be used, or the processes
       were given different ones.
   """
-  from nfnet_jax.config import experiment as experiment_lib  # Orbax is slow.
-
   config = config_flag.get_config()
   facts = {
     f'--config.{name}': str(value)
@@ -111,7 +110,7 @@ def open_experiment(
   }
   with errors.as_input_error():
     collectives.assert_equal({'--config': config_flag.get_name(), **facts})
-  return experiment_lib.open_experiment(
+  return steps.open_experiment(
     config, workdir=workdir, weights=weights, trains=trains
   )
 

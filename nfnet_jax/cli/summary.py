@@ -12,7 +12,7 @@ import optax
 import nfnet_jax
 from nfnet_jax import errors
 from nfnet_jax.config import experiment as experiment_lib
-from nfnet_jax.config import fast_paths
+from nfnet_jax.config import fast_paths, resolve
 from nfnet_jax.models import complexity
 from nfnet_jax.optim import groups
 
@@ -85,7 +85,7 @@ def _origin(experiment: experiment_lib.Experiment) -> list[str]:
   before = now = experiment.source.num_classes
   # A run that has begun does not need them any more.
   with contextlib.suppress(errors.InputError):
-    before = experiment_lib.read_weights(path).num_classes
+    before = resolve.read_weights(path).num_classes
   head = '' if before == now else f', classifier new ({before} classes there)'
   return [f'weights    {path}{head}']
 

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run."""
+"""What a configuration means: the objects of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
-import os
 from typing import Any, Protocol
 
 import jax
@@ -16,8 +15,6 @@ import optax
 
 from nfnet_jax import errors, preprocessing
 from nfnet_jax.config import base, durations, fast_paths, resolve, validate
-from nfnet_jax.config import workdir as workdir_lib
-from nfnet_jax.distributed import collectives
 from nfnet_jax.models import registry
 from nfnet_jax.models.fast import stem
 from nfnet_jax.optim import recipe
@@ -36,140 +33,6 @@ class Dataset(Protocol):
 
   def num_examples(self, split: str) -> float:
     """Return the number of examples of a split."""
-
-
-def open_experiment(
-  config: ml_collections.ConfigDict,
-  *,
-  workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
-  trains: bool = True,
-  platform: str | None = None,
-  devices: int | None = None,
-  dataset: Dataset | None = None,
-) -> Experiment:
-  """Resolve and validate a configuration, and open its dataset.
-
-  With several processes, process 0 resolves and validates for all of them, so
-  only process 0 needs to see the workdir and the weights to start from.
-
-  Args:
-    config: see `config.lookup`.
-    workdir: of the run that the configuration must belong to, if it has begun.
-    weights: network whose model takes the place of the configuration's.
-    trains: whether the training split and the layout on devices matter.
-    platform: what it runs on, as JAX calls it; by default what is here.
-    devices: how many there are; by default all that are here.
-    dataset: takes the place of the configuration's.
-
-  Raises:
-    errors.InputError: in one line, what is wrong and what to do.
-  """
-  values = collectives.from_primary(
-    lambda: prepare_config(
-      config,
-      workdir=workdir,
-      weights=weights,
-      trains=trains,
-      platform=platform,
-      devices=devices,
-    ).to_dict()
-  )
-  resolved = ml_collections.ConfigDict(values).lock()
-  return Experiment(resolved, dataset or _open_dataset(resolved, trains))
-
-
-def prepare_config(
-  config: ml_collections.ConfigDict,
-  *,
-  workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
-  trains: bool = True,
-  platform: str | None = None,
-  devices: int | None = None,
-) -> ml_collections.ConfigDict:
-  """Resolve and validate a configuration in this process; no data is touched.
-
-  Args:
-    config: see `open_experiment`, like all other arguments.
-    workdir: likewise.
-    weights: likewise.
-    trains: likewise.
-    platform: likewise.
-    devices: likewise.
-
-  Raises:
-    errors.InputError: in one line, what is wrong and what to do.
-  """
-  machine = platform or jax.default_backend(), devices or jax.device_count()
-  config = _set_model(config, workdir, weights)
-  resolved = resolve.resolve(config, *machine)
-  validate.validate(resolved, machine[1] if trains else None)
-  if workdir is not None and workdir_lib.is_run(workdir):
-    saved = resolve.resolve(workdir_lib.load(workdir), *machine)
-    validate.check_same_experiment(saved, resolved, os.fspath(workdir))
-  return resolved
-
-
-def _set_model(
-  config: ml_collections.ConfigDict,
-  workdir: os.PathLike | None,
-  weights: load.Weights | None,
-) -> ml_collections.ConfigDict:
-  """Return the configuration with the model of the weights to start from.
-
-  A run that has begun does not need them any more.
-  """
-  if weights is not None:
-    return resolve.set_model_from_weights(config, weights)
-  if not config.weights:
-    return config
-  if workdir is not None and workdir_lib.is_run(workdir):
-    saved = workdir_lib.load(workdir)
-    if saved.weights == resolve.absolute(config.weights):
-      return _copy_unset(saved.model, config)
-  return resolve.set_model_from_weights(config, read_weights(config.weights))
-
-
-def _copy_unset(
-  model: Mapping[str, Any], config: ml_collections.ConfigDict
-) -> ml_collections.ConfigDict:
-  config = config.copy_and_resolve_references()
-  for name, value in model.items():
-    if config.model[name] is None:
-      config.model[name] = value
-  return config
-
-
-@functools.lru_cache(maxsize=1)
-def read_weights(path: str) -> load.Weights:
-  """Read the weights that a run starts from, once.
-
-  Raises:
-    errors.InputError: if they cannot be used.
-  """
-  with errors.as_input_error():
-    return load.load_weights(path)
-
-
-def _open_dataset(config: ml_collections.ConfigDict, trains: bool) -> Dataset:
-  """Open the dataset of a resolved configuration; this imports TensorFlow.
-
-  Raises:
-    errors.InputError: if the dataset or a split is missing.
-  """
-  from nfnet_jax.data import sources
-
-  with errors.as_input_error():
-    with collectives.primary_first():  # It builds an embedded dataset.
-      source = sources.load(config.dataset, config.run.data_dir)
-    needed = {'train_split': config.data.shards} if trains else {}
-    for name, minimum in {**needed, 'eval_split': 1}.items():
-      split = config.data[name]
-      examples = source.num_examples(split)
-      validate.check_examples(name, split, examples, minimum)
-      source.check_files(split)
-  return source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,8 +165,8 @@ class Experiment:
       image_size=self.config.data.image_size,
     )
     if self.config.weights:
-      weights = read_weights(self.config.weights)
-      read_weights.cache_clear()  # The run does not need them again.
+      weights = resolve.read_weights(self.config.weights)
+      resolve.read_weights.cache_clear()  # The run does not need them again.
       state = _start_from(state, weights, self.source.num_classes)
     return state
 

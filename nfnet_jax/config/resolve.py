@@ -6,6 +6,7 @@ Nothing is refused here; `config.validate` looks at the result.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 
@@ -104,6 +105,17 @@ def _resolve_step(
     wanted = _MICROBATCHES[is_sharded].get(spec.name, 1)
     per_shard = config.batch_size // max(config.data.shards, 1)
     run.accumulate = math.gcd(wanted, per_shard)
+
+
+@functools.lru_cache(maxsize=1)
+def read_weights(path: str) -> load.Weights:
+  """Read the weights that a run starts from, once.
+
+  Raises:
+    errors.InputError: if they cannot be used.
+  """
+  with errors.as_input_error():
+    return load.load_weights(path)
 
 
 def set_model_from_weights(

@@ -29,7 +29,7 @@ _SHUFFLE_BUFFER = 1024
 
 def main() -> None:
   """Draw a training and an evaluation batch to `--out`."""
-  from nfnet_jax.config import experiment as experiment_lib  # Orbax is slow.
+  from nfnet_jax.config import steps  # Orbax is slow to import.
 
   config = config_flag.get_config()
   # One batch and one shard, so that both kinds of mixing are shown.
@@ -38,7 +38,7 @@ def main() -> None:
   config.run.fast_paths = 'none'  # Images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLE_BUFFER)
   out = common_flags.get_out()
-  experiment = experiment_lib.open_experiment(config, devices=1)
+  experiment = steps.open_experiment(config, devices=1)
   names = experiment.source.class_names
   train = next(experiment.train_batches(0, command.log))
   evaluation = next(experiment.eval_batches(command.log))

@@ -3,8 +3,7 @@ import pathlib
 import pytest
 
 from nfnet_jax import errors
-from nfnet_jax.config import base, lookup, settings, validate
-from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import base, lookup, settings, steps, validate
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'settings.md'
 
@@ -23,7 +22,7 @@ def test_every_setting_has_a_description():
 
 def test_print_config_tells_where_values_come_from():
   overrides = {'optimizer.weight_decay': 1e-4}
-  resolved = experiment_lib.prepare_config(lookup.load('digits', overrides))
+  resolved = steps.prepare_config(lookup.load('digits', overrides))
   origins = settings.sources(
     base.get_config(), lookup.load('digits'), overrides, resolved
   )

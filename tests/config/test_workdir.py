@@ -4,8 +4,7 @@ import pathlib
 import pytest
 
 from nfnet_jax import errors
-from nfnet_jax.config import base, lookup
-from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import base, lookup, steps
 from nfnet_jax.config import workdir as workdir_lib
 
 # The configuration of the digits run that nfnet_jax 0.1.0 saved.
@@ -17,16 +16,16 @@ def digits(**overrides):
 
 
 def test_saved_config_reads_back_and_protects_its_workdir(tmp_path):
-  config = experiment_lib.prepare_config(digits(), workdir=tmp_path)
+  config = steps.prepare_config(digits(), workdir=tmp_path)
   workdir_lib.save(config, tmp_path, ['0'])
   assert workdir_lib.load(tmp_path).to_dict() == config.to_dict()
   operational = digits(**{'run.log_every': '7 steps', 'run.fast_paths': 'none'})
-  experiment_lib.prepare_config(operational, workdir=tmp_path)
+  steps.prepare_config(operational, workdir=tmp_path)
   other = digits(**{'optimizer.clipping': 0.02})
   with pytest.raises(
     errors.InputError, match=r'optimizer\.clipping: 0\.01 there, 0\.02 here'
   ):
-    experiment_lib.prepare_config(other, workdir=tmp_path)
+    steps.prepare_config(other, workdir=tmp_path)
 
 
 def test_a_run_of_an_older_version_resumes(tmp_path):
@@ -37,7 +36,7 @@ def test_a_run_of_an_older_version_resumes(tmp_path):
     f'model.{name}': saved.model[name] for name in ('name', 'activation')
   }
   given = digits(**model)
-  resolved = experiment_lib.prepare_config(given, workdir=tmp_path)
+  resolved = steps.prepare_config(given, workdir=tmp_path)
   assert resolved.optimizer.clipping == 0.01
 
 

@@ -11,8 +11,7 @@ import jax
 import pytest
 
 from nfnet_jax.cli import config_flag, session
-from nfnet_jax.config import base
-from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import base, steps
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.distributed import processes
 from nfnet_jax.experiments import convert, evaluate, models, plan, train
@@ -406,7 +405,7 @@ def test_evaluate_before_the_first_checkpoint(run_command, data_dir, tmp_path):
 
   settings = digits.get_config()
   settings.run.data_dir = data_dir
-  workdir_lib.save(experiment_lib.prepare_config(settings), tmp_path, [])
+  workdir_lib.save(steps.prepare_config(settings), tmp_path, [])
   result = run_command(evaluate.main, f'--workdir={tmp_path}', on_a_run=True)
   assert 'holds no checkpoint yet' in error_line(result)
 

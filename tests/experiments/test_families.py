@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax import errors
-from nfnet_jax.config import experiment as experiment_lib
-from nfnet_jax.config import lookup
+from nfnet_jax.config import lookup, steps
 from nfnet_jax.experiments import evaluate, models, signal_propagation, train
 from nfnet_jax.experiments.configs import (
   efficientnet,
@@ -78,7 +77,7 @@ def test_family_trains_resumes_and_evaluates(
 
 
 def resolved(config):
-  return experiment_lib.prepare_config(config)
+  return steps.prepare_config(config)
 
 
 def test_resnets():

@@ -10,7 +10,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.cli import summary
-from nfnet_jax.config import base, resolve
+from nfnet_jax.config import base, resolve, steps
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.experiments import evaluate, features, predict, train
 from nfnet_jax.experiments.configs import digits as digits_config
@@ -61,7 +61,7 @@ def settings(path, data_dir, **model):
 
 
 def begin(path, source, data_dir, **model):
-  config = experiment_lib.prepare_config(settings(path, data_dir, **model))
+  config = steps.prepare_config(settings(path, data_dir, **model))
   experiment = experiment_lib.Experiment(config, source)
   return experiment, jax.device_get(experiment.create_state())
 
@@ -105,7 +105,7 @@ class TestFirstState:
   def test_a_step_may_donate_the_state(self, folder, digits, data_dir, trained):
     before = jax.tree.map(np.array, trained.params)
     config = settings(folder / 'ten.npz', data_dir)
-    config = experiment_lib.prepare_config(config)
+    config = steps.prepare_config(config)
     state = experiment_lib.Experiment(config, digits).create_state()
     # On one device, where a copy may be left out.
     single = data_parallel.DataParallel(jax.local_devices()[:1])
@@ -163,12 +163,12 @@ class TestSettings:
     weights = trained.with_options(**options)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     config = settings(tmp_path / 'w.npz', data_dir)
-    model = experiment_lib.prepare_config(config).model
+    model = steps.prepare_config(config).model
     assert model.name == 'nfnet_pico'
     assert (model.activation, model.timm_forward) == ('silu', True)
     assert config.model.name is None  # The argument does not change.
     config.model.activation = 'relu'  # Given explicitly.
-    assert experiment_lib.prepare_config(config).model.activation == 'relu'
+    assert steps.prepare_config(config).model.activation == 'relu'
 
   def test_any_option_of_the_weights_is_taken(
     self, tmp_path, trained, data_dir
@@ -176,18 +176,18 @@ class TestSettings:
     weights = trained.with_options(alpha=0.3)
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     config = settings(tmp_path / 'w.npz', data_dir)
-    assert experiment_lib.prepare_config(config).model.alpha == 0.3
+    assert steps.prepare_config(config).model.alpha == 0.3
 
   def test_paths_become_absolute(self, folder, data_dir, monkeypatch):
     monkeypatch.chdir(folder)
-    config = experiment_lib.prepare_config(settings('ten.npz', data_dir))
+    config = steps.prepare_config(settings('ten.npz', data_dir))
     assert config.weights == f'{folder}/ten.npz'
 
   @pytest.mark.parametrize('name', ['ten.npz', 'seven.npz'])
   def test_another_size(self, folder, digits, data_dir, name):
     config = settings(folder / name, data_dir)
     config.data.image_size, config.data.eval_size = 48, 64
-    config = experiment_lib.prepare_config(config)
+    config = steps.prepare_config(config)
     experiment = experiment_lib.Experiment(config, digits)
     state = experiment.create_state()
     assert experiment.abstract_state() == jax.eval_shape(lambda: state)
@@ -196,9 +196,7 @@ class TestSettings:
     assert next(experiment.eval_batches(print))['image'].shape[1] == 64
 
   def test_native_sizes_otherwise(self, tmp_path, folder, data_dir):
-    config = experiment_lib.prepare_config(
-      settings(folder / 'ten.npz', data_dir)
-    )
+    config = steps.prepare_config(settings(folder / 'ten.npz', data_dir))
     assert (config.data.image_size, config.data.eval_size) == (32, 32)
 
 
@@ -281,7 +279,7 @@ class TestRecipes:
     if module is finetune:
       assert config.model.name is None
       config.model.name = 'nfnet_f4'
-    resolved = experiment_lib.prepare_config(config)
+    resolved = steps.prepare_config(config)
     assert published(resolved) == {**FINETUNE, **changes}
     clipping = 0.0 if arguments == ['resnet'] else 0.01
     assert resolved.optimizer.clipping == clipping
@@ -295,7 +293,7 @@ class TestRecipes:
     config.dataset = 'any'
     for name in (model, 'nfnet_f4_plus', 'bn_resnet50'):
       config.model.name = name
-      data = experiment_lib.prepare_config(config).data
+      data = steps.prepare_config(config).data
       assert (data.image_size, data.eval_size) == (224, 224)
 
   def test_learning_rate_does_not_scale_with_the_batch(self, data_dir):
@@ -304,7 +302,7 @@ class TestRecipes:
     config.model.name = 'nfnet_pico'
     for batch in (16, 512):
       config.batch_size = batch
-      rate = experiment_lib.prepare_config(config).optimizer.learning_rate
+      rate = steps.prepare_config(config).optimizer.learning_rate
       assert rate == 0.1
 
   @pytest.mark.parametrize('name', ['finetune:lora', 'pretrain:vit'])
@@ -401,7 +399,7 @@ class TestRun:
     self, run_command, run, folder, tune
   ):
     (folder / 'seven.npz').rename(folder / 'away.npz')
-    experiment_lib.read_weights.cache_clear()
+    resolve.read_weights.cache_clear()
     resume = [*tune, f'--config.weights={folder}/seven.npz']
     try:
       evaluated = run_command(evaluate.main, f'--workdir={run}', on_a_run=True)
@@ -547,7 +545,7 @@ class TestEvaluateWeights:
   def test_a_given_setting_is_kept(self, folder, trained):
     config = digits_config.get_config()
     config.model.name = 'nfnet_pico'
-    resolved = experiment_lib.prepare_config(
+    resolved = steps.prepare_config(
       resolve.set_model_from_weights(config, trained)
     )
     assert resolved.data.eval_margin == config.data.eval_margin

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.cli import command, config_flag
-from nfnet_jax.config import experiment as experiment_lib
-from nfnet_jax.config import resolve
+from nfnet_jax.config import resolve, steps
 from nfnet_jax.data import known
 from nfnet_jax.experiments import plan
 from nfnet_jax.planning import compilation, plan_errors, topology
@@ -312,7 +311,7 @@ def experiment(flags, run_command):
   seen = []
   result = run_command(lambda: seen.append(config_flag.get_config()), *flags)
   assert result[0] == 0, result
-  return experiment_lib.open_experiment(seen[0])
+  return steps.open_experiment(seen[0])
 
 
 def shapes(batch):

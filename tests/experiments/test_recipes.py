@@ -3,7 +3,7 @@
 import pytest
 
 from nfnet_jax.cli import summary
-from nfnet_jax.config import durations, lookup, resolve
+from nfnet_jax.config import durations, lookup, resolve, steps
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.experiments.configs import nfnet as nfnet_configs
 from nfnet_jax.models import nfnet, registry
@@ -27,7 +27,7 @@ load = lookup.load
 
 @pytest.mark.parametrize('name', NAMES)
 def test_recipe(name):
-  resolved = experiment_lib.prepare_config(load(name))
+  resolved = steps.prepare_config(load(name))
   dropout, train_size, test_size, magnitude = PUBLISHED[name[:2]]
   assert resolved.model.name == f'nfnet_{name}'
   assert nfnet.VARIANTS[name].dropout == dropout
@@ -68,9 +68,9 @@ def test_recipe(name):
   ('name', 'top1', 'step_ms'), [('f5', 86.3, 1958.0), ('f6', 86.5, 2774.1)]
 )
 def test_recipe_with_sam(name, top1, step_ms):
-  expected = experiment_lib.prepare_config(load(name)).to_dict()
+  expected = steps.prepare_config(load(name)).to_dict()
   expected['optimizer'] |= {'sam_rho': 0.05, 'sam_share': 0.2}
-  resolved = experiment_lib.prepare_config(load(f'{name}_sam'))
+  resolved = steps.prepare_config(load(f'{name}_sam'))
   assert resolved.to_dict() == expected
   line = nfnet_configs.CONFIGS[f'{name}_sam']
   assert f'{top1} % top-1' in line
@@ -81,12 +81,12 @@ def test_sam_reaches_the_trainer_and_the_log(digits):
   config = load('digits')
   config.model.name = 'nfnet_pico'
   expected = ', clipping 0.01 by unit, SAM rho 0.05 on 30 %\n'
-  resolved = experiment_lib.prepare_config(config)
+  resolved = steps.prepare_config(config)
   assert 'SAM' not in summary.summary(
     experiment_lib.Experiment(resolved, digits)
   )
   config.optimizer.update(sam_rho=0.05, sam_share=0.3)
-  resolved = experiment_lib.prepare_config(config)
+  resolved = steps.prepare_config(config)
   experiment = experiment_lib.Experiment(resolved, digits)
   assert expected in summary.summary(experiment)
   trainer = experiment.trainer
@@ -103,7 +103,7 @@ def test_what_depends_on_the_variant_follows_an_override():
   overridden = nfnet_configs.get_config()
   overridden.model.name = 'nfnet_f3'
   overridden.batch_size = 1024
-  resolved = experiment_lib.prepare_config(overridden)
+  resolved = steps.prepare_config(overridden)
   assert resolved.data.image_size == 320
   assert resolved.data.randaugment_magnitude == 15
   assert resolved.optimizer.learning_rate == 0.4
@@ -112,7 +112,7 @@ def test_what_depends_on_the_variant_follows_an_override():
 def test_a_model_without_published_magnitude_has_no_randaugment():
   overridden = nfnet_configs.get_config()
   overridden.model.name = 'nfnet_nano'
-  assert experiment_lib.prepare_config(overridden).data.randaugment_layers == 0
+  assert steps.prepare_config(overridden).data.randaugment_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_accelerators_compute_in_bfloat16(platform, dtype):
 
 def test_large_models_are_resolved_for_the_devices_that_are_here():
   microbatches = lambda devices: (
-    experiment_lib.prepare_config(
+    steps.prepare_config(
       load('f4'), platform='tpu', devices=devices
     ).run.accumulate
   )
@@ -141,7 +141,7 @@ def test_large_models_are_resolved_for_the_devices_that_are_here():
 def test_shards_follow_the_batch(batch_size, shards):
   overridden = nfnet_configs.get_config()
   overridden.batch_size = batch_size
-  resolved = experiment_lib.prepare_config(overridden, devices=1)
+  resolved = steps.prepare_config(overridden, devices=1)
   assert resolved.data.shards == shards
   assert batch_size % shards == 0
 

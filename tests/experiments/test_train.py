@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import steps
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.training import checkpoint, loop
@@ -21,7 +22,7 @@ def rows_of(workdir):
 
 def state_of(workdir, step):
   config = workdir_lib.load(workdir)
-  template = experiment_lib.open_experiment(config).abstract_state()
+  template = steps.open_experiment(config).abstract_state()
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     return checkpoints.restore(step, template)
 

@@ -10,7 +10,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import preprocessing
-from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import steps
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.experiments.configs import digits
 from nfnet_jax.models import registry
@@ -34,7 +34,7 @@ def make_run(workdir, name):
     config.model.stochdepth_rate = None
   config.data.eval_crop = 'centre'
   names = [f'digit {number}' for number in range(10)]
-  workdir_lib.save(experiment_lib.prepare_config(config), workdir, names)
+  workdir_lib.save(steps.prepare_config(config), workdir, names)
   raw, raw_state = trees.filled(name, seed=99)
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     for step in (3, 6, 9):
