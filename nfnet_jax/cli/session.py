@@ -19,7 +19,6 @@ from nfnet_jax.weights import load
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.config import steps
 
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -103,6 +102,8 @@ def open_experiment(
     errors.InputError: if the configuration cannot be used, or the processes
       were given different ones.
   """
+  from nfnet_jax.config import steps  # Orbax is slow to import.
+
   config = config_flag.get_config()
   facts = {
     f'--config.{name}': str(value)

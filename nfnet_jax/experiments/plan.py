@@ -35,7 +35,6 @@ if TYPE_CHECKING:
   import jax
 
   from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.config import steps
   from nfnet_jax.planning import planner as planner_lib
   from nfnet_jax.planning import workload as workload_lib
 
@@ -144,6 +143,8 @@ def _experiment(
   Raises:
     errors.InputError: if training would not accept the config.
   """
+  from nfnet_jax.config import steps
+
   return steps.open_experiment(
     config, platform='tpu', devices=devices, dataset=get_dataset(config)
   )
