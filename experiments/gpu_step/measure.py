@@ -7,16 +7,12 @@ README.md from it:
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
-import csv
 import dataclasses
-import functools
 import json
-import math
 import os
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
@@ -24,282 +20,74 @@ import time
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-import numpy as np
-
-import nfnet_jax
-from nfnet_jax import trees
-from nfnet_jax.models import complexity, inputs
-from nfnet_jax.models.fast import stem
-from nfnet_jax.optim import recipe
-from nfnet_jax.training import data_parallel
-from nfnet_jax.training import state as state_lib
-from nfnet_jax.training import step as step_lib
-
-matplotlib.use('agg')
-from matplotlib import pyplot as plt
+import programs
+import results
 
 HERE = pathlib.Path(__file__).parent
-PLAIN = 'plain'
-# Form of the step -> options of the network's constructor.
-FORMS = {
-  PLAIN: {},
-  'fast stem': {'fast_stem': True},
-  'fused blocks': {'fused_blocks': True},
-  'stem and blocks': {'fast_stem': True, 'fused_blocks': True},
-  'fast convolutions': {'fast_convs': True},
-  'all': {'fast_stem': True, 'fused_blocks': True, 'fast_convs': True},
-}
-# Name that may follow a form after a comma -> compiler options.
-FLAGS = {
-  'NCHW': {'xla_gpu_force_conv_nchw': True},
-  'convolution fusion': {'xla_gpu_experimental_enable_conv_fusion': True},
-  'no command buffers': {'xla_gpu_enable_command_buffer': ''},
-  'autotune level 0': {'xla_gpu_autotune_level': 0},
-}
 # Placeholder for the fastest form of the first group.
 BEST = 'best'
 # Placeholder for the forms whose time in the first group was at most TOO_SLOW
 # times the plain form's.
 CONTENDERS, TOO_SLOW = 'contenders', 1.25
-TRAIN, INFER = 'train', 'infer'
 TIMM = 'timm'
-COLUMNS = (
-  'task',
-  'model',
-  'pixels',
-  'batch',
-  'compute',
-  'form',
-  'ms',
-  'of_plain',
-  'least',
-  'most',
-  'images_per_s',
-  'mfu',
-  'memory_gib',
-  'compile_s',
-  'steps',
-  'note',
-  'card',
-)
-WINDOW = 4  # Steps that are dispatched before the clock is read.
 THREADS = 6  # Programs that compile in parallel.
 TARGET_S = 2.5  # Seconds of timing per program.
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """Forms of one network that are timed in turn, in several rounds."""
-
-  task: str
-  model: str
-  pixels: int
-  batch: int
-  forms: Sequence[str]
-  compute: str = 'bfloat16'
-
-  @property
-  def key(self) -> tuple:
-    return self.task, self.model, self.pixels, self.batch, self.compute
-
-
 # Groups of a wave compile in parallel, and are timed once all have compiled.
 WAVES = (
-  [Group(TRAIN, 'nfnet_f0', 192, 64, [*FORMS])],
+  [programs.Group(programs.TRAIN, 'nfnet_f0', 192, 64, [*programs.FORMS])],
   [
-    Group(TRAIN, 'nfnet_f0', 192, 128, [PLAIN, BEST]),
-    Group(TRAIN, 'nfnet_f3', 320, 32, [PLAIN, BEST]),
+    programs.Group(
+      programs.TRAIN, 'nfnet_f0', 192, 128, [programs.PLAIN, BEST]
+    ),
+    programs.Group(programs.TRAIN, 'nfnet_f3', 320, 32, [programs.PLAIN, BEST]),
   ],
   [
-    Group(TRAIN, 'nfnet_f0', 192, 128, [PLAIN, BEST, 'fused blocks']),
-    Group(TRAIN, 'resnet50', 224, 64, [PLAIN]),
-    Group(INFER, 'nfnet_f0', 256, 64, [PLAIN, BEST]),
+    programs.Group(
+      programs.TRAIN,
+      'nfnet_f0',
+      192,
+      128,
+      [programs.PLAIN, BEST, 'fused blocks'],
+    ),
+    programs.Group(programs.TRAIN, 'resnet50', 224, 64, [programs.PLAIN]),
+    programs.Group(programs.INFER, 'nfnet_f0', 256, 64, [programs.PLAIN, BEST]),
   ],
   [
-    Group(TRAIN, 'nfnet_f0', 192, 256, [CONTENDERS]),
-    Group(TRAIN, 'nfnet_f0', 192, 32, [CONTENDERS]),
-    Group(TRAIN, 'nfnet_f1', 224, 64, [PLAIN, BEST]),
+    programs.Group(programs.TRAIN, 'nfnet_f0', 192, 256, [CONTENDERS]),
+    programs.Group(programs.TRAIN, 'nfnet_f0', 192, 32, [CONTENDERS]),
+    programs.Group(programs.TRAIN, 'nfnet_f1', 224, 64, [programs.PLAIN, BEST]),
   ],
   [
-    Group(
-      TRAIN,
+    programs.Group(
+      programs.TRAIN,
       'nfnet_f0',
       192,
       64,
-      [PLAIN, BEST, *(f'{BEST}, {flag}' for flag in FLAGS)],
+      [programs.PLAIN, BEST, *(f'{BEST}, {flag}' for flag in programs.FLAGS)],
     ),
-    Group(TRAIN, 'bn_resnet50', 224, 64, [PLAIN]),
-    Group(INFER, 'nfnet_f0', 256, 64, [PLAIN, BEST], 'float32'),
+    programs.Group(programs.TRAIN, 'bn_resnet50', 224, 64, [programs.PLAIN]),
+    programs.Group(
+      programs.INFER, 'nfnet_f0', 256, 64, [programs.PLAIN, BEST], 'float32'
+    ),
   ],
 )
 _MINIATURE = 'nfnet_pico', 32, 8
 QUICK = (
-  [Group(TRAIN, *_MINIATURE, [*FORMS], 'float32')],
+  [programs.Group(programs.TRAIN, *_MINIATURE, [*programs.FORMS], 'float32')],
   [
-    Group(TRAIN, 'senet_pico', 32, 8, [PLAIN], 'float32'),
-    Group(TRAIN, *_MINIATURE, [PLAIN, f'{BEST}, NCHW'], 'float32'),
-    Group(INFER, *_MINIATURE, [PLAIN, BEST], 'float32'),
+    programs.Group(
+      programs.TRAIN, 'senet_pico', 32, 8, [programs.PLAIN], 'float32'
+    ),
+    programs.Group(
+      programs.TRAIN, *_MINIATURE, [programs.PLAIN, f'{BEST}, NCHW'], 'float32'
+    ),
+    programs.Group(
+      programs.INFER, *_MINIATURE, [programs.PLAIN, BEST], 'float32'
+    ),
   ],
 )
-
-
-def options_of(form: str) -> tuple[dict, dict]:
-  """Return the network's and the compiler's options of a form."""
-  form, _, flag = form.partition(', ')
-  return FORMS[form], FLAGS.get(flag, {})
-
-
-class Training:
-  """The training step of the paper's recipe, on one device."""
-
-  def __init__(self, group: Group, states: dict[str, state_lib.TrainState]):
-    self.group = group
-    self.parallel = data_parallel.DataParallel(jax.local_devices()[:1])
-    self._states = states
-
-  def compile(self, form: str) -> Callable[[], jax.stages.Compiled]:
-    """Trace a form's step; return a function that compiles it."""
-    network, compiler = options_of(form)
-    trainer = self._trainer(network)
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._batch(form)
-    )
-    state = state_lib.abstract_state(
-      trainer.model, trainer.optimizer, self.group.pixels
-    )
-    lowered = self.parallel.lower(trainer, state, shapes)
-    return lambda: lowered.compile(compiler or None)
-
-  def prepare(self, forms: Iterable[str]) -> None:
-    """Put the state and each form's batch on the device."""
-    if self.group.model not in self._states:
-      self.reset()
-    self._batches = {
-      form: self.parallel.shard_batch(self._batch(form)) for form in forms
-    }
-
-  def reset(self) -> None:
-    """Create a new state."""
-    self._states.pop(self.group.model, None)
-    trainer = self._trainer({})
-    shapes = state_lib.abstract_state(
-      trainer.model, trainer.optimizer, self.group.pixels
-    )
-    params = make_params(shapes.params)
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    state = state._replace(params=params, ema_params=params)
-    state = self.parallel.shard_state(trainer, state)
-    self._states[self.group.model] = state
-
-  def run(self, form: str, program: jax.stages.Compiled, steps: int) -> float:
-    """Make steps from the current state; return seconds per step.
-
-    Raises:
-      ArithmeticError: if a step was not applied.
-    """
-    state = self._states[self.group.model]
-    first = int(state.step)
-    numbers = [
-      self.parallel.shard_batch({'step': np.int32(first + i)})
-      for i in range(steps)
-    ]
-    batch = self._batches[form]
-    jax.block_until_ready((state, numbers, batch))
-    start = time.perf_counter()
-    for number in numbers:
-      state, metrics = program(state, {**batch, **number})
-    jax.block_until_ready((state, metrics))
-    seconds = time.perf_counter() - start
-    self._states[self.group.model] = state
-    if not metrics['applied']:
-      raise ArithmeticError(f'not applied: {jax.device_get(metrics)}')
-    return seconds / steps
-
-  def _trainer(self, network: dict) -> step_lib.Trainer:
-    batch = self.group.batch
-    normalizer_free = self.group.model.startswith('nf')
-    steps_per_epoch = 1_281_167 / batch
-    schedule = recipe.warmup_cosine(
-      0.1 * batch / 256, 5 * steps_per_epoch, 360 * steps_per_epoch
-    )
-    return step_lib.Trainer(
-      model=nfnet_jax.create(
-        self.group.model,
-        stochdepth_rate=0.25 if normalizer_free else 0.0,
-        **network,
-      ),
-      optimizer=nfnet_jax.nfnet_sgd(
-        schedule, clipping=0.01 if normalizer_free else 0
-      ),
-      schedule=schedule,
-      num_classes=1000,
-      global_batch=batch,
-      compute_dtype=jnp.dtype(self.group.compute),
-    )
-
-  def _batch(self, form: str) -> dict[str, np.ndarray]:
-    """Return random images with two labels each, as after MixUp or CutMix."""
-    rng = np.random.default_rng(0)
-    count, size = self.group.batch, self.group.pixels
-    images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
-    if options_of(form)[0].get('fast_stem'):
-      # The input pipeline also delivers blocks.
-      images = np.asarray(stem.to_blocks(images))
-    return {
-      'image': images,
-      'label': rng.integers(0, 1000, (count, 2), np.int32),
-      'weight': np.full((count, 2), 0.5, np.float32),
-      'position': np.arange(count, dtype=np.int32),
-      'step': np.int32(0),
-    }
-
-
-class Inference:
-  """Inference on images that are on the device."""
-
-  def __init__(self, group: Group):
-    self.group = group
-    self._dtype = jnp.dtype(group.compute)
-    count, size = group.batch, group.pixels
-    rng = np.random.default_rng(0)
-    self._images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
-    self._weights = weight_shapes(group.model, size)
-
-  def compile(self, form: str) -> Callable[[], jax.stages.Compiled]:
-    """Trace a form; return a function that compiles it."""
-    network, compiler = options_of(form)
-    model = nfnet_jax.create(self.group.model, **network)
-
-    def predict(params, state, images):
-      images = inputs.normalize_images(images).astype(self._dtype)
-      return model.apply(params, state, None, images, False)[0]
-
-    lowered = jax.jit(predict).lower(
-      jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, self._dtype), self._weights[0]
-      ),
-      self._weights[1],
-      self._images,
-    )
-    return lambda: lowered.compile(compiler or None)
-
-  def prepare(self, forms: Iterable[str]) -> None:
-    """Put weights and images on the device."""
-    params = make_params(self._weights[0])
-    params = jax.tree.map(lambda x: jnp.asarray(x, self._dtype), params)
-    self._args = params, {}, jax.device_put(self._images)
-
-  def reset(self) -> None:
-    """Do nothing: inference has no state."""
-
-  def run(self, form: str, program: jax.stages.Compiled, steps: int) -> float:
-    """Return seconds per call."""
-    jax.block_until_ready(self._args)
-    start = time.perf_counter()
-    logits = [program(*self._args) for _ in range(steps)]
-    jax.block_until_ready(logits)
-    return (time.perf_counter() - start) / steps
 
 
 class Study:
@@ -314,7 +102,7 @@ class Study:
 
   def __init__(self, folder: pathlib.Path, deadline: float):
     done = (folder / 'results.csv').exists()
-    self.rows: list[dict] = read(folder) if done else []
+    self.rows: list[dict] = results.read(folder) if done else []
     self._folder = folder
     self._until = time.monotonic() + deadline
     self._pool = concurrent.futures.ThreadPoolExecutor(THREADS)
@@ -347,22 +135,27 @@ class Study:
 
   def add(self, row: dict, **values) -> None:
     """Add a row, write all rows and print the new one."""
-    row = {**dict.fromkeys(COLUMNS, ''), 'card': self._card, **row, **values}
+    row = {
+      **dict.fromkeys(results.COLUMNS, ''),
+      'card': self._card,
+      **row,
+      **values,
+    }
     key = key_of(row)
     self.rows = [kept for kept in self.rows if key_of(kept) != key] + [row]
-    write(self.rows, self._folder)
+    results.write(self.rows, self._folder)
     print(*(value for value in row.values() if value != ''), flush=True)
 
-  def measure(self, wave: Sequence[Group]) -> None:
+  def measure(self, wave: Sequence[programs.Group]) -> None:
     """Compile the wave's programs in parallel, then time its groups."""
     subjects, cases = {}, []
     for group in wave:
       forms = self._resolve(group.forms)
       group = dataclasses.replace(group, forms=forms)
       subject = (
-        Training(group, self._states)
-        if group.task == TRAIN
-        else Inference(group)
+        programs.Training(group, self._states)
+        if group.task == programs.TRAIN
+        else programs.Inference(group)
       )
       subjects[group.key] = group, subject
       cases += [
@@ -405,9 +198,9 @@ class Study:
 
   def _resolve(self, forms: Sequence[str]) -> tuple[str, ...]:
     """Replace BEST and CONTENDERS by forms."""
-    ratios = {PLAIN: 1.0}
+    ratios = {programs.PLAIN: 1.0}
     for row in self.rows:
-      if row['form'] in FORMS and row['of_plain']:
+      if row['form'] in programs.FORMS and row['of_plain']:
         ratios.setdefault(row['form'], float(row['of_plain']))
     best = min(ratios, key=ratios.get)
     resolved = []
@@ -418,7 +211,9 @@ class Study:
         resolved.append(form.replace(BEST, best))
     return tuple(dict.fromkeys(resolved))
 
-  def _time(self, group: Group, subject: Training | Inference) -> None:
+  def _time(
+    self, group: programs.Group, subject: programs.Training | programs.Inference
+  ) -> None:
     """Time a group's programs in turn; ratios are within rounds."""
     seconds = {}
     for form in group.forms:
@@ -426,25 +221,27 @@ class Study:
       if case in self._programs:
         try:
           subject.run(form, self._programs[case][0], 3)
-          seconds[form] = [subject.run(form, self._programs[case][0], WINDOW)]
+          seconds[form] = [
+            subject.run(form, self._programs[case][0], programs.WINDOW)
+          ]
         except Exception as error:
           self._fail(group, form, describe(error))
           subject.reset()
     if not seconds:
       return
     slowest = max(times[0] for times in seconds.values())
-    rounds = min(max(round(TARGET_S / slowest / WINDOW), 5), 20)
+    rounds = min(max(round(TARGET_S / slowest / programs.WINDOW), 5), 20)
     for times in seconds.values():
       times.clear()
     for index in range(rounds):
       for form in [*seconds][:: 1 if index % 2 else -1]:
         program = self._programs[*group.key, form][0]
-        seconds[form].append(subject.run(form, program, WINDOW))
+        seconds[form].append(subject.run(form, program, programs.WINDOW))
     for form, times in seconds.items():
-      self._add_times(group, form, times, seconds.get(PLAIN))
+      self._add_times(group, form, times, seconds.get(programs.PLAIN))
 
   def _add_times(
-    self, group: Group, form: str, times: list, plain: list | None
+    self, group: programs.Group, form: str, times: list, plain: list | None
   ) -> None:
     program, compile_s = self._programs[*group.key, form]
     ratios = [here / base for here, base in zip(times, plain or times)]
@@ -452,9 +249,9 @@ class Study:
     values = {
       'ms': f'{1e3 * median:.2f}',
       'images_per_s': f'{group.batch / median:.0f}',
-      'memory_gib': f'{memory(program) / 2**30:.2f}',
+      'memory_gib': f'{programs.memory(program) / 2**30:.2f}',
       'compile_s': f'{compile_s:.0f}',
-      'steps': len(times) * WINDOW,
+      'steps': len(times) * programs.WINDOW,
     }
     if plain:
       values |= {
@@ -463,16 +260,16 @@ class Study:
         'most': f'{max(ratios):.3f}',
       }
     if self._peak:
-      passes = 3 if group.task == TRAIN else 1
-      macs = count_macs(group.model, group.pixels)
+      passes = 3 if group.task == programs.TRAIN else 1
+      macs = programs.count_macs(group.model, group.pixels)
       flops = 2 * passes * macs * group.batch
       values['mfu'] = f'{flops / median / self._peak:.3f}'
     self.add(row_of(group, form), **values)
 
-  def _fail(self, group: Group, form: str, note: str) -> None:
+  def _fail(self, group: programs.Group, form: str, note: str) -> None:
     self.add(row_of(group, form), note=note)
 
-  def time_timm(self, group: Group) -> None:
+  def time_timm(self, group: programs.Group) -> None:
     """Time timm's network of the same name in a separate process."""
     command = [sys.executable, HERE / 'timm_step.py']
     command += [f'dm_{group.model}', str(group.pixels), str(group.batch)]
@@ -501,48 +298,6 @@ def timed(function: Callable) -> tuple:
   return function(), time.monotonic() - start
 
 
-def memory(program: jax.stages.Compiled) -> int:
-  """Return the bytes of a program's arguments, results and temporaries."""
-  sizes = program.memory_analysis()
-  return (
-    sizes.argument_size_in_bytes
-    + sizes.output_size_in_bytes
-    - sizes.alias_size_in_bytes
-    + sizes.temp_size_in_bytes
-  )
-
-
-@functools.cache
-def count_macs(model: str, pixels: int) -> int:
-  """Count the multiply-adds of an image in the plain network."""
-  weights = weight_shapes(model, pixels)
-  return complexity.count_image_macs(nfnet_jax.create(model), *weights, pixels)
-
-
-@functools.cache
-def weight_shapes(model: str, pixels: int) -> tuple[dict, dict]:
-  """Return the shapes of a network's parameters and of its state."""
-  network = nfnet_jax.create(model)
-  images = jnp.zeros((1, pixels, pixels, 3))
-  init = lambda key: network.init(key, images, False)
-  return jax.eval_shape(init, jax.random.key(0))
-
-
-def make_params(shapes: dict) -> dict:
-  """Fill parameters on the host: on a GPU, compiling `init` takes long."""
-  rng = np.random.default_rng(0)
-  constants = {'gain': 1, 'scale': 1, 'skip_gain': 0.1}
-
-  def fill(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    name = path.rpartition('/')[2]
-    if name == 'w':
-      scale = np.float32(math.prod(leaf.shape[:-1]) ** -0.5)
-      return rng.standard_normal(leaf.shape, np.float32) * scale
-    return np.full(leaf.shape, constants.get(name, 0), np.float32)
-
-  return trees.map_named(fill, shapes)
-
-
 def describe(error: BaseException) -> str:
   """Return an error's type and the first line of its message."""
   lines = str(error).strip().splitlines() or ['']
@@ -550,91 +305,12 @@ def describe(error: BaseException) -> str:
 
 
 def key_of(row: dict) -> tuple:
-  return tuple(str(row[name]) for name in COLUMNS[:6])
+  return tuple(str(row[name]) for name in results.COLUMNS[:6])
 
 
-def row_of(group: Group, form: str) -> dict:
+def row_of(group: programs.Group, form: str) -> dict:
   fields = dataclasses.asdict(group)
-  return {name: fields[name] for name in COLUMNS[:5]} | {'form': form}
-
-
-def read(folder: pathlib.Path) -> list[dict[str, str]]:
-  with (folder / 'results.csv').open(newline='') as file:
-    return list(csv.DictReader(file))
-
-
-def write(rows: list[dict], folder: pathlib.Path) -> None:
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / 'results.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-
-
-# Columns of the README's table, and those of them that hold text.
-SHOWN = tuple(name for name in COLUMNS if name not in ('steps', 'note', 'card'))
-WORDS = 'task', 'model', 'compute', 'form'
-
-
-def table(rows: list[dict]) -> str:
-  """Format the rows that have times."""
-  lines = [
-    [name.replace('_', ' ') for name in SHOWN],
-    ['---' if name in WORDS else '---:' for name in SHOWN],
-  ]
-  lines += [
-    [str(row[name]) or '-' for name in SHOWN]
-    for row in rows
-    if row['form'] and row['ms']
-  ]
-  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-
-
-def draw(rows: list[dict], path: pathlib.Path) -> None:
-  """Draw the time of each form relative to plain, by model and batch."""
-  groups = {}
-  for row in rows:
-    if row['task'] == TRAIN and row['form'] in FORMS and row['of_plain']:
-      name = row['model'].removeprefix('nfnet_').upper()
-      label = f'{name}, {row["pixels"]} px\nbatch {row["batch"]}'
-      ratio = float(row['of_plain'])
-      errors = ratio - float(row['least']), float(row['most']) - ratio
-      groups.setdefault(label, {}).setdefault(row['form'], (ratio, errors))
-  groups = {label: forms for label, forms in groups.items() if len(forms) > 1}
-  if not groups:
-    return
-  figure, axis = plt.subplots(figsize=(10, 4), layout='constrained')
-  for index, form in enumerate(FORMS):
-    places, ratios, errors = [], [], []
-    for place, forms in enumerate(groups.values()):
-      if form in forms:
-        places.append(place + (index - len(FORMS) / 2 + 0.5) * 0.14)
-        ratios.append(forms[form][0])
-        errors.append(forms[form][1])
-    if places:
-      axis.bar(
-        places, ratios, 0.14, yerr=np.transpose(errors), label=form, capsize=2
-      )
-  axis.axhline(1, color='k', lw=0.8)
-  axis.set_ylim(0.7, 1.35)  # Cuts the error bar of a round that stalled.
-  axis.set_xticks(range(len(groups)), [*groups], fontsize=8)
-  axis.set_ylabel("time per step, share of plain's")
-  axis.set_title(rows[0]['card'], fontsize=9)
-  axis.legend(fontsize=8, loc='upper right')
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
-
-
-def report(folder: pathlib.Path) -> None:
-  """Draw the figure, and update the table of the README if there is one."""
-  rows = read(folder)
-  draw(rows, folder / 'results.png')
-  readme = folder / 'README.md'
-  if readme.exists():
-    place = r'(?s)(?<=<!-- results -->\n).*(?=<!-- end -->)'
-    text = re.sub(place, lambda _: table(rows), readme.read_text())
-    readme.write_text(text)
-  print(table(rows), end='')
+  return {name: fields[name] for name in results.COLUMNS[:5]} | {'form': form}
 
 
 def main():
@@ -658,7 +334,7 @@ def main():
   )
   args = parser.parse_args()
   if args.report:
-    return report(args.out)
+    return results.report(args.out)
   # Leave memory for timm's process. JAX reads this when it initialises devices.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   waves = QUICK if args.quick else WAVES
@@ -671,7 +347,7 @@ def main():
       study.time_timm(waves[0][0])
   peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
   print(f'peak of the process: {peak / 2**30:.2f} GiB', flush=True)
-  report(args.out)
+  results.report(args.out)
   os._exit(0)  # Without waiting for compilations.
 
 
