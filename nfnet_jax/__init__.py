@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nfnet_jax.models.bn_nfnet import BNNFNet
 from nfnet_jax.models.bn_resnet import BNResNet, ResNetV1
+from nfnet_jax.models.classifier import ImageClassifier
 from nfnet_jax.models.efficientnet import EfficientNet
 from nfnet_jax.models.inputs import normalize_images
 from nfnet_jax.models.nf_regnet import NFRegNet
@@ -18,6 +19,8 @@ from nfnet_jax.models.registry import (
   create_model,
   get_model_spec,
   list_models,
+  Model,
+  ModelSpec,
   register_model,
 )
 from nfnet_jax.optim.agc import agc, AGCState
@@ -42,6 +45,9 @@ __all__ = [
   'EfficientNet',
   'EvalPreprocessing',
   'Group',
+  'ImageClassifier',
+  'Model',
+  'ModelSpec',
   'NFNet',
   'NFRegNet',
   'NFResNet',
