@@ -35,6 +35,7 @@ _SETTINGS = {
   'dataset': ('dataset',),
   'split': ('data.train_split', 'data.eval_split'),
   'data_dir': ('run.data_dir',),
+  'batch_size': ('batch_size',),
 }
 
 

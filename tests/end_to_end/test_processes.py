@@ -196,7 +196,7 @@ def test_full_disk_loses_no_saved_step(whole, tmp_path):
   )
   assert group.finish(60) == [1, 1]
   assert 'Resuming after step 5.' in group[0].lines
-  end = 'the same command resumes from the last checkpoint that is there.'
+  end = 'the same command resumes from the last checkpoint.'
   (line,) = [line for line in group[0].lines if line.endswith(end)]
   assert str(tmp_path / 'run') in line
   expected = f'nfnet_jax: Process 0 ended the run: {line[11:]}'

@@ -190,7 +190,7 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     (['--config=digits', '--wrokdir=x'], "Unknown command line flag 'wrokdir'"),
     (['--config=digits', '--lr=1'], 'Use --config.optimizer.learning_rate=1.'),
     (['--config=digits', '--epochs=9'], "Use --config.train_for='90 epochs'."),
-    (['--config=digits', '--batch_size=9'], 'Use --config.batch_size=9.'),
+    (['--config=digits', '--batch_size=9'], 'se --config.batch_size=9.'),
     (
       ['--config=digits', '--config.optimizer.lr=1'],
       "Unknown setting 'optimizer.lr'. Use --config.optimizer.learning_rate=1.",

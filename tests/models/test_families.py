@@ -38,7 +38,8 @@ def test_rates_are_the_variants_unless_given(name):
     hk.transform_with_state(
       lambda: found.append(spec.family(10, spec.variant, **options))
     ).init(None)
-    return found[0].dropout_rate, found[0].blocks[-1].stochdepth_rate
+    stochdepth_rates = [block.stochdepth_rate for block in found[0].blocks]
+    return found[0].dropout_rate, max(stochdepth_rates)
 
   variant = spec.family.variants[spec.variant]
   assert rates(dropout_rate=None)[0] == variant.dropout
