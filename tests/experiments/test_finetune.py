@@ -536,6 +536,35 @@ class TestEvaluateWeights:
     assert len(err.splitlines()) == 1
     assert message.format(tmp=folder) in err
 
+  @pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+      ([], '48 px, squash crop, margin 4 px: of the weights'),
+      (
+        ['--config.data.eval_size=32', '--config.data.eval_margin=0'],
+        '32 px, squash crop, margin 0 px: overridden',
+      ),
+    ],
+  )
+  def test_images_are_those_of_the_weights_unless_overridden(
+    self, run_command, tmp_path, trained, data_dir, flags, expected
+  ):
+    size = dataclasses.replace(trained.preprocessing, size=48)
+    weights = dataclasses.replace(trained, preprocessing=size)
+    nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
+    code, _, err = run_command(
+      evaluate.main,
+      '--config=digits',
+      '--config.model.name=nfnet_pico',
+      f'--config.run.data_dir={data_dir}',
+      '--config.data.eval_split=test[:8]',
+      f'--weights={tmp_path}/w.npz',
+      *flags,
+      on_a_run=True,
+    )
+    assert code == 0, err
+    assert expected in err
+
   def test_without_a_config(self, run_command, folder):
     flag = f'--weights={folder}/ten.npz'
     code, _, err = run_command(evaluate.main, flag, on_a_run=True)
