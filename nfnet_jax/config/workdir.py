@@ -99,8 +99,8 @@ def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
 def _upgrade(saved: dict[str, Any]) -> dict[str, Any]:
   """Return a saved configuration of nfnet_jax 0.1.0 in today's settings.
 
-  There each fast path had a setting of its own, and an option of the model that
-  is now unset was False.
+  There each fast path was a separate setting, and `model.cross_replica_bn` was
+  False where it is now unset.
   """
   run, model = saved['run'], saved['model']
   old = [name for name in fast_paths.FAST_PATHS if name in run]
