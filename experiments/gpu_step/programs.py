@@ -101,7 +101,7 @@ class Training:
     params = make_params(shapes.params)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     state = state._replace(params=params, ema_params=params)
-    state = self.parallel.shard_state(trainer, state)
+    state = self.parallel.shard_state(trainer.layout, state)
     self._states[self.group.model] = state
 
   def run(self, form: str, program: jax.stages.Compiled, steps: int) -> float:

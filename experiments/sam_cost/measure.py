@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nfnet_jax
+from nfnet_jax.training import layouts
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
@@ -53,12 +54,10 @@ def make_step(network: str, examples: int, options: dict):
     schedule=lambda _: 0.01,
     num_classes=1000,
     global_batch=examples,
+    layout=layouts.Layout(axis=None),
     **options,
   )
-  one_device = lambda state, batch: trainer.train_step(
-    state, batch, reduce=lambda tree: tree
-  )
-  return trainer, jax.jit(one_device, donate_argnums=0)
+  return trainer, jax.jit(trainer.train_step, donate_argnums=0)
 
 
 def make_batch(size: int, examples: int) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from nfnet_jax.config import base, durations, fast_paths, resolve, validate
 from nfnet_jax.models import registry
 from nfnet_jax.models.fast import stem
 from nfnet_jax.optim import recipe
-from nfnet_jax.training import loop, sharded_update
+from nfnet_jax.training import layouts, loop
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 from nfnet_jax.weights import identify, load
@@ -105,7 +105,7 @@ class Experiment:
 
   @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
-    """The training step."""
+    """The training step with a replicated state; see `trainer_on`."""
     config, optimizer = self.config, self.config.optimizer
     schedule = self._schedule()
     return step_lib.Trainer(
@@ -133,15 +133,12 @@ class Experiment:
       accumulate=config.run.accumulate,
     )
 
-  def sharded_trainer(
-    self, devices: int
-  ) -> sharded_update.ShardedTrainer | None:
-    """Return the trainer with a sharded update, if that path is chosen."""
+  def trainer_on(self, devices: int) -> step_lib.Trainer:
+    """Return the training step for a number of devices."""
     if fast_paths.SHARD_UPDATE not in self.fast_paths or devices == 1:
-      return None
-    return sharded_update.ShardedTrainer(
-      self.trainer, self.abstract_state(), devices
-    )
+      return self.trainer
+    layout = layouts.shard_kernels(self.abstract_state(), devices)
+    return dataclasses.replace(self.trainer, layout=layout)
 
   def _schedule(self) -> optax.Schedule:
     optimizer, steps = self.config.optimizer, self.units.steps

@@ -203,14 +203,13 @@ def _workload(
 
   config, state = experiment.config, experiment.abstract_state()
   data, optimizer, run = config.data, config.optimizer, config.run
-  sharded = experiment.sharded_trainer(devices)
-  device_state = workload_lib.device_state(sharded, state) if sharded else state
+  layout = experiment.trainer_on(devices).layout
   per_device = config.batch_size // devices
   sam_examples = sam.sub_size(per_device, optimizer.sam_share)
   chosen = [
     path
     for path in experiment.fast_paths
-    if sharded or path != fast_paths.SHARD_UPDATE
+    if path != fast_paths.SHARD_UPDATE or layout.sharded
   ]
   titles = {name: path.title for name, path in fast_paths.FAST_PATHS.items()}
   mixes = data.mixup or data.cutmix
@@ -228,7 +227,7 @@ def _workload(
     ),
     parameter_bytes=workload_lib.num_bytes(state.params),
     state_bytes=workload_lib.num_bytes(state),
-    state_bytes_per_device=workload_lib.num_bytes(device_state),
+    state_bytes_per_device=workload_lib.num_bytes(layout.shard_shapes(state)),
     microbatches=run.accumulate,
     sam_examples=sam_examples if optimizer.sam_rho else 0,
     remat=run.remat,
@@ -250,7 +249,7 @@ def _lower(
     config.batch_size = batch
   experiment = dataclasses.replace(experiment, config=config)
   return data_parallel.DataParallel(devices).lower(
-    experiment.sharded_trainer(len(devices)) or experiment.trainer,
+    experiment.trainer_on(len(devices)),
     experiment.abstract_state(),
     experiment.train_shapes(),
   )

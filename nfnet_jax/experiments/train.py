@@ -144,8 +144,7 @@ def train(
       # `profile.check_not_passed`.
       steps = traced if first <= traced.start else range(0)
       running = loop.Loop(
-        trainer=experiment.trainer,
-        sharded=experiment.sharded_trainer(jax.device_count()),
+        trainer=experiment.trainer_on(jax.device_count()),
         parallel=data_parallel.DataParallel(),
         train_batches=lambda first: experiment.train_batches(first, log_fn),
         eval_batches=lambda: experiment.eval_batches(log_fn),

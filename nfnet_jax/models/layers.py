@@ -8,7 +8,9 @@ released. Images and activations are NHWC, kernels HWIO.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
+import contextlib
+import contextvars
 import functools
 
 import haiku as hk
@@ -134,6 +136,27 @@ def standardize_as_timm(
   return (w - jnp.mean(w, axes)) * scale
 
 
+# Modules whose kernels are standardised before the model is applied.
+_standardized: contextvars.ContextVar[Container[str]] = contextvars.ContextVar(
+  'standardized', default=()
+)
+
+
+@contextlib.contextmanager
+def kernels_are_standardized(modules: Container[str]) -> Iterator[None]:
+  """Make convolutions use their kernels unchanged.
+
+  Args:
+    modules: names of the `ScaledWSConv2D` modules that are applied to kernels
+      which are standardised already.
+  """
+  token = _standardized.set(modules)
+  try:
+    yield
+  finally:
+    _standardized.reset(token)
+
+
 def convolve(
   x: jax.Array, kernel: jax.Array, stride: int, groups: int
 ) -> jax.Array:
@@ -197,6 +220,8 @@ class ScaledWSConv2D(hk.Module):
     w = hk.get_parameter('w', shape, dtype, init=init)
     gain = hk.get_parameter('gain', (units,), dtype, init=jnp.ones)
     bias = hk.get_parameter('bias', (units,), dtype, init=jnp.zeros)
+    if self.module_name in _standardized.get():
+      return w, bias
     return self.standardize(w, gain), bias
 
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ Normalization" (arXiv 2102.06171), section 4.
 from __future__ import annotations
 
 from collections.abc import Callable
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +77,7 @@ def agc(
   axes: str | UnitRule | None = None,
   exclude: trees.PathPredicate | None = None,
   group_fn: Callable[[str], str] | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Clip each unit's gradient by the ratio of its norm to its weight's norm.
 
   A unit is the set of weights that feed one output: a column of a linear kernel
@@ -105,7 +104,10 @@ def agc(
 
   Returns:
     An `optax.GradientTransformation` whose state is an `AGCState`. Its update
-    needs `params`. It composes with `optax.chain`, `masked`, `partition`,
+    needs `params`. Where devices hold different units of the parameters, pass
+    `sum_units=function` to the update, and the fractions are those of all
+    units: the function turns a device's counts, by path, into the sums over all
+    devices. It composes with `optax.chain`, `masked`, `partition`,
     `MultiSteps` and `inject_hyperparams`. The last takes functions for
     schedules, so name them: `static_args=('axes', 'exclude', 'group_fn')`.
     `None` and empty leaves pass.
@@ -141,14 +143,16 @@ def agc(
     )
 
   @jax.named_scope('agc')
-  def update_fn(updates, state, params=None):
+  def update_fn(updates, state, params=None, *, sum_units=None, **extra_args):
+    del extra_args
     if params is None:
       raise ValueError(
         'agc compares gradients with weights and got no params. Call '
         'update(updates, state, params).'
       )
     ratio = clipping(state.count) if callable(clipping) else clipping
-    tally = _Tally()
+    clipped_units: dict[str, jax.Array] = {}
+    units: dict[str, int] = {}
 
     def clip(path, update, param):
       if update is None or update.size == 0 or is_excluded(path):
@@ -168,37 +172,38 @@ def agc(
           f"agc: cannot clip '{path}' of shape {shape} over axes {unit_axes}: "
           f'{error}'
         ) from error
-      tally.add(group_of(path), is_clipped)
+      clipped_units[path] = jnp.sum(is_clipped, dtype=jnp.float32)
+      units[path] = is_clipped.size
       return clipped
 
     updates = trees.map_named(
       clip, updates, params, is_leaf=lambda leaf: leaf is None
     )
-    by_group = {name: tally.fraction(name) for name in state.clipped_by_group}
+    if sum_units is not None:
+      clipped_units, units = sum_units(clipped_units), sum_units(units)
+
+    def fraction(paths):
+      clipped = sum(clipped_units[path] for path in paths)
+      total = max(sum(units[path] for path in paths), 1)
+      return jnp.asarray(clipped, jnp.float32) / total
+
+    by_group = {
+      name: fraction([path for path in units if group_of(path) == name])
+      for name in state.clipped_by_group
+    }
     return updates, AGCState(
-      optax.safe_increment(state.count), tally.fraction(), by_group
+      optax.safe_increment(state.count), fraction(units), by_group
     )
 
-  return optax.GradientTransformation(init_fn, update_fn)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def states(tree: Any) -> list[AGCState]:
   """List the `AGCState`s in a tree, such as the state of a chain."""
-  nodes = jax.tree.leaves(tree, is_leaf=_is_state)
-  return [node for node in nodes if _is_state(node)]
-
-
-def map_states(function: Callable[[AGCState], AGCState], tree: Any) -> Any:
-  """Map the `AGCState`s in a tree; other nodes are unchanged."""
-  return jax.tree.map(
-    lambda node: function(node) if _is_state(node) else node,
-    tree,
-    is_leaf=_is_state,
-  )
-
-
-def _is_state(node: Any) -> bool:
-  return isinstance(node, AGCState)
+  is_state = lambda node: isinstance(node, AGCState)
+  return [
+    node for node in jax.tree.leaves(tree, is_leaf=is_state) if is_state(node)
+  ]
 
 
 def clip_units(
@@ -228,25 +233,6 @@ def unit_norm(x: jax.Array, axes: Axes) -> jax.Array:
   x = jnp.abs(x) if jnp.iscomplexobj(x) else x
   squared = jnp.square(jnp.asarray(x, jnp.float32))
   return jnp.sqrt(jnp.sum(squared, axis=axes, keepdims=True))
-
-
-class _Tally:
-  """Counts clipped units per group while the leaves are visited."""
-
-  def __init__(self) -> None:
-    self._clipped: dict[str, list[jax.Array]] = {}
-    self._units: dict[str, int] = {}
-
-  def add(self, group: str, is_clipped: jax.Array) -> None:
-    count = jnp.sum(is_clipped, dtype=jnp.float32)
-    self._clipped.setdefault(group, []).append(count)
-    self._units[group] = self._units.get(group, 0) + math.prod(is_clipped.shape)
-
-  def fraction(self, group: str | None = None) -> jax.Array:
-    groups = list(self._clipped) if group is None else [group]
-    clipped = sum(sum(self._clipped.get(name, [])) for name in groups)
-    units = sum(self._units.get(name, 0) for name in groups)
-    return jnp.asarray(clipped, jnp.float32) / max(units, 1)
 
 
 def _unit_rule(axes: str | UnitRule | None) -> UnitRule:

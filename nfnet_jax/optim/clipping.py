@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import optax
 
-from nfnet_jax import errors, trees
+from nfnet_jax import errors
 from nfnet_jax.optim import agc as agc_lib
 from nfnet_jax.optim import groups as groups_lib
 
@@ -98,27 +97,3 @@ def get_rule(name: str) -> ClippingRule:
       f'{errors.did_you_mean(name, RULES)}'
     )
   return RULES[name]
-
-
-def count_clipped_units(
-  params: Any, groups: Groups = groups_lib.NFNET_GROUPS
-) -> dict[str, int]:
-  """Count the units per group that the rule 'unit' may clip.
-
-  Args:
-    params: tree of arrays or shapes.
-    groups: which parameters are clipped.
-
-  Example:
-    >>> import numpy as np
-    >>> count_clipped_units({'net/conv': {'w': np.ones((3, 3, 8, 16))}})
-    {'kernels': 16}
-  """
-  units: dict[str, int] = {}
-  for path, leaf in trees.named_leaves(params):
-    group = groups_lib.group_of(path, groups)
-    if group.clip:
-      axes = agc_lib.output_last_axes(path, leaf.shape)
-      fan_in = math.prod(leaf.shape[axis] for axis in axes)
-      units[group.name] = units.get(group.name, 0) + leaf.size // fan_in
-  return units

@@ -8,9 +8,6 @@ from typing import Any
 
 import jax
 
-from nfnet_jax.training import data_parallel, sharded_update
-from nfnet_jax.training import state as state_lib
-
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -64,24 +61,3 @@ def num_bytes(tree: Any) -> int:
     24
   """
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def device_state(
-  trainer: sharded_update.ShardedTrainer, state: state_lib.TrainState
-) -> sharded_update.ShardedState:
-  """Return the shapes of the state on one device.
-
-  Args:
-    trainer: the trainer that shards the state.
-    state: shapes of the whole state.
-  """
-  shard = jax.vmap(
-    trainer.shard,
-    in_axes=None,
-    axis_size=trainer.devices,
-    axis_name=data_parallel.AXIS,
-  )
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-    jax.eval_shape(shard, state),
-  )

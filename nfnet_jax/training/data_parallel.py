@@ -1,7 +1,7 @@
 """Data parallelism: the only file that uses `jax.pmap`.
 
 `jax.pmap` is in maintenance mode. As used here (a sharded batch, reduced
-results, a state that differs between devices only where the trainer declares
+results, a state that differs between devices only where the layout declares
 it) it is `jit(shard_map)` under another name, so only this file has to change
 when it is replaced.
 """
@@ -9,18 +9,17 @@ when it is replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from nfnet_jax.models import batch_norm
+from nfnet_jax.training import layouts
+from nfnet_jax.training import state as state_lib
+from nfnet_jax.training import step as step_lib
 
-AXIS = batch_norm.REPLICA_AXIS
 # Batch entries with one value per step, not per example.
 _SCALARS = ('step',)
 
@@ -42,9 +41,9 @@ class DataParallel:
       devices: the devices; all local ones by default.
     """
     self.devices = list(devices or jax.local_devices())
-    mesh = Mesh(np.asarray(self.devices), (AXIS,))
+    mesh = Mesh(np.asarray(self.devices), (layouts.AXIS,))
     self._replicated = NamedSharding(mesh, PartitionSpec())
-    self._sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+    self._sharded = NamedSharding(mesh, PartitionSpec(layouts.AXIS))
 
   @property
   def num_local(self) -> int:
@@ -53,7 +52,7 @@ class DataParallel:
 
   def count(self) -> int:
     """Count the devices of all processes by a sum over them."""
-    count = self._pmap(lambda one, reduce: reduce(one), in_axes=0)
+    count = self._pmap(layouts.REPLICATED.sum, in_axes=(0,), out_axes=None)
     return int(count(np.ones(self.num_local, np.int32)))
 
   def replicate(self, tree: Any) -> Any:
@@ -83,15 +82,15 @@ class DataParallel:
 
   def lower(
     self,
-    trainer: Any,
-    state: Any,
+    trainer: step_lib.Trainer,
+    state: state_lib.TrainState,
     batch: Mapping[str, jax.ShapeDtypeStruct],
   ) -> jax.stages.Lowered:
     """Lower a training step for its devices, which need not exist.
 
     Args:
-      trainer: see `train_step`.
-      state: shapes of the plain state.
+      trainer: the training step.
+      state: shapes of the whole state.
       batch: shapes of the batch of all devices, as for `shard_batch`.
     """
     sharded = {
@@ -100,7 +99,7 @@ class DataParallel:
       )
       for name, value in batch.items()
     }
-    state = jax.eval_shape(self._shard_fn(trainer), state)
+    state = jax.eval_shape(self._shard_fn(trainer.layout), state)
     return self.train_step(trainer).lower(state, sharded)
 
   def _sharded_shape(
@@ -110,72 +109,72 @@ class DataParallel:
       return (self.num_local,)
     return (self.num_local, shape[0] // self.num_local, *shape[1:])
 
-  def shard_state(self, trainer: Any, state: Any) -> Any:
-    """Place a plain state on the devices in the trainer's arrangement.
+  def shard_state(
+    self, layout: layouts.Layout, state: state_lib.TrainState
+  ) -> state_lib.TrainState:
+    """Place a whole state on the devices.
 
     The result owns its buffers, so that they can be donated to a step.
 
     Args:
-      trainer: see `train_step`.
+      layout: how the state lies on the devices.
       state: tree of host or device arrays.
     """
-    return self._shard_fn(trainer)(self.replicate(state))
+    return self._shard_fn(layout)(self.replicate(state))
 
-  def _shard_fn(self, trainer: Any) -> Callable[[Any], Any]:
-    if trainer.state_axes is None:
+  def _shard_fn(
+    self, layout: layouts.Layout
+  ) -> Callable[[state_lib.TrainState], state_lib.TrainState]:
+    if not layout.sharded:
       return lambda state: state
     shard = self._pmap(
       # pmap needs at least one mapped argument.
-      lambda state, device, reduce: trainer.shard(state),
+      lambda state, device: layout.shard(state),
       in_axes=(None, 0),
-      out_axes=trainer.state_axes,
+      out_axes=layout.axes,
     )
     return lambda state: shard(state, np.arange(self.num_local))
 
-  def gather_state(self, trainer: Any) -> Callable[[Any], Any]:
-    """Return a function from the trainer's arrangement to the plain state.
+  def gather_state(
+    self, layout: layouts.Layout
+  ) -> Callable[[state_lib.TrainState], state_lib.TrainState]:
+    """Return a function from a placed state to the whole state on each device.
 
-    It reverses `shard_state` and leaves the whole state on every device.
+    It reverses `shard_state`.
     """
-    if trainer.state_axes is None:
+    if not layout.sharded:
       return lambda state: state
-    return self._pmap(
-      lambda state, reduce: trainer.unshard(state),
-      in_axes=(trainer.state_axes,),
-    )
+    return self._pmap(layout.unshard, in_axes=(layout.axes,), out_axes=None)
 
-  def train_step(self, trainer: Any) -> jax.stages.Wrapped:
-    """Return the compiled `(state, batch) -> (state, metrics)` of a trainer.
+  def train_step(self, trainer: step_lib.Trainer) -> jax.stages.Wrapped:
+    """Compile `(state, batch) -> (state, metrics)` of a trainer.
 
-    The state's buffers are donated: keep no other reference to them.
-
-    Args:
-      trainer: has `train_step(state, batch, reduce)` and `state_axes`, the axes
-        of its state along which devices differ, as for `jax.pmap`; None if all
-        devices hold the same. If devices differ, it also has `shard(state)` and
-        `unshard(state)`.
+    The state is one that `shard_state` placed. Its buffers are donated: keep no
+    other reference to them.
     """
+    layout = trainer.layout
+
+    def step(
+      placed: state_lib.TrainState, batch: step_lib.Batch
+    ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+      state, metrics = trainer.train_step(layout.load(placed), batch)
+      return layout.store(state), metrics
+
     return self._pmap(
-      trainer.train_step,
-      in_axes=(trainer.state_axes, 0),
-      out_axes=(trainer.state_axes, None),
+      step,
+      in_axes=(layout.axes, 0),
+      out_axes=(layout.axes, None),
       donate_argnums=(0,),
     )
 
   def eval_step(self, step: Callable[..., Any]) -> jax.stages.Wrapped:
-    """Compile `(params, model_state, batch, reduce) -> sums`."""
-    return self._pmap(step, in_axes=(None, None, 0))
+    """Compile `(params, model_state, batch) -> sums` over all devices."""
+    return self._pmap(step, in_axes=(None, None, 0), out_axes=None)
 
-  def _pmap(
-    self, step: Callable[..., Any], out_axes: Any = None, **options: Any
-  ) -> jax.stages.Wrapped:
-    @functools.wraps(step)
-    def reduced(*args):
-      return step(*args, reduce=lambda tree: lax.psum(tree, AXIS))
-
+  def _pmap(self, function: Callable[..., Any], **options: Any) -> Any:
     # Outputs whose out_axes is None must have been reduced, or they would
     # differ between devices without an error.
     devices = self.devices if jax.process_count() == 1 else None
     return jax.pmap(
-      reduced, axis_name=AXIS, out_axes=out_axes, devices=devices, **options
+      function, axis_name=layouts.AXIS, devices=devices, **options
     )

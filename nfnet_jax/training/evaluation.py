@@ -12,7 +12,7 @@ import numpy as np
 
 from nfnet_jax.models import inputs, registry
 from nfnet_jax.storage import files
-from nfnet_jax.training import data_parallel
+from nfnet_jax.training import data_parallel, layouts
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
@@ -26,21 +26,19 @@ Weights = Mapping[str, tuple[Any, Any]]
 
 
 def evaluator(model: registry.Model) -> Callable[..., dict[str, jax.Array]]:
-  """Return an evaluation step `(params, model_state, batch, reduce) -> sums`.
+  """Return an evaluation step `(params, model_state, batch) -> sums`.
 
   It computes in float32 and sums loss, top-1 hits, top-5 hits and `count` over
   the examples whose `mask` is 1, over all devices.
   """
 
   def eval_step(
-    params: Any,
-    model_state: Any,
-    batch: step_lib.Batch,
-    reduce: step_lib.Reduce,
+    params: Any, model_state: Any, batch: step_lib.Batch
   ) -> dict[str, jax.Array]:
     images = inputs.normalize_images(batch['image'])
     logits, _ = model.apply(params, model_state, None, images, False)
-    return reduce(classification_sums(logits, batch['label'], batch['mask']))
+    sums = classification_sums(logits, batch['label'], batch['mask'])
+    return layouts.REPLICATED.sum(sums)
 
   return eval_step
 

@@ -18,7 +18,6 @@ from nfnet_jax.training import (
   evaluation,
   nonfinite,
   profiling,
-  sharded_update,
   timing,
 )
 from nfnet_jax.training import metrics as metrics_lib
@@ -68,8 +67,6 @@ class Loop:
     writer: where metrics are written.
     progress: where progress is shown.
     stop: records requests to stop the run.
-    sharded: `trainer` with its update sharded over the devices; None for a
-      replicated update.
     tracer: takes a profiler trace of some steps.
     stopwatch: measures the time per activity.
     throughput: measures images per second.
@@ -84,7 +81,6 @@ class Loop:
   writer: metrics_lib.MetricsWriter
   progress: progress_lib.Progress
   stop: preemption.StopRequest
-  sharded: sharded_update.ShardedTrainer | None = None
   tracer: profiling.Tracer = dataclasses.field(default_factory=profiling.Tracer)
   stopwatch: timing.Stopwatch = dataclasses.field(
     default_factory=timing.Stopwatch
@@ -95,11 +91,10 @@ class Loop:
     self.throughput = timing.Throughput(
       self.stopwatch, self.trainer.global_batch
     )
-    self._step_trainer = self.sharded or self.trainer
     self._train_step = self._time_compilation(
-      self.parallel.train_step(self._step_trainer)
+      self.parallel.train_step(self.trainer)
     )
-    self._gather_state = self.parallel.gather_state(self._step_trainer)
+    self._gather_state = self.parallel.gather_state(self.trainer.layout)
     self._eval_step = self._time_compilation(
       self.parallel.eval_step(evaluation.evaluator(self.trainer.model))
     )
@@ -125,8 +120,8 @@ class Loop:
         non-finite; the last good state is saved.
     """
     step = int(state.step)
-    state = self.parallel.shard_state(self._step_trainer, state)
-    batches = self._prefetch(self.train_batches(step))
+    state = self.parallel.shard_state(self.trainer.layout, state)
+    batches = self._prefetch(self.train_batches(step), step)
     if step < self.cadence.total:
       self.progress.log('Compiling the training step ...')
     # Closing the data pipeline, which takes seconds, is outside.
@@ -176,11 +171,14 @@ class Loop:
     return call
 
   def _prefetch(
-    self, batches: Iterator[Batch]
+    self, batches: Iterator[Batch], first: int
   ) -> Iterator[dict[str, jax.Array]]:
-    """Place batches on the devices before they are needed."""
+    """Place the batches from step `first` on, before they are needed."""
     placed: collections.deque[dict[str, jax.Array]] = collections.deque()
-    for batch in batches:
+    for step, batch in enumerate(batches, first):
+      # The processes would go on with different steps.
+      if batch['step'] != step:
+        raise RuntimeError(f'Step {step} got the batch of {batch["step"]}.')
       placed.append(self.parallel.shard_batch(batch))
       if len(placed) > _BATCHES_AHEAD:
         yield placed.popleft()

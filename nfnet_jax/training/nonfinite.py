@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator, Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import optax
 
 from nfnet_jax import trees
 from nfnet_jax.models import inputs
-from nfnet_jax.training import data_parallel, sam
+from nfnet_jax.training import data_parallel, layouts, sam
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
@@ -54,17 +55,18 @@ def diagnose(
   Args:
     trainer: the training step.
     parallel: devices that it ran on.
-    state: replicated plain state before the step.
+    state: whole state before the step, on every device.
     batch: this process's part of the step's batch.
 
   Returns:
     The error to raise.
   """
+  trainer = dataclasses.replace(trainer, layout=layouts.REPLICATED)
 
-  def count_bad(params, model_state, batch, reduce):
+  def count_bad(params, model_state, batch):
     replayed = state._replace(params=params, model_state=model_state)
-    tensors = _tensors(trainer, replayed, batch, reduce)
-    return reduce(
+    tensors = _tensors(trainer, replayed, batch)
+    return trainer.layout.sum(
       collections.OrderedDict(
         (name, jnp.sum(~jnp.isfinite(value))) for name, value in tensors
       )
@@ -80,41 +82,41 @@ def _tensors(
   trainer: step_lib.Trainer,
   state: state_lib.TrainState,
   batch: step_lib.Batch,
-  reduce: step_lib.Reduce,
 ) -> Iterator[tuple[str, jax.Array]]:
   """Yield `(name, tensor)` of a step, in the order of computation."""
   order = _creation_order(trainer, batch)
   yield from _in_order(state.params, order)
   yield 'images', batch['image']
   if trainer.sam_rho:
+    alone = dataclasses.replace(trainer, layout=layouts.Layout(axis=None))
     some = sam.sub_batch(batch, trainer.sam_share)
-    ascent = _pass(trainer, state, some, order, reduce=lambda tree: tree)
-    for name, value in ascent:
+    for name, value in _pass(alone, state.params, state, some, order):
       yield f'{name} (SAM ascent)', value
-  perturbed = trainer.perturbed_state(state, batch)
+  params = trainer.perturb(state, batch)
   suffix = ' (SAM descent)' if trainer.sam_rho else ''
-  for name, value in _pass(trainer, perturbed, batch, order, reduce):
+  for name, value in _pass(trainer, params, state, batch, order):
     yield name + suffix, value
   yield 'learning rate', trainer.schedule(state.step)
 
 
 def _pass(
   trainer: step_lib.Trainer,
+  params: Any,
   state: state_lib.TrainState,
   batch: step_lib.Batch,
   order: list[str],
-  reduce: step_lib.Reduce,
 ) -> Iterator[tuple[str, jax.Array]]:
   """Yield `(name, tensor)` of one forward and backward pass."""
+  weights, sum_gradient = trainer.layout.gather(params, trainer.compute_dtype)
   outputs, _ = trainer.model.endpoints(
-    *trainer.model_inputs(state.params, state, batch)
+    weights, *trainer.model_inputs(state, batch)
   )
   for name, value in outputs.items():
     # Blocks return statistics; the variance is finite if the output is.
     yield name, value['var'] if isinstance(value, dict) else value
-  (loss, _), grads = trainer.gradients(state, batch)
-  loss, grads = reduce((loss, grads))
-  yield 'loss', loss
+  (loss, _), grads = trainer.gradients(weights, state, batch)
+  yield 'loss', trainer.layout.sum(loss)
+  grads = sum_gradient(grads)
   # The backward pass computes the gradients of the last layer first.
   for path, grad in reversed(_in_order(grads, order)):
     yield f'gradient of {path}', grad

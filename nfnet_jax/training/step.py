@@ -1,12 +1,12 @@
 """One training step, as a pure function.
 
-It is independent of the number of devices: `reduce` sums a tree over all of
-them and is the identity on one device.
+It is the same for any number of devices; `layouts` says how parameters lie on
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any
@@ -16,14 +16,15 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from nfnet_jax.models import inputs, registry
+from nfnet_jax.models import inputs, layers, registry
 from nfnet_jax.optim import agc, ema
-from nfnet_jax.training import sam
+from nfnet_jax.training import layouts, sam
 from nfnet_jax.training import state as state_lib
 
 Batch = Mapping[str, jax.Array]
 Tree = Any
-Reduce = Callable[[Tree], Tree]
+# ((loss, (top1, model_state)), gradient) of a device's examples.
+Gradients = tuple[tuple[jax.Array, tuple[jax.Array, Tree]], Tree]
 
 
 def smooth_labels(
@@ -74,6 +75,7 @@ class Trainer:
     remat: whether the backward pass recomputes the blocks to save memory.
     accumulate: number of microbatches per device whose gradients are summed one
       after the other; for models without batch statistics.
+    layout: how the state lies on the devices.
   """
 
   model: registry.Model
@@ -89,44 +91,48 @@ class Trainer:
   sam_share: float = 0.2
   remat: bool = False
   accumulate: int = 1
-
-  # All devices hold the same state; see `data_parallel.DataParallel`.
-  state_axes = None
+  layout: layouts.Layout = layouts.REPLICATED
 
   def train_step(
-    self, state: state_lib.TrainState, batch: Batch, reduce: Reduce
+    self, state: state_lib.TrainState, batch: Batch
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """Return the state after one update: gradients, reduction, update.
+    """Return the state after one step: gradients, reduction, update, selection.
 
     Args:
-      state: the run's state, the same on every device.
+      state: the run's state as it lies on this device.
       batch: this device's examples: `image [n, H, W, 3]` in 0..255, or the
         result of `stem.to_blocks` for a model with a fast stem, `label [n, K]`,
         `weight [n, K]`, `position [n]` in the global batch, and the scalar
         `step` that the batch was made for.
-      reduce: sums a tree over the devices.
 
     Returns:
       The new state, and metrics of the global batch. With SAM, loss, top-1 and
       gradient are those at the perturbed weights. If loss, gradient or learning
-      rate is not finite, or any device's batch was made for another step, the
-      old state is returned and `applied` is 0, on all devices. Then the later
-      batches do not match the state either, so it stays unchanged until the
-      host reads `applied`.
+      rate is not finite, the old state is returned and `applied` is 0, on all
+      devices. The following batches are then not applied either, as they were
+      made for later steps: the state stays until the host reads `applied`.
     """
-    perturbed = self.perturbed_state(state, batch)
-    (loss, (top1, model_state)), grads = self.gradients(perturbed, batch)
-
-    batch_mismatch = self.batch_mismatch(state, batch)
-    loss, top1, batch_mismatch, grads = reduce(
-      (loss, top1, batch_mismatch, grads)
+    weights, sum_gradient = self.layout.gather(
+      self.perturb(state, batch), self.compute_dtype
     )
-    model_state = self.average_statistics(model_state, reduce)
-    grad_norm = optax.tree.norm(grads)
-    applied = self.is_applicable(state.step, batch_mismatch, loss, grad_norm)
+    (loss, (top1, model_state)), grads = self.gradients(weights, state, batch)
+
+    loss, top1 = self.layout.sum((loss, top1))
+    grads = sum_gradient(grads)
+    model_state = self.layout.mean(model_state)
+
     new_state = self.update(state, grads, model_state)
+
+    grad_norm = self.layout.norm(grads)
+    learning_rate = self.schedule(state.step)
+    is_finite = jnp.isfinite(jnp.stack([loss, grad_norm, learning_rate])).all()
+    applied = is_finite & (batch['step'] == state.step)
     return select_tree(applied, state, new_state), {
-      **self.metrics(state, loss, top1, grad_norm, applied),
+      'loss': loss,
+      'top1': top1,
+      'learning_rate': learning_rate,
+      'grad_norm': grad_norm,
+      'applied': applied.astype(jnp.float32),
       **clipping_metrics(new_state.opt_state),
     }
 
@@ -135,8 +141,9 @@ class Trainer:
     self, state: state_lib.TrainState, grads: Tree, model_state: Tree
   ) -> state_lib.TrainState:
     """Return the state after an update by gradients of the global mean loss."""
-    updates, opt_state = self.optimizer.update(
-      grads, state.opt_state, state.params
+    optimizer = optax.with_extra_args_support(self.optimizer)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params, sum_units=self.layout.sum_units
     )
     params = optax.apply_updates(state.params, updates)
     return state_lib.TrainState(
@@ -150,53 +157,8 @@ class Trainer:
       ),
     )
 
-  def batch_mismatch(
-    self, state: state_lib.TrainState, batch: Batch
-  ) -> jax.Array:
-    """Return 1 if this device's batch was not made for this step, else 0."""
-    return (batch['step'] != state.step).astype(jnp.float32)
-
-  def is_applicable(
-    self,
-    step: jax.Array,
-    batch_mismatch: jax.Array,
-    loss: jax.Array,
-    grad_norm: jax.Array,
-  ) -> jax.Array:
-    """Return whether a step may be applied: finite, and with matching batches.
-
-    All values are reduced ones, so that all devices return the same.
-
-    Args:
-      step: index of the update.
-      batch_mismatch: number of devices whose batch was made for another step.
-      loss: loss of the global batch.
-      grad_norm: norm of the global gradient.
-    """
-    needed = jnp.stack([loss, grad_norm, self.schedule(step)])
-    return jnp.isfinite(needed).all() & (batch_mismatch == 0)
-
-  def metrics(
-    self,
-    state: state_lib.TrainState,
-    loss: jax.Array,
-    top1: jax.Array,
-    grad_norm: jax.Array,
-    applied: jax.Array,
-  ) -> dict[str, jax.Array]:
-    """Return the logged metrics of the step that starts from `state`."""
-    return {
-      'loss': loss,
-      'top1': top1,
-      'learning_rate': self.schedule(state.step),
-      'grad_norm': grad_norm,
-      'applied': applied.astype(jnp.float32),
-    }
-
-  def perturbed_state(
-    self, state: state_lib.TrainState, batch: Batch
-  ) -> state_lib.TrainState:
-    """Return the state, with perturbed parameters if SAM is used.
+  def perturb(self, state: state_lib.TrainState, batch: Batch) -> Tree:
+    """Return the parameters, perturbed if SAM is used.
 
     Each device computes its own perturbation, without a reduction, so that with
     SAM a step depends on the number of devices. Examples draw the same random
@@ -204,40 +166,38 @@ class Trainer:
     clipping.
     """
     if not self.sam_rho:
-      return state
-    _, grads = self.gradients(state, sam.sub_batch(batch, self.sam_share))
-    return state._replace(params=sam.ascend(state.params, grads, self.sam_rho))
+      return state.params
+    weights = layouts.cast(state.params, self.compute_dtype)
+    some = sam.sub_batch(batch, self.sam_share)
+    _, grads = self.gradients(weights, state, some)
+    return sam.ascend(state.params, grads, self.sam_rho)
 
   def gradients(
-    self,
-    state: state_lib.TrainState,
-    batch: Batch,
-    apply: Callable | None = None,
-  ) -> tuple[tuple[jax.Array, tuple[jax.Array, Tree]], Tree]:
+    self, weights: Tree, state: state_lib.TrainState, batch: Batch
+  ) -> Gradients:
     """Differentiate this device's share of the global mean loss.
 
     The examples are split into `accumulate` microbatches, or into fewer if the
     number of SAM's examples is not a multiple of it.
 
     Args:
-      state: state with the parameters, of any dtype, to differentiate by.
+      weights: what the model is applied to; see `layouts.Layout.gather`.
+      state: state before the step.
       batch: see `train_step`.
-      apply: replaces the model's `apply`.
 
     Returns:
       `((loss, (top1, model_state)), grads)`. Loss and top-1 are this device's
       terms of the global means; gradients are float32.
     """
     microbatches = math.gcd(self.accumulate, len(batch['label']))
-    apply = apply or self.model.apply
     if microbatches == 1:
-      return self._gradients(state, batch, apply)
+      return self._gradients(weights, state, batch)
     examples = {
       name: value.reshape(microbatches, -1, *value.shape[1:])
       for name, value in batch.items()
       if value.ndim
     }
-    compute = lambda each: self._gradients(state, {**batch, **each}, apply)
+    compute = lambda each: self._gradients(weights, state, {**batch, **each})
     first = jax.tree.map(lambda value: value[0], examples)
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first)
@@ -246,15 +206,16 @@ class Trainer:
     return lax.scan(add, zeros, examples)[0]
 
   def _gradients(
-    self, state: state_lib.TrainState, batch: Batch, apply: Callable
-  ) -> tuple[tuple[jax.Array, tuple[jax.Array, Tree]], Tree]:
+    self, weights: Tree, state: state_lib.TrainState, batch: Batch
+  ) -> Gradients:
     # Models that other code registers need not have this option.
     options = {'remat': True} if self.remat else {}
 
-    def loss_fn(params):
-      logits, model_state = apply(
-        *self.model_inputs(params, state, batch), **options
-      )
+    def loss_fn(weights):
+      with layers.kernels_are_standardized(self.layout.standardized):
+        logits, model_state = self.model.apply(
+          weights, *self.model_inputs(state, batch), **options
+        )
       logits = logits.astype(jnp.float32)
       labels, weights = batch['label'], batch['weight']
       targets = smooth_labels(
@@ -265,41 +226,24 @@ class Trainer:
       share = 1 / self.global_batch
       return jnp.sum(losses) * share, (jnp.sum(hits) * share, model_state)
 
-    results, grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    results, grads = jax.value_and_grad(loss_fn, has_aux=True)(weights)
     return results, optax.tree.cast(grads, jnp.float32)
 
   def model_inputs(
-    self, params: Tree, state: state_lib.TrainState, batch: Batch
+    self, state: state_lib.TrainState, batch: Batch
   ) -> tuple[Any, ...]:
-    """Return the arguments of the model's `apply` in training."""
+    """Return the arguments of the model's `apply` that follow the weights."""
+    images = inputs.normalize_images(batch['image'])
     return (
-      self.cast(params),
       state.model_state,
       jax.random.fold_in(jax.random.key(self.seed), state.step),
-      self.cast(inputs.normalize_images(batch['image'])),
+      layouts.cast(images, self.compute_dtype),
       True,
       batch['position'],
     )
 
-  @jax.named_scope('cast')
-  def cast(self, tree: Tree) -> Tree:
-    """Cast a tree to `compute_dtype`."""
-    return jax.tree.map(lambda x: x.astype(self.compute_dtype), tree)
-
   def _update_ema(self, average: Tree, values: Tree, step: jax.Array) -> Tree:
     return ema.update_ema(average, values, self.ema_decay, step)
-
-  def average_statistics(self, tree: Tree, reduce: Reduce) -> Tree:
-    """Average running statistics over all devices."""
-    devices = reduce(jnp.ones(()))
-
-    def divide(total: jax.Array) -> jax.Array:
-      if jnp.issubdtype(total.dtype, jnp.integer):
-        # A counter is the same on every device and stays an integer.
-        return total // devices.astype(total.dtype)
-      return total / devices
-
-    return jax.tree.map(divide, reduce(tree))
 
 
 @jax.named_scope('update')

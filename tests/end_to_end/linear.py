@@ -3,6 +3,7 @@
 Real processes run it. Only the data and the network differ from a real run.
 """
 
+import dataclasses
 import time
 
 from absl import flags
@@ -14,7 +15,7 @@ from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, session
 from nfnet_jax.distributed import collectives, environment, processes
 from nfnet_jax.experiments import train
-from nfnet_jax.training import loop, sharded_update, state
+from nfnet_jax.training import layouts, loop, state
 from tests.training import linear_runs
 
 for _name in ('workdir', *session.FLAGS):
@@ -47,15 +48,13 @@ class Experiment:
   def __init__(self):
     self.trainer = linear_runs.make_trainer()
 
-  def sharded_trainer(self, devices):
+  def trainer_on(self, devices):
     if not _SHARDED.value:
-      return None
-    trainer, abstract_state = self.trainer, self.abstract_state()
-    sharded = sharded_update.ShardedTrainer(
-      trainer, abstract_state, devices, min_size=1
-    )
-    assert sharded.sharded_paths == {'linear/w'}
-    return sharded
+      return self.trainer
+    state = self.abstract_state()
+    layout = layouts.shard_kernels(state, devices, min_size=1)
+    assert layout.sharded == {'linear/w'}
+    return dataclasses.replace(self.trainer, layout=layout)
 
   def create_state(self):
     assert processes.is_primary(), 'The other processes receive the state.'

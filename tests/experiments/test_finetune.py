@@ -15,7 +15,7 @@ from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.experiments import evaluate, features, predict, train
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import finetune, pretrain
-from nfnet_jax.training import checkpoint, data_parallel
+from nfnet_jax.training import checkpoint, data_parallel, layouts
 from tests import trained_weights
 from tests.weights import trees
 
@@ -110,13 +110,13 @@ class TestFirstState:
     # On one device, where a copy may be left out.
     single = data_parallel.DataParallel(jax.local_devices()[:1])
 
-    def step(state, batch, reduce):
+    def step(state, batch):
       times = lambda factor, tree: jax.tree.map(lambda x: factor * x, tree)
       params, average = times(2, state.params), times(4, state.ema_params)
       return state._replace(params=params, ema_params=average), {}
 
     batch = single.shard_batch({'image': np.zeros((1, 1), np.float32)})
-    trainer = types.SimpleNamespace(train_step=step, state_axes=None)
+    trainer = types.SimpleNamespace(train_step=step, layout=layouts.REPLICATED)
     state, _ = single.train_step(trainer)(single.replicate(state), batch)
     for factor, tree in ((2, state.params), (4, state.ema_params)):
       times = lambda x, factor=factor: factor * x

@@ -342,9 +342,9 @@ def test_the_planned_program_equals_the_one_that_trains(run_command, small):
   """Lowering from shapes gives the same program as from arrays."""
   run = experiment(small, run_command)
   devices = data_parallel.DataParallel(jax.devices())
-  trainer = run.sharded_trainer(len(jax.devices())) or run.trainer
+  trainer = run.trainer_on(len(jax.devices()))
   planned = devices.lower(trainer, run.abstract_state(), run.train_shapes())
-  state = devices.shard_state(trainer, run.create_state())
+  state = devices.shard_state(trainer.layout, run.create_state())
   batch = devices.shard_batch(next(run.train_batches(0, print)))
   real = devices.train_step(trainer).lower(state, batch)
   text = lambda lowered: compilation.replace_locations(

@@ -11,7 +11,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.models import batch_norm
-from nfnet_jax.training import data_parallel, evaluation, state, step
+from nfnet_jax.training import data_parallel, evaluation, layouts, state, step
 from tests.training.batches import random_batch
 
 BATCH = 32
@@ -159,7 +159,7 @@ def test_shared_statistics_make_eight_devices_equal_one():
   x = (x * np.arange(1, 9)[:, None, None, None, None]).astype(np.float32)
   params, model_state = net.init(None, x[0], False)
   one_device = lambda x: net.apply(params, model_state, None, x, True)
-  y, states = jax.pmap(one_device, axis_name=data_parallel.AXIS)(x)
+  y, states = jax.pmap(one_device, axis_name=layouts.AXIS)(x)
   mean, var = x.mean((0, 1, 2, 3)), x.var((0, 1, 2, 3))
   expected = (x - mean) / np.sqrt(var + 1e-5)
   np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)

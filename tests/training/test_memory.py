@@ -61,7 +61,7 @@ def lower(trainer):
   """Lower the gradient of a step, including SAM's perturbation."""
 
   def gradients(before, batch):
-    return trainer.gradients(trainer.perturbed_state(before, batch), batch)
+    return trainer.gradients(trainer.perturb(before, batch), before, batch)
 
   shapes = state.abstract_state(trainer.model, trainer.optimizer, 32)
   return jax.jit(gradients).lower(shapes, make_batch())

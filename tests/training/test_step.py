@@ -16,7 +16,7 @@ import nfnet_jax
 from nfnet_jax import trees
 from nfnet_jax.models import inputs, layers
 from nfnet_jax.models.fast import stem
-from nfnet_jax.training import data_parallel, nonfinite, state, step
+from nfnet_jax.training import data_parallel, layouts, nonfinite, state, step
 from tests.training import linear_runs
 from tests.training.batches import random_batch
 
@@ -205,22 +205,19 @@ def test_bfloat16_computes_low_and_keeps_high():
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), make_batch(0)
   )
-  seen = []
-
-  def reduce(tree):
-    seen.extend(leaf.dtype for leaf in jax.tree.leaves(tree))
-    return tree
-
-  one_step = lambda s, b: trainer.train_step(s, b, reduce)
-  final, metrics = jax.eval_shape(one_step, initial, batch)
-  assert set(seen) == {jnp.dtype('float32')}
+  alone = dataclasses.replace(trainer, layout=layouts.Layout(axis=None))
+  final, metrics = jax.eval_shape(alone.train_step, initial, batch)
+  _, grads = jax.eval_shape(trainer.gradients, initial.params, initial, batch)
+  assert {g.dtype.name for g in jax.tree.leaves(grads)} == {'float32'}
   assert jax.tree.map(lambda x: x.dtype, final) == jax.tree.map(
     lambda x: x.dtype, initial
   )
   assert all(m.dtype == jnp.float32 for m in metrics.values())
   convolutions = [
     equation
-    for equation in _equations(jax.make_jaxpr(one_step)(initial, batch).jaxpr)
+    for equation in _equations(
+      jax.make_jaxpr(alone.train_step)(initial, batch).jaxpr
+    )
     if equation.primitive.name == 'conv_general_dilated'
   ]
   assert convolutions

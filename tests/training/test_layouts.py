@@ -1,6 +1,7 @@
-"""A sharded update equals the replicated one."""
+"""A step with sharded kernels equals the replicated one."""
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,8 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import trees
-from nfnet_jax.training import data_parallel, sharded_update, state, step
+from nfnet_jax.training import data_parallel, layouts, state, step
 from tests.models import families
-from tests.training import linear_runs
 from tests.training.batches import random_batch
 
 DEVICES, BATCH, SIZE = 8, 16, 32
@@ -48,20 +48,19 @@ def make_batch(index):
 
 def shard(trainer, min_size=512):
   shapes = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
-  return sharded_update.ShardedTrainer(
-    trainer, shapes, DEVICES, min_size=min_size
-  )
+  layout = layouts.shard_kernels(shapes, DEVICES, min_size)
+  return dataclasses.replace(trainer, layout=layout)
 
 
 def train(trainer, initial, batches):
   """Return the plain state after training, and all metrics."""
   devices = data_parallel.DataParallel()
   update = devices.train_step(trainer)
-  reached, rows = devices.shard_state(trainer, initial), []
+  reached, rows = devices.shard_state(trainer.layout, initial), []
   for batch in batches:
     reached, metrics = update(reached, devices.shard_batch(batch))
     rows.append(jax.tree.map(float, jax.device_get(metrics)))
-  return jax.device_get(devices.gather_state(trainer)(reached)), rows
+  return jax.device_get(devices.gather_state(trainer.layout)(reached)), rows
 
 
 def assert_alike(one, other, **tolerances):
@@ -125,23 +124,37 @@ def test_clipped_fractions_are_those_of_all_units(ten_steps, sharded_ten_steps):
 
 
 def test_each_device_holds_only_its_shard(plain, initial):
-  trainer, devices = shard(plain), data_parallel.DataParallel()
-  placed = devices.shard_state(trainer, initial)
-  shards = jax.tree.leaves(placed.sharded.params)
-  whole = dict(trees.named_leaves(initial.params))
-  assert len(shards) == len(trainer.sharded_paths) > 10
-  assert sum(leaf.size for leaf in shards) == sum(
-    whole[path].size for path in trainer.sharded_paths
-  )
-  for leaf in shards:
-    assert leaf.shape[0] == DEVICES
-    assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
-  trace = jax.tree.leaves(placed.sharded.opt_state)
-  assert sum(leaf.size for leaf in trace) > sum(leaf.size for leaf in shards)
+  layout, devices = shard(plain).layout, data_parallel.DataParallel()
+  placed = devices.shard_state(layout, initial)
+  assert len(layout.sharded) > 10
+  kernels = 0
+  for (path, leaf), whole in zip(
+    trees.named_leaves(placed), jax.tree.leaves(initial), strict=True
+  ):
+    assert leaf.size == whole.size
+    if any(path.endswith(kernel) for kernel in layout.sharded):
+      kernels += 1
+      assert leaf.shape[0] == DEVICES
+      assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+    else:
+      assert leaf.sharding.is_fully_replicated
+  # Parameters, EMA and momentum.
+  assert kernels == 3 * len(layout.sharded)
+
+
+def test_shapes_of_a_shard_are_those_of_placed_leaves(plain, initial):
+  layout = shard(plain).layout
+  placed = data_parallel.DataParallel().shard_state(layout, initial)
+  shapes = jax.eval_shape(lambda: initial)
+  for leaf, planned in zip(
+    *map(jax.tree.leaves, (placed, layout.shard_shapes(shapes))), strict=True
+  ):
+    held = leaf.addressable_shards[0].data
+    assert (held.size, held.dtype) == (planned.size, planned.dtype)
 
 
 def test_sharded_and_gathered_state_is_the_same(plain, initial):
-  trainer, devices = shard(plain), data_parallel.DataParallel()
+  layout, devices = shard(plain).layout, data_parallel.DataParallel()
   numbered = trees.map_named(
     lambda path, leaf: (
       np.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
@@ -149,18 +162,19 @@ def test_sharded_and_gathered_state_is_the_same(plain, initial):
     ),
     initial,
   )
-  placed = devices.shard_state(trainer, numbered)
-  assert_alike(numbered, devices.gather_state(trainer)(placed), rtol=0)
+  placed = devices.shard_state(layout, numbered)
+  assert_alike(numbered, devices.gather_state(layout)(placed), rtol=0)
 
 
 def test_small_or_odd_kernels_are_not_sharded(plain):
-  shapes = dict(trees.named_leaves(shard(plain).abstract_state.params))
-  sharded = shard(plain, min_size=2000).sharded_paths
+  made = state.abstract_state(plain.model, plain.optimizer, SIZE)
+  shapes = dict(trees.named_leaves(made.params))
+  sharded = shard(plain, min_size=2000).layout.sharded
   assert sharded
   for path, leaf in shapes.items():
     is_large = path.endswith('/w') and leaf.size >= 2000
     assert (path in sharded) == (is_large and leaf.shape[-1] % DEVICES == 0)
-  assert 'NFNet/~/linear/w' not in shard(plain, min_size=1).sharded_paths
+  assert 'NFNet/~/linear/w' not in shard(plain, min_size=1).layout.sharded
 
 
 @pytest.mark.parametrize('spoil', ['image', 'step'])
@@ -170,31 +184,6 @@ def test_bad_step_changes_nothing(plain, initial, spoil):
   after, (row,) = train(shard(plain), initial, [batch])
   assert row['applied'] == 0
   assert_alike(initial, after, rtol=0)
-
-
-@pytest.mark.parametrize('sharded', [False, True], ids=['', 'sharded'])
-def test_batch_mismatch_on_one_device_is_refused_on_all(sharded):
-  """Otherwise the states of the devices would differ from then on."""
-  plain = linear_runs.make_trainer()
-  initial = jax.device_get(
-    state.create_state(
-      plain.model, plain.optimizer, seed=0, image_size=linear_runs.SIZE
-    )
-  )
-  shapes = jax.eval_shape(lambda: initial)
-  trainer, devices = plain, data_parallel.DataParallel()
-  if sharded:
-    trainer = sharded_update.ShardedTrainer(plain, shapes, DEVICES, min_size=1)
-  batch = devices.shard_batch(linear_runs.make_batch(0))
-  batch['step'] = batch['step'].at[3].set(-1)
-  placed = devices.shard_state(trainer, initial)
-  after, metrics = devices.train_step(trainer)(placed, batch)
-  assert metrics['applied'] == 0
-  for leaf, before in zip(
-    *map(jax.tree.leaves, (devices.gather_state(trainer)(after), initial))
-  ):
-    for shard_of_leaf in leaf.addressable_shards:
-      np.testing.assert_array_equal(shard_of_leaf.data, before)
 
 
 @pytest.mark.parametrize(
