@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import pathlib
@@ -60,8 +60,8 @@ class Tracer:
     self._folder = folder_of(workdir, steps)
     self._steps = steps
     self._log_fn = log_fn
-    self._local: str | None = None  # A folder while a trace is being taken.
-    self._reached = steps.start
+    self._trace = contextlib.ExitStack()  # Holds a trace while it is taken.
+    self._stop = steps.stop  # Where a trace ends if it ends now.
 
   def __enter__(self) -> Tracer:
     return self
@@ -71,32 +71,16 @@ class Tracer:
 
   def begin_at(self, step: int, state: Any) -> None:
     """Begin if this step is the first to trace, once `state` is computed."""
-    if not self._steps or step != self._steps.start:
-      return
-    jax.block_until_ready(state)
-    try:
-      self._begin()
-    except Exception as error:  # The profiler raises many kinds.
-      self._log_fn(f'{self._title(self._steps.stop)}: not taken ({error})')
-
-  def _begin(self) -> None:
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # Tracing Python calls is costly.
-    local = tempfile.mkdtemp()
-    try:
-      jax.profiler.start_trace(
-        local, create_perfetto_trace=True, profiler_options=options
-      )
-    except BaseException:
-      shutil.rmtree(local, ignore_errors=True)
-      raise
-    self._local = local
+    if self._steps and step == self._steps.start:
+      jax.block_until_ready(state)
+      with self._log_failure('not taken'):
+        self._trace.enter_context(self._write_trace())
 
   def annotate(self, step: int) -> contextlib.AbstractContextManager:
-    """Mark a step in the trace, if one is being taken."""
-    if self._local is None:
+    """Mark a step in the trace, if it is to be traced."""
+    if step not in self._steps:
       return contextlib.nullcontext()
-    self._reached = step + 1
+    self._stop = step + 1
     return jax.profiler.StepTraceAnnotation('train', step_num=step)
 
   def end_at(self, step: int, state: Any) -> None:
@@ -106,30 +90,38 @@ class Tracer:
       self._end()
 
   def _end(self) -> None:
-    local, self._local = self._local, None
-    if local is None:
-      return
-    title = self._title(self._reached)
+    with self._log_failure('not written'):
+      self._trace.close()
+
+  @contextlib.contextmanager
+  def _log_failure(self, what: str) -> Iterator[None]:
     try:
+      yield
+    except Exception as error:  # The profiler, and buckets, raise many kinds.
+      self._log(f'{what} ({error})')
+
+  def _log(self, outcome: str) -> None:
+    steps = f'{self._steps.start} to {self._stop}'
+    self._log_fn(f'profile of steps {steps}: {outcome}')
+
+  @contextlib.contextmanager
+  def _write_trace(self) -> Iterator[None]:
+    """Trace the body, and write the trace to the folder."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # Tracing Python calls is costly.
+    with tempfile.TemporaryDirectory() as local:
+      jax.profiler.start_trace(
+        local, create_perfetto_trace=True, profiler_options=options
+      )
+      yield
       jax.profiler.stop_trace()
       self._copy(pathlib.Path(local))
-      self._log_fn(f'{title}: {self._folder}')
-    except Exception as error:  # The profiler, and buckets, raise many kinds.
-      self._log_fn(f'{title}: not written ({error})')
-    finally:
-      shutil.rmtree(local, ignore_errors=True)
-
-  def _title(self, stop: int) -> str:
-    return f'profile of steps {self._steps.start} to {stop}'
+    self._log(str(self._folder))
 
   def _copy(self, local: pathlib.Path) -> None:
     self._folder.mkdir(parents=True, exist_ok=True)
     for suffix in _EXPORTS:
       (source,) = local.glob(f'plugins/profile/*/*{suffix}')
       name = f'process_{jax.process_index()}.{suffix.removeprefix(".")}'
-      with (
-        files.atomically(self._folder / name) as temporary,
-        source.open('rb') as original,
-        temporary.open('wb') as copy,
-      ):
-        shutil.copyfileobj(original, copy)
+      with files.atomically(self._folder / name) as temporary:
+        shutil.copyfile(source, temporary)

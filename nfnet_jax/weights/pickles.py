@@ -1,9 +1,9 @@
 """Read pickled arrays without running the code that a pickle may hold.
 
 The published weights are pickles, and a pickle is a program: it may call any
-function that it names. Here every name is resolved to a function of this file,
-and these build nothing but arrays. The sizes that a pickle declares are
-compared with what it holds before memory is allocated.
+function that it names. Here `pickletools` reads its opcodes, and this file
+interprets those that arrays need. A pickle can name only the functions in
+`_FUNCTIONS`, which build nothing but arrays and plain values.
 """
 
 from __future__ import annotations
@@ -11,30 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable
 import io
 import math
-import pickle
 import pickletools
 import re
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-# Opcodes that pickles of nested mappings of arrays use, protocols 2 to 5.
-_OPCODES = frozenset(
-  opcode
-  for line in """
-    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1
-    BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES
-    BINBYTES8 BYTEARRAY8 EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2
-    TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET
-    LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
-  """.splitlines()
-  for opcode in line.split()
-)
+# Opcode -> how many values it takes from the stack; None is all from a mark.
+_TAKEN = {
+  **dict.fromkeys(('TUPLE', 'APPENDS', 'SETITEMS')),
+  **dict.fromkeys(('TUPLE1', 'APPEND', 'BUILD'), 1),
+  **dict.fromkeys(('TUPLE2', 'SETITEM', 'REDUCE', 'STACK_GLOBAL'), 2),
+  'TUPLE3': 3,
+}
 # Codes of dtypes: float, int, unsigned, bool.
 _DTYPE = re.compile(r'[fiub]\d{1,2}')
 _MAX_AXES = 32
-# typeshed describes the unpickler in C, which lacks most of its methods.
-_PythonUnpickler: Any = pickle._Unpickler
 
 
 class PickleError(ValueError):
@@ -48,235 +40,217 @@ def read_pickle(data: bytes) -> Any:
     data: a pickle of protocol 2 to 5, written with `pickle` or `dill`.
 
   Returns:
-    What was pickled; arrays are read-only views of its bytes.
+    What was pickled. Arrays are read-only, and from protocol 3 on views of
+    `data`, whose elements need not be aligned.
 
   Raises:
     PickleError: if it is damaged, declares more than it holds, or names
       anything that arrays do not need; the message has the name.
 
   Example:
+    >>> import pickle
     >>> read_pickle(pickle.dumps({'w': np.ones(2)}))
     {'w': array([1., 1.])}
   """
   try:
-    opcodes = _count_opcodes(data)
-    return _Finisher(opcodes).finish(_Unpickler(data).load())
+    return _Interpreter(data).run()
   except PickleError:
     raise
   except Exception as error:  # A damaged pickle raises many kinds.
     raise PickleError(f'the pickle is damaged: {error}') from error
 
 
-def _count_opcodes(data: bytes) -> int:
-  """Count the opcodes, and check that their arguments are complete.
-
-  `genops` reads up to the end of the data, where the unpickler would first
-  allocate as much as a length declares.
-  """
-  return sum(1 for _ in pickletools.genops(data))
-
-
-def _refusal(opcode: str) -> Callable:
-  def refuse(unpickler: _Unpickler) -> None:
-    raise PickleError(f'the pickle uses {opcode}, which arrays do not need')
-
-  return refuse
-
-
-class _Unpickler(_PythonUnpickler):
-  """Resolves the names that pickled arrays use to functions of this file.
-
-  It extends the unpickler in Python, because the one in C hashes any key, and
-  deeply nested tuples overflow the stack there.
-  """
+class _Interpreter:
+  """Runs the opcodes of a pickle: a stack, marks on it, and a memo."""
 
   def __init__(self, data: bytes):
-    super().__init__(io.BytesIO(data))
-    self._unencoded = len(data)
+    self._data = data
+    self._stack: list[Any] = []
+    self._below: list[list[Any]] = []  # The stack below each mark.
+    self._memo: dict[int, Any] = {}
+    # A pickle that refers to one value repeatedly could unfold to any size. But
+    # each value took an opcode to make, and each byte took a byte.
+    self._values_left = 0
+    self._bytes_left = len(data)
 
-  def find_class(self, module: str, name: str) -> Callable:
-    if (module, name) == ('_codecs', 'encode'):
-      return _Builder(self._encode)
+  def run(self) -> Any:
+    """Interpret all opcodes, and return the value that they leave."""
+    file = io.BytesIO(self._data)
+    # `genops` reads no further than the data, whatever length is declared.
+    for opcode, argument, _ in pickletools.genops(file):
+      self._values_left += 1
+      if isinstance(argument, (bytes, bytearray)):
+        start = file.tell() - len(argument)
+        argument = memoryview(self._data)[start : file.tell()]
+      self._step(opcode.name, argument)
+    if len(self._stack) != 1:
+      raise PickleError(f'the pickle leaves {len(self._stack)} values, not 1')
+    return self._finish(self._stack[0])
+
+  def _step(self, opcode: str, argument: Any) -> None:
+    items = self._take(_TAKEN.get(opcode, 0))
+    stack = self._stack
+    match opcode:
+      case 'PROTO' | 'FRAME' | 'STOP':
+        pass
+      case 'MARK':
+        self._below.append(stack)
+        self._stack = []
+      case 'NONE':
+        stack.append(None)
+      case 'NEWTRUE' | 'NEWFALSE':
+        stack.append(opcode == 'NEWTRUE')
+      case 'BININT' | 'BININT1' | 'BININT2' | 'LONG1' | 'BINFLOAT':
+        stack.append(argument)
+      case 'BINUNICODE' | 'SHORT_BINUNICODE' | 'BINUNICODE8':
+        stack.append(argument)
+      case 'SHORT_BINBYTES' | 'BINBYTES' | 'BINBYTES8' | 'BYTEARRAY8':
+        stack.append(argument)
+      case 'EMPTY_DICT':
+        stack.append({})
+      case 'EMPTY_LIST':
+        stack.append([])
+      case 'EMPTY_TUPLE' | 'TUPLE' | 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+        stack.append(tuple(items))
+      case 'APPEND' | 'APPENDS':
+        stack[-1].extend(items)
+      case 'SETITEM' | 'SETITEMS':
+        _set_items(stack[-1], items)
+      case 'BINPUT' | 'LONG_BINPUT':
+        self._memo[argument] = stack[-1]
+      case 'MEMOIZE':
+        self._memo[len(self._memo)] = stack[-1]
+      case 'BINGET' | 'LONG_BINGET':
+        stack.append(self._memo[argument])
+      case 'GLOBAL':
+        stack.append(self._find(argument.replace(' ', '.')))
+      case 'STACK_GLOBAL':
+        stack.append(self._find('.'.join(items)))
+      case 'REDUCE':
+        function, arguments = items
+        stack.append(function(*arguments))
+      case 'BUILD':
+        stack[-1].build(*items)
+      case _:
+        raise PickleError(f'the pickle uses {opcode}, which arrays do not need')
+
+  def _take(self, count: int | None) -> list[Any]:
+    """Take values from the stack, in the order in which they were pushed."""
+    if count is None:
+      items, self._stack = self._stack, self._below.pop()
+      return items
+    return [self._stack.pop() for _ in range(count)][::-1]
+
+  def _find(self, name: str) -> Callable:
+    functions = {**_FUNCTIONS, '_codecs.encode': self._encode}
     # NumPy 2 renamed numpy.core to numpy._core.
-    known = _BUILDERS.get((module.replace('numpy._core', 'numpy.core'), name))
-    if known is None:
+    known = name.replace('numpy._core', 'numpy.core')
+    if known not in functions:
       raise PickleError(
-        f'the pickle holds a {f"{module}.{name}"!r}, which is no array; it was '
-        'not loaded'
+        f'the pickle holds a {name!r}, which is no array; it was not loaded'
       )
-    return known
+    return functions[known]
 
-  def _encode(self, text: str, encoding: str = 'utf-8') -> bytes:
+  def _encode(self, text: str, encoding: str) -> bytes:
     """Stand in for `_codecs.encode`, with which protocol 2 writes bytes."""
     if encoding != 'latin1':
-      raise PickleError(f'the pickle encodes text as {encoding!r}')
-    self._unencoded -= len(text)
-    if self._unencoded < 0:
-      raise PickleError('the pickle encodes the same text repeatedly')
+      raise PickleError('the pickle encodes text in another way than latin1')
+    self._spend_bytes(len(text))
     return text.encode('latin1')
 
-  def load_setitem(self) -> None:
-    _check_key(self.stack[-2])
-    super().load_setitem()
+  def _spend_bytes(self, count: int) -> None:
+    self._bytes_left -= count
+    if self._bytes_left < 0:
+      raise PickleError('the pickle copies the same text or bytes repeatedly')
 
-  def load_setitems(self) -> None:
-    for key in self.stack[::2]:
-      _check_key(key)
-    super().load_setitems()
+  def _finish(self, value: Any) -> Any:
+    """Replace what stands for arrays and bytes, in nested containers."""
+    self._values_left -= 1
+    if self._values_left < 0:
+      raise PickleError('the pickle refers to the same containers repeatedly')
+    match value:
+      case dict():
+        return {name: self._finish(item) for name, item in value.items()}
+      case list() | tuple():
+        return type(value)([self._finish(item) for item in value])
+      case memoryview():
+        self._spend_bytes(len(value))
+        return bytes(value)
+      case _Array(contents=np.ndarray()):
+        return value.contents
+      case str() | bytes() | int() | float() | None | np.ndarray():
+        return value
+    raise PickleError('the pickle holds a part of an array')
 
-  dispatch = {
-    **{
-      ord(opcode.code): _refusal(opcode.name)
-      if opcode.name not in _OPCODES
-      else _PythonUnpickler.dispatch[ord(opcode.code)]
-      for opcode in pickletools.opcodes
-    },
-    pickle.SETITEM[0]: load_setitem,
-    pickle.SETITEMS[0]: load_setitems,
-  }
 
-
-def _check_key(key: Any) -> None:
-  if not isinstance(key, str):
-    raise PickleError(
-      f'a mapping of the pickle has a key of type {type(key).__name__}, not str'
-    )
+def _set_items(mapping: dict, items: list[Any]) -> None:
+  for key, value in zip(items[::2], items[1::2], strict=True):
+    # Hashing deeply nested tuples would overflow the stack of C.
+    if not isinstance(key, str):
+      kind = type(key).__name__
+      raise PickleError(f'the pickle has a key of type {kind}, not str')
+    mapping[key] = value
 
 
 class _DType:
-  """Stands in for `numpy.dtype` while a pickle is read."""
+  """A `numpy.dtype`, whose byte order may follow."""
 
-  def __init__(self, code: str, align: bool = False, copy: bool = False):
-    self.dtype = _simple_dtype(code)
+  def __init__(self, code: str, *alignment: bool):
+    if not _DTYPE.fullmatch(code):
+      raise PickleError(f'the pickle holds an array of dtype {code!r}')
+    self.dtype = np.dtype(code)
 
-  def __setstate__(self, state: tuple) -> None:
+  def build(self, state: tuple) -> None:
     _, order, subarray, names, fields, *_ = state
     if subarray or names or fields or order not in ('<', '>', '|', '='):
       raise PickleError('the pickle holds a structured dtype')
     self.dtype = self.dtype.newbyteorder(order)
 
 
-def _simple_dtype(code: str) -> np.dtype:
-  if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-    raise PickleError(f'the pickle holds an array of dtype {code!r}')
-  return np.dtype(code)
-
-
 class _Array:
-  """Stands in for a `numpy.ndarray` while a pickle is read."""
+  """A `numpy.ndarray`, whose contents follow."""
 
-  array: np.ndarray | None = None
+  contents: np.ndarray | None = None
 
-  def __setstate__(self, state: tuple) -> None:
-    _, shape, dtype, is_fortran, raw = state
-    self.array = _view(raw, dtype, shape, 'F' if is_fortran else 'C')
+  def build(self, state: tuple) -> None:
+    self.contents = _from_state(state)
+
+
+def _from_state(state: tuple) -> np.ndarray:
+  _, shape, dtype, is_fortran, raw = state
+  return _view(raw, dtype, shape, 'F' if is_fortran else 'C')
 
 
 def _view(
-  raw: bytes, dtype: _DType, shape: tuple, order: Literal['C', 'F']
+  raw: bytes | memoryview,
+  dtype: _DType,
+  shape: tuple,
+  order: str = 'C',
+  axes: tuple | None = None,
 ) -> np.ndarray:
   """View bytes as an array, if there are as many as its shape declares."""
-  if len(shape) > _MAX_AXES or not all(
-    isinstance(size, int) and size >= 0 for size in shape
-  ):
-    raise PickleError(f'the pickle holds an array of shape {shape}')
+  are_sizes = (isinstance(size, int) and size >= 0 for size in shape)
+  if len(shape) > _MAX_AXES or not all(are_sizes):
+    raise PickleError('the pickle holds an array of an invalid shape')
   declared = math.prod(shape) * dtype.dtype.itemsize
   if declared != len(raw):
     raise PickleError(
       f'an array of shape {shape} declares {declared:,} bytes and has '
       f'{len(raw):,}'
     )
-  return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
-
-
-def _reconstruct(kind: type, shape: tuple, code: bytes) -> _Array:
-  """Stand in for `numpy.core.multiarray._reconstruct`; the state follows."""
-  return _Array()
-
-
-def _from_buffer(
-  raw: bytes,
-  dtype: _DType,
-  shape: tuple,
-  order: str,
-  axes: tuple | None = None,
-) -> np.ndarray:
-  """Stand in for `numpy.core.numeric._frombuffer`, which protocol 5 uses."""
-  array = _view(raw, dtype, shape, 'F' if order == 'F' else 'C')
+  array = np.frombuffer(raw, dtype.dtype)
+  array = array.reshape(shape, order='F' if order == 'F' else 'C')
   return array if axes is None else array.transpose(axes)
 
 
-def _scalar(dtype: _DType, raw: bytes) -> np.ndarray:
-  """Stand in for `numpy.core.multiarray.scalar`; return an array of rank 0."""
-  return _view(raw, dtype, (), 'C')
-
-
-def _create_array(
-  function: Callable, arguments: tuple, state: tuple, attributes: Any = None
-) -> _Array:
-  """Stand in for `dill._dill._create_array`, in which dill wraps arrays."""
-  array = _Array()
-  array.__setstate__(state)
-  return array
-
-
-def _empty_bytes() -> bytes:
-  """Stand in for `bytes` without arguments, with which protocol 2 makes b''."""
-  return b''
-
-
-def _empty_mapping() -> dict:
-  """Stand in for `collections.OrderedDict`; the items follow."""
-  return {}
-
-
-class _Builder:
-  """A function that a pickle may call but not change."""
-
-  __slots__ = ('function',)
-
-  def __init__(self, function: Callable):
-    self.function = function
-
-  def __call__(self, *arguments: Any) -> Any:
-    return self.function(*arguments)
-
-  def __setstate__(self, state: Any) -> None:
-    raise PickleError('the pickle changes a function')
-
-
-_BUILDERS = {
-  ('numpy', 'ndarray'): _Builder(_Array),
-  ('numpy', 'dtype'): _Builder(_DType),
-  ('numpy.core.multiarray', '_reconstruct'): _Builder(_reconstruct),
-  ('numpy.core.multiarray', 'scalar'): _Builder(_scalar),
-  ('numpy.core.numeric', '_frombuffer'): _Builder(_from_buffer),
-  ('dill._dill', '_create_array'): _Builder(_create_array),
-  ('__builtin__', 'bytes'): _Builder(_empty_bytes),
-  ('collections', 'OrderedDict'): _Builder(_empty_mapping),
+# What a pickle may call, and the functions that stand in for it.
+_FUNCTIONS: dict[str, Callable] = {
+  'numpy.ndarray': _Array,
+  'numpy.dtype': _DType,
+  'numpy.core.multiarray._reconstruct': lambda *parts: _Array(),
+  'numpy.core.multiarray.scalar': lambda dtype, raw: _view(raw, dtype, ()),
+  'numpy.core.numeric._frombuffer': _view,  # Protocol 5.
+  'dill._dill._create_array': lambda *parts: _from_state(parts[2]),
+  '__builtin__.bytes': lambda: b'',  # Protocol 2.
+  'collections.OrderedDict': lambda: {},
 }
-
-
-class _Finisher:
-  """Replaces the stand-ins for arrays, in nested mappings and sequences."""
-
-  def __init__(self, opcodes: int):
-    # Each value took an opcode to make. A pickle that refers to one container
-    # repeatedly could unfold to any size.
-    self._left = opcodes
-
-  def finish(self, value: Any) -> Any:
-    self._left -= 1
-    if self._left < 0:
-      raise PickleError('the pickle refers to the same containers repeatedly')
-    if isinstance(value, (_DType, _Builder)):
-      raise PickleError('the pickle holds a part of an array')
-    if isinstance(value, _Array):
-      if value.array is None:
-        raise PickleError('an array of the pickle has no contents')
-      return value.array
-    if isinstance(value, dict):
-      return {name: self.finish(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-      return type(value)(self.finish(item) for item in value)
-    return value

@@ -22,6 +22,17 @@ from tests.weights.opcodes import (
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+# A tuple of twice a tuple of twice a tuple ...
+EXPONENTIAL = b'K\x01\x94' + b''.join(b'h%c\x86\x94' % i for i in range(100))
+
+
+def vector(shape):
+  made = (
+    name('numpy.core.numeric', '_frombuffer') + b'(' + in_bytes(bytes(1 << 14))
+  )
+  return made + DTYPE + shape + text('C') + b'tR'
+
+
 ATTACKS = {
   'BINBYTES8': b'\x8e' + struct.pack('<Q', 1 << 50),
   'BINBYTES8 of 64 bits': b'\x8e' + struct.pack('<Q', (1 << 64) - 1),
@@ -46,6 +57,10 @@ ATTACKS = {
   'shape of floats': array_of(in_bytes(b'1234'), b'G' + b'\x3f\xf0' + bytes(6)),
   'shape that is too small': array_of(in_bytes(b'12341234'), b'K\x01\x85'),
   'text as bytes': array_of(text('1234'), b'K\x01\x85'),
+  'shape of arrays': array_of(
+    in_bytes(b''),
+    vector(integer(4096) + b'K\x01\x86') + vector(b'M\x00\x10\x85') + b'\x86',
+  ),
   'shape of text': array_of(in_bytes(b''), text('a')),
   'no contents': name('numpy', 'ndarray') + b')R',
   'bytes by number': name('__builtin__', 'bytes') + integer(1 << 50) + b'\x85R',
@@ -56,15 +71,30 @@ ATTACKS = {
   'deep key': b'}' + b')' + b'\x85' * 200_000 + b'Ns',
   'deep keys': b'}(' + b')' + b'\x85' * 200_000 + b'Nu',
   'deep key of a mapping': name('collections', 'OrderedDict')
-  + b'](]'
+  + b'](]('
   + b')'
   + b'\x85' * 200_000
-  + b'Neea\x85R',
+  + b'Nee\x85R',
   'deep list': b']' * 100_000 + b'a' * 99_999,
   'list of itself': b']\x94h\x00a',
   'mapping of itself': b'}\x94' + text('a') + b'h\x00s',
-  'exponential': b']\x94'
-  + b''.join(b'](h%ch%ce\x94' % (i, i) for i in range(100)),
+  'exponential': EXPONENTIAL,
+  'exponential lists': b'(]\x94'
+  + b''.join(b'](h%ch%ce\x94' % (i, i) for i in range(100))
+  + b't',
+  'exponential encoding': name('_codecs', 'encode')
+  + text('a')
+  + EXPONENTIAL
+  + b'\x86R',
+  'exponential size': array_of(in_bytes(b''), EXPONENTIAL + b'\x85'),
+  'exponential dtype': name('numpy', 'dtype') + EXPONENTIAL + b'\x85R',
+  'exponential name': text('numpy') + EXPONENTIAL + b'\x93',
+  'repeated bytes': b'('
+  + in_bytes(bytes(10_000))
+  + b'\x94'
+  + b'h\x00' * 10_000
+  + b't',
+  'two values': b'NN',
   'repeated text': text('a' * 10_000)
   + b'\x94'
   + text('latin1')

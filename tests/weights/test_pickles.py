@@ -46,6 +46,9 @@ def assert_equal(ours, theirs):
     assert list(ours) == list(theirs)
     for key in ours:
       assert_equal(ours[key], theirs[key])
+  elif isinstance(ours, list):
+    for one, other in zip(ours, theirs, strict=True):
+      assert_equal(one, other)
   elif isinstance(ours, np.ndarray):
     assert ours.dtype == theirs.dtype
     assert ours.shape == theirs.shape
@@ -131,13 +134,16 @@ def test_buffers_of_protocol_5_in_band():
   refused(apart, 'NEXT_BUFFER')
 
 
-def test_large_arrays_are_views():
-  data = pickle.dumps({'w': np.zeros(1 << 22, '>f4')}, 4)
+@pytest.mark.parametrize('protocol', [3, 4, 5])
+def test_arrays_are_views_of_the_pickle(protocol):
+  arrays = [np.full(1 << 18, number, '>f4') for number in range(16)]
+  data = pickle.dumps(arrays, protocol)
   tracemalloc.start()
-  pickles.read_pickle(data)
+  read = pickles.read_pickle(data)
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
-  assert peak < 4 * len(data)
+  assert peak < len(data) / 4
+  assert_equal(read, arrays)
 
 
 class Calls:
