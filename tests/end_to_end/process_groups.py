@@ -1,9 +1,14 @@
-"""Real processes on this machine, one or a group, and their output."""
+"""Real processes on this machine, one or a group, and their output.
+
+If `FAILURE_MATRIX` names a file, the outcome of every fault is added to it as a
+row of a Markdown table: see `ProcessGroup.finish`.
+"""
 
 import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +17,8 @@ import time
 
 TRAIN = 'nfnet_jax.experiments.train'
 LIMIT = 200  # Seconds; enough for every wait on a busy machine.
+# Exit codes after the loss of another process: its own, or JAX's abort.
+LOST = {1, -signal.SIGABRT}
 
 
 def free_port():
@@ -85,10 +92,10 @@ class Process:
 
   @property
   def last_message(self):
-    """nfnet_jax's last line; JAX may log a lost process after it."""
-    ours = [x for x in self.lines if x.startswith('nfnet_jax: ')]
-    assert ours, self.output
-    return ours[-1]
+    """The last line of nfnet_jax, or with which JAX aborts; '' if none."""
+    aborts = r'Terminating process because [^.]*|nfnet_jax: .*'
+    found = re.findall(aborts, self.output)
+    return found[-1] if found else ''
 
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT
@@ -144,9 +151,15 @@ class ProcessGroup(list):
   def output(self):
     return '\n'.join(process.output for process in self)
 
-  def finish(self, seconds=LIMIT):
-    """Wait for all exits; return the exit codes."""
-    deadline = time.monotonic() + seconds
+  def finish(self, seconds=LIMIT, fault=''):
+    """Wait for all exits; return the exit codes.
+
+    Args:
+      seconds: the limit for all exits.
+      fault: what went wrong, for the table of failures.
+    """
+    start = time.monotonic()
+    deadline = start + seconds
     codes = []
     for process in self:
       try:
@@ -154,7 +167,20 @@ class ProcessGroup(list):
       except subprocess.TimeoutExpired:
         codes.append(None)
     assert None not in codes, f'{codes} after {seconds} s:\n{self.output}'
+    if fault and 'FAILURE_MATRIX' in os.environ:
+      ends = zip(codes, self, strict=True)
+      cells = [f'{code} {outcome_of(process)}' for code, process in ends]
+      row = [fault, *cells, f'{time.monotonic() - start:.0f} s']
+      with open(os.environ['FAILURE_MATRIX'], 'a') as table:
+        table.write(f'| {" | ".join(row)} |\n')
     return codes
+
+
+def outcome_of(process):
+  """Return the start of the last message, without what differs between runs."""
+  text = process.last_message.removeprefix('nfnet_jax: ')
+  text = re.sub(r'/\S*/run\b', 'WORKDIR', text).replace('|', '/')
+  return text if len(text) <= 100 else f'{text[:97]}...'
 
 
 def rows_of(workdir):
