@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-import os
 import traceback
-from typing import NoReturn, TYPE_CHECKING
+from typing import Any, NoReturn, TYPE_CHECKING
 
 from absl import flags
 import jax
@@ -15,7 +14,6 @@ from nfnet_jax import errors
 from nfnet_jax.cli import command, config_flag
 from nfnet_jax.distributed import collectives, environment, processes
 from nfnet_jax.training import data_parallel
-from nfnet_jax.weights import load
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
@@ -93,18 +91,11 @@ def distributed_session() -> Iterator[command.LogFn]:
     raise
 
 
-def open_experiment(
-  *,
-  workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
-  trains: bool = True,
-) -> experiment_lib.Experiment:
-  """Turn `--config` into an experiment: look up, resolve, validate, open.
+def open_experiment(**options: Any) -> experiment_lib.Experiment:
+  """Turn `--config` into an experiment, the same in all processes.
 
   Args:
-    workdir: see `config.experiment.open_experiment`.
-    weights: likewise.
-    trains: likewise.
+    **options: those of `config.steps.open_experiment`.
 
   Raises:
     errors.InputError: if the configuration cannot be used, or the processes
@@ -118,9 +109,7 @@ def open_experiment(
     for name, value in config_flag.get_overrides().items()
   }
   collectives.assert_equal({'--config': config_flag.get_name(), **facts})
-  return steps.open_experiment(
-    config, workdir=workdir, weights=weights, trains=trains
-  )
+  return steps.open_experiment(config, **options)
 
 
 def _exit_alone(error: BaseException) -> NoReturn:
@@ -130,13 +119,16 @@ def _exit_alone(error: BaseException) -> NoReturn:
   if isinstance(error, errors.RunError):
     processes.exit_alone(errors.one_line(error))
   line = f'{type(error).__name__}: {errors.first_line(error)}'
-  # Collectives on CPUs fail; on other devices they hang until JAX aborts them.
-  if 'Gloo' in line:
-    processes.exit_alone(
-      f'Lost another process ({line}). The same command on all hosts resumes '
-      'from the last checkpoint.'
-    )
-  processes.exit_alone(line, details=traceback.format_exc())
+  # A lost process breaks the collectives of CPUs. Those of other devices hang
+  # until JAX aborts.
+  if 'Gloo' not in line:
+    with contextlib.suppress(OSError, ValueError):  # Standard error is closed.
+      traceback.print_exception(error)
+    processes.exit_alone(line)
+  processes.exit_alone(
+    f'Lost another process ({line}). The same command on all hosts resumes '
+    'from the last checkpoint.'
+  )
 
 
 def _check_devices() -> None:

@@ -100,21 +100,16 @@ def finish() -> None:
     jax.distributed.shutdown()
 
 
-def exit_alone(message: str, exit_code: int = 1, details: str = '') -> NoReturn:
+def exit_alone(message: str, exit_code: int = 1) -> NoReturn:
   """Print a message and exit at once, without the other processes.
 
   A normal exit would wait for the others, which wait for this process in a
   collective operation. They end when they notice that it is gone.
-
-  Args:
-    message: the last line that is printed.
-    exit_code: exit code of this process.
-    details: printed before the message.
   """
   try:
     # The reader of the output may be gone.
     with contextlib.suppress(OSError, ValueError):
-      print(f'{details}nfnet_jax: {message}', file=sys.stderr, flush=True)
+      print(f'nfnet_jax: {message}', file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):
       sys.stdout.flush()
   finally:

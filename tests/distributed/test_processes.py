@@ -127,7 +127,6 @@ class TestClusters:
   ('statement', 'expected'),
   [
     ("exit_alone('bad data.', 2)", (2, 'nfnet_jax: bad data.\n')),
-    ("exit_alone('b', 2, 'a\\n')", (2, 'a\nnfnet_jax: b\n')),
     ("sys.stderr.close(); exit_alone('unread', 2)", (2, '')),
     ("\nwith exit_after(0.1, 'late.'): wait()", (1, 'nfnet_jax: late.\n')),
     ("\nwith exit_after(60, 'late.'): pass", (0, '')),

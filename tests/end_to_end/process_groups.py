@@ -1,7 +1,7 @@
 """Real processes on this machine, one or a group, and their output.
 
 If `FAILURE_MATRIX` names a file, the outcome of every fault is added to it as a
-row of a Markdown table: see `ProcessGroup.finish`.
+row of a Markdown table: see `ProcessGroup.report`.
 """
 
 import json
@@ -135,7 +135,9 @@ class ProcessGroup(list):
         `Process`, and `arguments`, which are added to those of all processes.
     """
     port = free_port()
-    for index in sorted(set(range(count)) - set(absent)):
+    self._count = count
+    self._started = sorted(set(range(count)) - set(absent))
+    for index in self._started:
       options = dict(options_of.get(f'of_{index}', {}))
       address = [
         f'--coordinator=127.0.0.1:{port}',
@@ -167,20 +169,33 @@ class ProcessGroup(list):
       except subprocess.TimeoutExpired:
         codes.append(None)
     assert None not in codes, f'{codes} after {seconds} s:\n{self.output}'
-    if fault and 'FAILURE_MATRIX' in os.environ:
-      ends = zip(codes, self, strict=True)
-      cells = [f'{code} {outcome_of(process)}' for code, process in ends]
-      row = [fault, *cells, f'{time.monotonic() - start:.0f} s']
-      with open(os.environ['FAILURE_MATRIX'], 'a') as table:
-        table.write(f'| {" | ".join(row)} |\n')
+    if fault:
+      self.report(fault, codes, time.monotonic() - start)
     return codes
+
+  def report(self, fault, codes, seconds):
+    """Add a row to the table of failures, if there is one.
+
+    Args:
+      fault: what went wrong.
+      codes: the exit codes of the processes that were started.
+      seconds: the time from the fault until all had ended.
+    """
+    if 'FAILURE_MATRIX' in os.environ:
+      cells = ['' for _ in range(self._count)]
+      for index, code, process in zip(self._started, codes, self, strict=True):
+        cells[index] = f'{code}: {outcome_of(process)}'
+      row = f'| {" | ".join([fault, *cells])} | {seconds:.0f} s |\n'
+      with open(os.environ['FAILURE_MATRIX'], 'a') as table:
+        table.write(row)
 
 
 def outcome_of(process):
   """Return the start of the last message, without what differs between runs."""
   text = process.last_message.removeprefix('nfnet_jax: ')
   text = re.sub(r'/\S*/run\b', 'WORKDIR', text).replace('|', '/')
-  return text if len(text) <= 100 else f'{text[:97]}...'
+  text = text or process.lines[-1]
+  return text if len(text) <= 90 else f'{text[:87]}...'
 
 
 def rows_of(workdir):
