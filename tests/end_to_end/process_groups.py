@@ -184,7 +184,8 @@ class ProcessGroup(list):
     if 'FAILURE_MATRIX' in os.environ:
       cells = ['' for _ in range(self._count)]
       for index, code, process in zip(self._started, codes, self, strict=True):
-        cells[index] = f'{code}: {outcome_of(process)}'
+        ended = code < 0 and -code != signal.SIGABRT
+        cells[index] = f'{code}' if ended else f'{code}: {outcome_of(process)}'
       row = f'| {" | ".join([fault, *cells])} | {seconds:.0f} s |\n'
       with open(os.environ['FAILURE_MATRIX'], 'a') as table:
         table.write(row)
@@ -192,9 +193,8 @@ class ProcessGroup(list):
 
 def outcome_of(process):
   """Return the start of the last message, without what differs between runs."""
-  text = process.last_message.removeprefix('nfnet_jax: ')
+  text = (process.last_message or process.lines[-1]).removeprefix('nfnet_jax: ')
   text = re.sub(r'/\S*/run\b', 'WORKDIR', text).replace('|', '/')
-  text = text or process.lines[-1]
   return text if len(text) <= 90 else f'{text[:87]}...'
 
 
