@@ -92,10 +92,10 @@ class Process:
 
   @property
   def last_message(self):
-    """The last line of nfnet_jax, or with which JAX aborts; '' if none."""
-    aborts = r'Terminating process because [^.]*|nfnet_jax: .*'
-    found = re.findall(aborts, self.output)
-    return found[-1] if found else ''
+    """The last line of nfnet_jax, else that of JAX's abort; '' if none."""
+    ours = re.findall('^nfnet_jax: .*', self.output, re.M)
+    aborts = re.findall('Terminating process because [^.\\n]*', self.output)
+    return (ours or aborts or [''])[-1]
 
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT

@@ -163,7 +163,7 @@ def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
     LINEAR, *update, f'--fail={bad}:7', workdir, count=2, devices=4
   )
   fault = f'bad data in {bad}' + (', sharded update' if update else '')
-  assert group.finish(60, fault) == [2, 2], group.output
+  assert group.finish(fault=fault) == [2, 2], group.output
   for process in group:
     assert process.lines[-1] == 'nfnet_jax: the record is bad.'
   assert 'not finite' not in group.output
@@ -178,7 +178,7 @@ def test_bad_data_at_the_first_step_ends_all(tmp_path):
     LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2
   )
   fault = 'bad data in 1, at the first step'
-  assert group.finish(60, fault) == [2, 2], group.output
+  assert group.finish(fault=fault) == [2, 2], group.output
   for process in group:
     assert process.lines[-1] == 'nfnet_jax: the record is bad.'
 
@@ -222,7 +222,7 @@ def test_processes_with_other_flags_do_not_start(tmp_path):
   group = process_groups.ProcessGroup(
     LINEAR, f'--workdir={tmp_path}', count=2, of_1={'arguments': ['--seed=1']}
   )
-  assert group.finish(60, 'another flag in 1') == [2, 2], group.output
+  assert group.finish(fault='another flag in 1') == [2, 2], group.output
   line = 'Process 1 differs from process 0 in --seed (1 instead of 0).'
   assert all(line in process.lines[-1] for process in group), group.output
 
@@ -238,7 +238,9 @@ def test_processes_with_other_packages_do_not_start(tmp_path, other):
   group = process_groups.ProcessGroup(
     LINEAR, f'--workdir={tmp_path}', count=2, **{f'of_{other}': options}
   )
-  assert group.finish(60, f'another package in {other}') == [2, 2], group.output
+  assert group.finish(fault=f'another package in {other}') == [2, 2], (
+    group.output
+  )
   versions = '1.0 instead of None' if other else 'None instead of 1.0'
   line = f'Process 1 differs from process 0 in nvidia-other ({versions}).'
   assert all(line in process.lines[-1] for process in group), group.output
