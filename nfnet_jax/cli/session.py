@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-import os
 import traceback
-from typing import TYPE_CHECKING
+from typing import Any, NoReturn, TYPE_CHECKING
 
 from absl import flags
 import jax
@@ -15,7 +14,6 @@ from nfnet_jax import errors
 from nfnet_jax.cli import command, config_flag
 from nfnet_jax.distributed import collectives, environment, processes
 from nfnet_jax.training import data_parallel
-from nfnet_jax.weights import load
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
@@ -64,39 +62,40 @@ FLAGS = (
 def distributed_session() -> Iterator[command.LogFn]:
   """Join the other processes, if there are any, and end with them.
 
+  A process that fails alone exits at once, and the others when they notice.
+
   Yields:
-    A function that logs in process 0 only. A failure in one process is logged
-    by all of them, and ends all of them.
+    A function that logs in process 0 only.
 
   Raises:
     errors.InputError: if the processes do not fit together, or there are no
       devices of `--require_platform`.
     errors.RunError: if such devices do not start.
   """
-  with _failing_together():
-    _join()
-    with errors.as_input_error():
-      collectives.assert_equal(environment.describe())
-    timeout = _PEER_TIMEOUT.value + _SECONDS_TO_START
-    message = f'The devices did not answer within {timeout:g} s.'
-    with processes.exit_after(timeout, message):
+  try:
+    processes.start(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      timeout=_PEER_TIMEOUT.value,
+    )
+    limit = _PEER_TIMEOUT.value + _SECONDS_TO_START
+    message = f'The devices did not answer within {limit:g} s.'
+    with processes.exit_after(limit, message):
       _check_devices()
     yield command.log if processes.is_primary() else lambda text: None
     processes.finish()
+  except BaseException as error:
+    if jax.distributed.is_initialized():
+      _exit_alone(error)
+    raise
 
 
-def open_experiment(
-  *,
-  workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
-  trains: bool = True,
-) -> experiment_lib.Experiment:
-  """Turn `--config` into an experiment: look up, resolve, validate, open.
+def open_experiment(**options: Any) -> experiment_lib.Experiment:
+  """Turn `--config` into an experiment, the same in all processes.
 
   Args:
-    workdir: see `config.experiment.open_experiment`.
-    weights: likewise.
-    trains: likewise.
+    **options: those of `config.steps.open_experiment`.
 
   Raises:
     errors.InputError: if the configuration cannot be used, or the processes
@@ -109,49 +108,51 @@ def open_experiment(
     f'--config.{name}': str(value)
     for name, value in config_flag.get_overrides().items()
   }
-  with errors.as_input_error():
-    collectives.assert_equal({'--config': config_flag.get_name(), **facts})
-  return steps.open_experiment(
-    config, workdir=workdir, weights=weights, trains=trains
+  collectives.assert_equal({'--config': config_flag.get_name(), **facts})
+  return steps.open_experiment(config, **options)
+
+
+def _exit_alone(error: BaseException) -> NoReturn:
+  """Report an error and exit, while the other processes are still there."""
+  if isinstance(error, errors.InputError):
+    processes.exit_alone(errors.one_line(error), command.EXIT_BAD_INPUT)
+  if isinstance(error, errors.RunError):
+    processes.exit_alone(errors.one_line(error))
+  line = f'{type(error).__name__}: {errors.first_line(error)}'
+  # A lost process breaks the collectives of CPUs. Those of other devices hang
+  # until JAX aborts.
+  if 'Gloo' not in line:
+    with contextlib.suppress(OSError, ValueError):  # Standard error is closed.
+      traceback.print_exception(error)
+    processes.exit_alone(line)
+  processes.exit_alone(
+    f'Lost another process ({line}). The same command on all hosts resumes '
+    'from the last checkpoint.'
   )
-
-
-def _join() -> None:
-  """Join the other processes, and log the index of this one."""
-  with errors.as_input_error():
-    processes.start(
-      _COORDINATOR.value,
-      _NUM_PROCESSES.value,
-      _PROCESS_ID.value,
-      timeout=_PEER_TIMEOUT.value,
-    )
-  # At once: what follows may hang if the hosts differ.
-  if (group := processes.process_group()) is not None:
-    command.log(f'process    {group.index} of {group.count}')
-
-
-@contextlib.contextmanager
-def _failing_together() -> Iterator[None]:
-  try:
-    yield
-  except errors.InputError as error:
-    processes.fail(errors.one_line(error), command.EXIT_BAD_INPUT)
-    raise
-  except errors.RunError as error:
-    processes.fail(errors.one_line(error))
-    raise
-  except BaseException as error:
-    processes.fail(
-      processes.explain(error), command.EXIT_FAILED, traceback.format_exc()
-    )
-    raise
 
 
 def _check_devices() -> None:
   """Check that the devices are of the right kind and work together."""
   if _REQUIRE_PLATFORM.value:
     _check_platform(_REQUIRE_PLATFORM.value)
-  _check_count()
+  count = jax.process_count()
+  if not jax.distributed.is_initialized():
+    if count == 1:
+      return
+    raise errors.InputError(
+      f'JAX computes on the devices of {count} processes, which were not '
+      'joined. Leave out --num_processes, or compute on this host only with '
+      'JAX_PLATFORMS=cpu.'
+    )
+  command.log(f'process    {jax.process_index()} of {count}')
+  # First of all exchanges: with other versions nothing else need work.
+  collectives.assert_equal(environment.describe())
+  counted, expected = data_parallel.DataParallel().count(), jax.device_count()
+  if counted != expected:
+    raise errors.RunError(
+      f'{counted} of {expected} devices answered. Restart all processes; if '
+      'that does not help, restart the hosts.'
+    )
 
 
 def _check_platform(required: str) -> None:
@@ -185,21 +186,3 @@ def _classified_backend_errors() -> Iterator[None]:
     is_unknown = any(text in str(error) for text in _UNKNOWN)
     kind = errors.InputError if is_unknown else errors.RunError
     raise kind(f'--require_platform: {error}') from error
-
-
-def _check_count() -> None:
-  count = jax.process_count()
-  if not processes.are_several() and count > 1:
-    raise errors.InputError(
-      f'JAX computes on the devices of {count} processes, which were not '
-      'joined. Leave out --num_processes, or compute on this host only with '
-      'JAX_PLATFORMS=cpu.'
-    )
-  if processes.are_several():
-    counted = data_parallel.DataParallel().count()
-    expected = jax.device_count()
-    if counted != expected:
-      raise errors.RunError(
-        f'{counted} of {expected} devices answered. Restart all processes; if '
-        'that does not help, restart the hosts.'
-      )

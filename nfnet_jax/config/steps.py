@@ -138,9 +138,9 @@ def _open_dataset(
   """
   from nfnet_jax.data import sources
 
-  with errors.as_input_error():
-    with collectives.primary_first():  # It builds an embedded dataset.
-      source = sources.load(config.dataset, config.run.data_dir)
+  # Process 0 builds an embedded dataset.
+  with collectives.primary_first(), errors.as_input_error():
+    source = sources.load(config.dataset, config.run.data_dir)
     needed = {'train_split': config.data.shards} if trains else {}
     for name, minimum in {**needed, 'eval_split': 1}.items():
       split = config.data[name]

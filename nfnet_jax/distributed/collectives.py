@@ -1,7 +1,8 @@
 """Exchange of values between processes.
 
-All processes must make the same calls in the same order. With a single process
-every function returns its own argument.
+All processes must make the same calls in the same order, once their devices
+are known to be there. With a single process every function returns its own
+argument.
 """
 
 from __future__ import annotations
@@ -15,13 +16,80 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from nfnet_jax import errors
 from nfnet_jax.distributed import processes
 
 _CHUNK = 1 << 24  # 64 MiB of uint32.
 
 
+def all_gather(value: Any) -> list[Any]:
+  """Return the values of all processes, in the order of their numbers.
+
+  Args:
+    value: must be serializable as JSON; of any size.
+
+  Example:
+    >>> all_gather({'seed': 0})
+    [{'seed': 0}]
+  """
+  if not processes.are_several():
+    return [value]
+  raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(raw)))
+  # Powers of two, so that few sizes are compiled.
+  padded = np.zeros(1 << int(max(sizes)).bit_length(), np.uint8)
+  padded[: len(raw)] = raw
+  rows = multihost_utils.process_allgather(padded)
+  return [json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes)]
+
+
+def raise_together(error: Exception | None) -> None:
+  """Raise the first error that a process has, in every process.
+
+  The processes part before it is raised, so that each can exit normally.
+
+  Args:
+    error: the error of this process, if it has one.
+
+  Raises:
+    Exception: `error` itself in the process that has it; in the others an
+      `InputError` or a `RunError` with the same message.
+  """
+  is_input = isinstance(error, errors.InputError)
+  described = error and [is_input, _describe(error)]
+  for index, other in enumerate(all_gather(described)):
+    if other:
+      processes.finish()
+      if index == jax.process_index() and error:
+        raise error
+      is_input, text = other
+      raise (errors.InputError if is_input else errors.RunError)(text)
+
+
+def _describe(error: Exception) -> str:
+  text = errors.one_line(error)
+  is_known = isinstance(error, (errors.InputError, errors.RunError))
+  return text if is_known else f'{type(error).__name__}: {text}'
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+  """Run the body; if it fails in any process, raise that error in all.
+
+  The body must not contain collective operations.
+  """
+  error = None
+  try:
+    yield
+  except Exception as raised:
+    error = raised
+  raise_together(error)
+
+
 def from_primary(make: Callable[[], Any]) -> Any:
   """Return to every process what `make` returns in process 0.
+
+  If it fails, every process raises its error; see `raise_together`.
 
   Args:
     make: called only in process 0; its result must be serializable as JSON.
@@ -30,74 +98,49 @@ def from_primary(make: Callable[[], Any]) -> Any:
     >>> from_primary(lambda: [1, 2])
     [1, 2]
   """
-  if (process_group := processes.process_group()) is None:
-    return make()
-  key = f'nfnet_jax/shared/{next(process_group.keys)}'
-  if processes.is_primary():
-    process_group.client.key_value_set(key, json.dumps(make()))
-  return json.loads(
-    process_group.client.blocking_key_value_get(key, processes.NO_TIMEOUT_MS)
-  )
-
-
-def all_true(value: bool) -> bool:
-  """Return whether `value` is true in every process.
-
-  Example:
-    >>> all_true(True)
-    True
-  """
-  if (process_group := processes.process_group()) is None:
-    return value
-  key = f'nfnet_jax/votes/{next(process_group.keys)}'
-  process_group.client.key_value_set(f'{key}/{process_group.index}', str(value))
-  votes = [
-    process_group.client.blocking_key_value_get(
-      f'{key}/{index}', processes.NO_TIMEOUT_MS
-    )
-    for index in range(process_group.count)
-  ]
-  return all(vote == str(True) for vote in votes)
-
-
-def assert_equal(facts: Mapping[str, str]) -> None:
-  """Check that all processes have the same facts as process 0.
-
-  A process that agrees with process 0 waits for one that differs to fail.
-
-  Raises:
-    ValueError: if this process differs; names the facts that do.
-  """
-  theirs = from_primary(lambda: dict(facts))
-  differing = [
-    f'{name} ({theirs.get(name)} there, {facts.get(name)} here)'
-    for name in sorted(theirs.keys() | facts.keys())
-    if theirs.get(name) != facts.get(name)
-  ]
-  all_agree = all_true(not differing)
-  if differing:
-    process_group = processes.process_group()
-    assert process_group is not None  # A single process equals itself.
-    raise ValueError(
-      f'Process {process_group.index} differs from process 0 in '
-      f'{", ".join(differing)}. Run the same command with the same '
-      'installation on every host.'
-    )
-  if not all_agree:
-    processes.await_failure()
+  value = None
+  with failing_together():
+    if processes.is_primary():
+      value = make()
+  return all_gather(value)[0]
 
 
 @contextlib.contextmanager
 def primary_first() -> Iterator[None]:
   """Run the body in process 0, then in the other processes.
 
-  For work that the first process does for all, such as preparing a dataset.
+  For work that the first process does for all, such as preparing a dataset. If
+  it fails in any process, all raise its error; see `raise_together`. The body
+  must not contain collective operations.
   """
   if not processes.is_primary():
-    from_primary(lambda: None)
-  yield
+    raise_together(None)
+  with failing_together():
+    yield
   if processes.is_primary():
-    from_primary(lambda: None)
+    raise_together(None)
+
+
+def assert_equal(facts: Mapping[str, str]) -> None:
+  """Check that all processes have the same facts as process 0.
+
+  Raises:
+    errors.InputError: in every process, if one differs; names the first that
+      does and the facts in which it differs.
+  """
+  first, *others = all_gather(dict(facts))
+  for index, other in enumerate(others, 1):
+    differing = [
+      f'{name} ({other.get(name)} instead of {first.get(name)})'
+      for name in sorted(first.keys() | other.keys())
+      if first.get(name) != other.get(name)
+    ]
+    if differing:
+      processes.finish()
+      raise errors.InputError(
+        f'Process {index} differs from process 0 in {", ".join(differing)}. '
+        'Run the same command with the same installation on every host.'
+      )
 
 
 def broadcast(tree: Any, template: Any) -> Any:
@@ -121,16 +164,12 @@ def broadcast(tree: Any, template: Any) -> Any:
   chunk = min(_CHUNK, -(-len(raw) // 4))
   padded = np.zeros(-(-len(raw) // (4 * chunk)) * chunk, np.uint32)
   padded.view(np.uint8)[: len(raw)] = np.frombuffer(raw, np.uint8)
-  for begin in range(0, len(padded), chunk):
-    piece = slice(begin, begin + chunk)
-    padded[piece] = multihost_utils.broadcast_one_to_all(padded[piece])
-  return jax.tree.unflatten(structure, _unpack(padded.tobytes(), leaves))
-
-
-def _unpack(raw: bytes, leaves: list[np.ndarray]) -> Iterator[np.ndarray]:
-  """Yield arrays of the shapes and dtypes of `leaves` from their bytes."""
-  offset = 0
-  for leaf in leaves:
-    flat = np.frombuffer(raw, leaf.dtype, leaf.size, offset)
-    yield flat.reshape(leaf.shape).copy()
-    offset += leaf.nbytes
+  for piece in padded.reshape(-1, chunk):
+    piece[:] = multihost_utils.broadcast_one_to_all(piece)
+  ends = np.cumsum([leaf.nbytes for leaf in leaves])
+  pieces = np.split(padded.view(np.uint8), ends)
+  received = [
+    piece.copy().view(leaf.dtype).reshape(leaf.shape)
+    for piece, leaf in zip(pieces, leaves)
+  ]
+  return jax.tree.unflatten(structure, received)

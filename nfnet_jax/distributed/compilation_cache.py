@@ -28,7 +28,7 @@ def enable_compilation_cache() -> str | None:
     there is no cache, as on a CPU.
 
   Raises:
-    ValueError: if the processes are configured with different folders.
+    errors.InputError: if the processes are configured with different folders.
   """
   folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
   if folder is None and jax.default_backend() != 'cpu':
@@ -50,18 +50,18 @@ def _kind(folder: str | None) -> str:
 
 def _problem(folder: str) -> str | None:
   """Return why the processes cannot use a local folder, or None."""
-  marker, problem = collectives.from_primary(lambda: _create_marker(folder))
+  name, problem = collectives.from_primary(lambda: _create_marker(folder))
   if problem:
     return problem
-  is_shared = collectives.all_true(os.path.exists(marker))
+  is_shared = all(collectives.all_gather(os.path.exists(name)))
   if processes.is_primary():
-    os.unlink(marker)
-  if not is_shared:
-    return (
-      f'not all hosts see {folder}; set JAX_COMPILATION_CACHE_DIR to a folder '
-      'that they share, or to a bucket.'
-    )
-  return None
+    os.unlink(name)
+  if is_shared:
+    return None
+  return (
+    f'not all hosts see {folder}; set JAX_COMPILATION_CACHE_DIR to a folder '
+    'that they share, or to a bucket.'
+  )
 
 
 def _create_marker(folder: str) -> tuple[str, str | None]:

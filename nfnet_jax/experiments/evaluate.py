@@ -46,9 +46,8 @@ def main() -> None:
   from nfnet_jax.training import evaluation
 
   with session.distributed_session() as log:
-    with errors.as_input_error():
-      given = 'given' if common_flags.WEIGHTS.value else 'not given'
-      collectives.assert_equal({'--weights': given})
+    given = 'given' if common_flags.WEIGHTS.value else 'not given'
+    collectives.assert_equal({'--weights': given})
     if common_flags.WEIGHTS.value:
       step, results = None, _evaluate_weights(log)
     else:
@@ -70,21 +69,25 @@ def _evaluate_run(workdir: epath.Path) -> tuple[int, dict[str, float]]:
   from nfnet_jax.distributed import collectives, processes
   from nfnet_jax.training import evaluation
 
-  if processes.is_primary():
-    workdir_lib.load(workdir)  # Or raise an error.
+  with collectives.failing_together():
+    if processes.is_primary():
+      workdir_lib.load(workdir)  # Or raise an error.
   experiment = session.open_experiment(workdir=workdir, trains=False)
   state = None
-  if processes.is_primary():
-    state = restore_latest(workdir, experiment)
+  with collectives.failing_together():
+    if processes.is_primary():
+      state = restore_latest(workdir, experiment)
   state = collectives.broadcast(state, experiment.abstract_state())
   return int(state.step), _evaluate(experiment, evaluation.weights_of(state))
 
 
 def _evaluate_weights(log: command.LogFn) -> dict[str, float]:
   """Evaluate `--weights` on the dataset of `--config`."""
+  from nfnet_jax.distributed import collectives
   from nfnet_jax.training import evaluation
 
-  weights = common_flags.get_weights()
+  with collectives.failing_together():
+    weights = common_flags.get_weights()
   config, overrides = config_flag.get_config(), config_flag.get_overrides()
   config.weights = None
   for name, value in dataclasses.asdict(weights.preprocessing).items():
@@ -115,8 +118,7 @@ def _evaluate(
   from nfnet_jax.distributed import compilation_cache, preemption, processes
   from nfnet_jax.training import data_parallel, evaluation
 
-  with errors.as_input_error():
-    cache_folder = compilation_cache.enable_compilation_cache()
+  cache_folder = compilation_cache.enable_compilation_cache()
   if cache_folder and processes.is_primary():
     command.log(f'programs   {cache_folder}')
   parallel = data_parallel.DataParallel()

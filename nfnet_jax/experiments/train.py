@@ -34,25 +34,25 @@ def main() -> int:
   """Train `--config` in `--workdir`, and return the exit code."""
   from nfnet_jax.cli import summary
   from nfnet_jax.config import workdir as workdir_lib
-  from nfnet_jax.distributed import compilation_cache, processes
+  from nfnet_jax.distributed import collectives, compilation_cache, processes
   from nfnet_jax.storage import buckets
 
   workdir, traced = common_flags.get_workdir(), profile.get_steps()
   with session.distributed_session() as log:
-    with errors.as_input_error():
-      cache_folder = compilation_cache.enable_compilation_cache()
-    if processes.is_primary():
-      with failures.as_command_error():
+    cache_folder = compilation_cache.enable_compilation_cache()
+    with collectives.failing_together(), failures.as_command_error():
+      if processes.is_primary():
         buckets.check(workdir, to_write=True)
     experiment = session.open_experiment(workdir=workdir)
-    profile.check_total(traced, experiment.cadence.total)
-    if processes.is_primary():
-      profile.check_not_passed(traced, workdir)
-      log(summary.summary(experiment, cache_folder))
-      class_names = experiment.source.class_names
-      workdir_lib.save(experiment.config, workdir, class_names)
-    else:
-      command.log(summary.devices())
+    with collectives.failing_together():
+      profile.check_total(traced, experiment.cadence.total)
+      if processes.is_primary():
+        profile.check_not_passed(traced, workdir)
+        log(summary.summary(experiment, cache_folder))
+        class_names = experiment.source.class_names
+        workdir_lib.save(experiment.config, workdir, class_names)
+      else:
+        command.log(summary.devices())
     return run(experiment, workdir, log, traced)
 
 
@@ -175,13 +175,16 @@ def _first_state(
   from nfnet_jax.training import checkpoint
 
   abstract_state, state = experiment.abstract_state(), None
-  if processes.is_primary():
-    with errors.as_input_error(checkpoint.UnreadableError):
+  with (
+    collectives.failing_together(),
+    errors.as_input_error(checkpoint.UnreadableError),
+  ):
+    if processes.is_primary():
       state = checkpoints.restore_latest(abstract_state)
-    if state is None:
-      state = experiment.create_state()
-    else:
-      log(f'Resuming after step {int(state.step)}.')
+      if state is None:
+        state = experiment.create_state()
+      else:
+        log(f'Resuming after step {int(state.step)}.')
   return collectives.broadcast(state, abstract_state)
 
 

@@ -9,6 +9,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nfnet_jax.distributed import collectives, preemption, processes
@@ -148,7 +149,7 @@ class Loop:
     """Make the update after `step`; log the one before it, if that is due."""
     self.tracer.begin_at(step, state)
     with self.tracer.annotate(step):
-      batch = self._next_batch(batches, state)
+      batch = self._next_batch(batches, state, step)
       state, metrics = self._train_step(state, batch)
     self._pending.append((step + 1, metrics))
     self._throttle_dispatch()
@@ -184,31 +185,43 @@ class Loop:
         yield placed.popleft()
 
   def _next_batch(
-    self, batches: Iterator[dict[str, jax.Array]], state: Any
+    self, batches: Iterator[dict[str, jax.Array]], state: Any, step: int
   ) -> dict[str, jax.Array]:
     """Return the next batch; if the data fails, save the state first.
 
     All processes must take part in a save. A process whose data failed
-    continues with a batch that no step applies, so that all processes stop at
-    the same step.
+    continues with a batch whose loss is not finite, so that no step is applied
+    and all processes stop at the same step.
     """
     if self._data_error and self._last_batch:
       return self._last_batch
     begun = self.throughput.steps or self._pending
     try:
       with self.stopwatch.during(timing.DATA if begun else timing.OTHER):
-        self._last_batch = next(batches)
+        batch = next(batches)
     except Exception as error:
       if not processes.are_several():
         self._save(state)
         self._wait_until_saved()
         raise
-      if self._last_batch is None:
-        raise
       self._data_error = error
-      no_step = self.parallel.shard_batch({'step': np.asarray(-1, np.int32)})
-      self._last_batch = {**self._last_batch, **no_step}
-    return self._last_batch
+    if self._last_batch is None:  # No process can continue without one.
+      collectives.raise_together(self._data_error)
+    elif self._data_error:
+      batch = self._without_loss(self._last_batch, step)
+    self._last_batch = batch
+    return batch
+
+  def _without_loss(
+    self, batch: dict[str, jax.Array], step: int
+  ) -> dict[str, jax.Array]:
+    """Return a batch of a step with the images of another and a loss of NaN."""
+    weight = batch['weight']
+    return {
+      **batch,
+      **self.parallel.shard_batch({'step': np.asarray(step, np.int32)}),
+      'weight': jnp.full_like(weight, jnp.nan, device=weight.sharding),
+    }
 
   def _throttle_dispatch(self) -> None:
     """Wait for an earlier step if too many are dispatched, to bound memory."""
@@ -258,12 +271,7 @@ class Loop:
     """Save the last good state and raise the cause of the step's failure."""
     self._write_checkpoint(state)
     self._wait_until_saved()
-    # After saving, because a process that fails also ends process 0.
-    have_data = collectives.all_true(self._data_error is None)
-    if self._data_error:
-      raise self._data_error
-    if not have_data:
-      processes.await_failure()
+    collectives.raise_together(self._data_error)
     state = self._gather_state(state)
     bad_batch = next(self.train_batches(int(state.step)))
     raise nonfinite.diagnose(self.trainer, self.parallel, state, bad_batch)

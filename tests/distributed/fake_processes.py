@@ -1,32 +1,46 @@
-"""A process group with a fake key-value store, without other processes."""
+"""Processes of one run, as threads that exchange values by a fake JAX."""
 
-from nfnet_jax.distributed import processes
+from concurrent import futures
+import threading
 
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
-class Client:
-  """A key-value store like JAX's, in this process."""
-
-  def __init__(self):
-    self.values = {}
-
-  def key_value_set(self, key, value, allow_overwrite=False):
-    assert allow_overwrite or key not in self.values
-    self.values[key] = value
-
-  def blocking_key_value_get(self, key, timeout_in_ms):
-    assert timeout_in_ms > 0
-    return self.values[key]
-
-  def key_value_dir_get(self, prefix):
-    return [
-      (key, value)
-      for key, value in self.values.items()
-      if key.startswith(f'{prefix}/')
-    ]
+_LIMIT = 60  # Seconds for the others to reach the same exchange.
 
 
-def join(monkeypatch, index, count=2, client=None):
-  """Make this process number `index` of `count` during a test."""
-  process_group = processes.ProcessGroup(client or Client(), index, count)
-  monkeypatch.setattr(processes, '_process_group', process_group)
-  return process_group
+def run(monkeypatch, *functions):
+  """Call one function per process.
+
+  Returns:
+    What each returned, or the exception that it raised.
+  """
+  local = threading.local()
+  barrier = threading.Barrier(len(functions))
+  sent = [None] * len(functions)
+
+  def gather(array):
+    barrier.wait(_LIMIT)  # All have read what was sent before.
+    sent[local.index] = np.array(array)
+    barrier.wait(_LIMIT)
+    return np.stack(sent)
+
+  def call(index):
+    local.index = index
+    try:
+      return functions[index]()
+    except Exception as error:
+      return error
+
+  with (
+    monkeypatch.context() as patch,
+    futures.ThreadPoolExecutor(len(functions)) as threads,
+  ):
+    patch.setattr(jax, 'process_index', lambda: local.index)
+    patch.setattr(jax, 'process_count', lambda: len(functions))
+    patch.setattr(multihost_utils, 'process_allgather', gather)
+    patch.setattr(
+      multihost_utils, 'broadcast_one_to_all', lambda array: gather(array)[0]
+    )
+    return list(threads.map(call, range(len(functions))))

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, session
-from nfnet_jax.distributed import collectives, environment, processes
+from nfnet_jax.distributed import collectives, processes
 from nfnet_jax.experiments import train
 from nfnet_jax.training import layouts, loop, state
 from tests.training import linear_runs
@@ -29,12 +29,7 @@ _SECONDS_PER_EVAL_BATCH = flags.DEFINE_float(
 _SECONDS_PER_SAVE = flags.DEFINE_float('seconds_per_save', 0, 'Slows saving.')
 _FAIL = flags.DEFINE_string('fail', '', 'PROCESS:STEP of bad data.')
 _SHARDED = flags.DEFINE_bool('sharded', False, 'Shards the update.')
-_OTHER_JAX = flags.DEFINE_integer(
-  'other_jax', -1, 'Process with another version of JAX.'
-)
-_OTHER_CONFIG = flags.DEFINE_integer(
-  'other_config', -1, 'Process with another config.'
-)
+_SEED = flags.DEFINE_integer('seed', 0, 'Only compared between processes.')
 
 
 class Experiment:
@@ -105,16 +100,10 @@ def slow_down_saving():
 
 
 def main():
-  described = environment.describe()
-  if _OTHER_JAX.value >= 0 and _OTHER_JAX.value == flags.FLAGS.process_id:
-    described['jax'] = 'another'
-  environment.describe = lambda: described
   if _SECONDS_PER_SAVE.value:
     slow_down_saving()
   with session.distributed_session() as log:
-    differs = _OTHER_CONFIG.value == jax.process_index()
-    with errors.as_input_error():
-      collectives.assert_equal({'seed': str(int(differs))})
+    collectives.assert_equal({'--seed': str(_SEED.value)})
     return train.run(Experiment(), common_flags.get_workdir(), log)
 
 

@@ -1,9 +1,14 @@
-"""Real processes on this machine, one or a group, and their output."""
+"""Real processes on this machine, one or a group, and their output.
+
+If `FAILURE_MATRIX` names a file, the outcome of every fault is added to it as a
+row of a Markdown table: see `ProcessGroup.report`.
+"""
 
 import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +17,8 @@ import time
 
 TRAIN = 'nfnet_jax.experiments.train'
 LIMIT = 200  # Seconds; enough for every wait on a busy machine.
+# Exit codes after the loss of another process: its own, or JAX's abort.
+LOST = {1, -signal.SIGABRT}
 
 
 def free_port():
@@ -85,10 +92,10 @@ class Process:
 
   @property
   def last_message(self):
-    """nfnet_jax's last line; JAX may log a lost process after it."""
-    ours = [x for x in self.lines if x.startswith('nfnet_jax: ')]
-    assert ours, self.output
-    return ours[-1]
+    """The last line of nfnet_jax, else that of JAX's abort; '' if none."""
+    ours = re.findall('^nfnet_jax: .*', self.output, re.M)
+    aborts = re.findall('Terminating process because [^.\\n]*', self.output)
+    return (ours or aborts or [''])[-1]
 
   def wait_for(self, text):
     deadline = time.monotonic() + LIMIT
@@ -128,7 +135,9 @@ class ProcessGroup(list):
         `Process`, and `arguments`, which are added to those of all processes.
     """
     port = free_port()
-    for index in sorted(set(range(count)) - set(absent)):
+    self._count = count
+    self._started = sorted(set(range(count)) - set(absent))
+    for index in self._started:
       options = dict(options_of.get(f'of_{index}', {}))
       address = [
         f'--coordinator=127.0.0.1:{port}',
@@ -144,9 +153,15 @@ class ProcessGroup(list):
   def output(self):
     return '\n'.join(process.output for process in self)
 
-  def finish(self, seconds=LIMIT):
-    """Wait for all exits; return the exit codes."""
-    deadline = time.monotonic() + seconds
+  def finish(self, seconds=LIMIT, fault=''):
+    """Wait for all exits; return the exit codes.
+
+    Args:
+      seconds: the limit for all exits.
+      fault: what went wrong, for the table of failures.
+    """
+    start = time.monotonic()
+    deadline = start + seconds
     codes = []
     for process in self:
       try:
@@ -154,7 +169,33 @@ class ProcessGroup(list):
       except subprocess.TimeoutExpired:
         codes.append(None)
     assert None not in codes, f'{codes} after {seconds} s:\n{self.output}'
+    if fault:
+      self.report(fault, codes, time.monotonic() - start)
     return codes
+
+  def report(self, fault, codes, seconds):
+    """Add a row to the table of failures, if there is one.
+
+    Args:
+      fault: what went wrong.
+      codes: the exit codes of the processes that were started.
+      seconds: the time from the fault until all had ended.
+    """
+    if 'FAILURE_MATRIX' in os.environ:
+      cells = ['' for _ in range(self._count)]
+      for index, code, process in zip(self._started, codes, self, strict=True):
+        ended = code < 0 and -code != signal.SIGABRT
+        cells[index] = f'{code}' if ended else f'{code}: {outcome_of(process)}'
+      row = f'| {" | ".join([fault, *cells])} | {seconds:.0f} s |\n'
+      with open(os.environ['FAILURE_MATRIX'], 'a') as table:
+        table.write(row)
+
+
+def outcome_of(process):
+  """Return the start of the last message, without what differs between runs."""
+  text = (process.last_message or process.lines[-1]).removeprefix('nfnet_jax: ')
+  text = re.sub(r'/\S*/run\b', 'WORKDIR', text).replace('|', '/')
+  return text if len(text) <= 90 else f'{text[:87]}...'
 
 
 def rows_of(workdir):

@@ -1,9 +1,9 @@
 """Training in real processes: several as one run, stopped and killed."""
 
+import os
 import signal
 import socket
 
-import jax
 import pytest
 
 from nfnet_jax.experiments import train
@@ -129,9 +129,10 @@ def test_killed_process_ends_the_others(whole, tmp_path, killed):
   )
   group[0].wait_for('step 5/')
   group[killed].send(signal.SIGKILL)
-  other = group[1 - killed]
-  assert other.finish(60) == 1
-  assert other.last_message.endswith(' resumes from the last checkpoint.')
+  codes = group.finish(60)
+  assert codes[killed] == -signal.SIGKILL
+  assert codes[1 - killed] in process_groups.LOST, group.output
+  assert group[1 - killed].last_message
   assert process_groups.checkpoints_of(tmp_path / 'run')[-1] >= 3
   first, _ = resume(tmp_path / 'run')
   assert 'Resuming after step ' in first.output
@@ -149,11 +150,9 @@ def test_wait_for_an_absent_process_has_a_timeout(tmp_path, present):
     count=2,
     absent=[1 - present],
   )
-  assert group.finish() == [1]
+  assert group.finish(fault=f'process {1 - present} absent') == [1]
   (line,) = group[0].lines
-  assert line.startswith(
-    f'nfnet_jax: Process {present} waited 5 s for the others of 2 processes'
-  )
+  assert 'The other processes did not start within 5 s.' in line
 
 
 @pytest.mark.parametrize('update', [[], ['--sharded']], ids=['', 'sharded'])
@@ -163,10 +162,10 @@ def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
   group = process_groups.ProcessGroup(
     LINEAR, *update, f'--fail={bad}:7', workdir, count=2, devices=4
   )
-  assert group.finish(60) == [2, 2], group.output
-  assert group[bad].lines[-1] == 'nfnet_jax: the record is bad.'
-  expected = f'nfnet_jax: Process {bad} ended the run: the record is bad.'
-  assert group[1 - bad].lines[-1] == expected
+  fault = f'bad data in {bad}' + (', sharded update' if update else '')
+  assert group.finish(fault=fault) == [2, 2], group.output
+  for process in group:
+    assert process.lines[-1] == 'nfnet_jax: the record is bad.'
   assert 'not finite' not in group.output
   assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 5]
   first, _ = resume(tmp_path / 'run', *update)
@@ -178,11 +177,10 @@ def test_bad_data_at_the_first_step_ends_all(tmp_path):
   group = process_groups.ProcessGroup(
     LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2
   )
-  assert group.finish(60) == [2, 2], group.output
-  assert group[1].lines == [SECOND, 'nfnet_jax: the record is bad.']
-  assert (
-    'nfnet_jax: Process 1 ended the run: the record is bad.' in group[0].lines
-  )
+  fault = 'bad data in 1, at the first step'
+  assert group.finish(fault=fault) == [2, 2], group.output
+  for process in group:
+    assert process.lines[-1] == 'nfnet_jax: the record is bad.'
 
 
 def test_full_disk_loses_no_saved_step(whole, tmp_path):
@@ -194,13 +192,13 @@ def test_full_disk_loses_no_saved_step(whole, tmp_path):
   group = process_groups.ProcessGroup(
     LINEAR, workdir, count=2, devices=4, of_0={'largest_file': 3100}
   )
-  assert group.finish(60) == [1, 1]
+  codes = group.finish(60)
+  assert codes[0] == 1, group.output
+  assert codes[1] in process_groups.LOST, group.output
   assert 'Resuming after step 5.' in group[0].lines
   end = 'the same command resumes from the last checkpoint.'
   (line,) = [line for line in group[0].lines if line.endswith(end)]
   assert str(tmp_path / 'run') in line
-  expected = f'nfnet_jax: Process 0 ended the run: {line[11:]}'
-  assert group[1].lines == [SECOND, expected]
   assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 5]
   resume(tmp_path / 'run')
   assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
@@ -220,24 +218,31 @@ def test_damaged_latest_checkpoint_is_skipped(whole, tmp_path):
   assert_same(process_groups.rows_of(workdir), whole)
 
 
-def test_processes_with_other_configs_do_not_start(tmp_path):
+def test_processes_with_other_flags_do_not_start(tmp_path):
   group = process_groups.ProcessGroup(
-    LINEAR, '--other_config=1', f'--workdir={tmp_path}', count=2
+    LINEAR, f'--workdir={tmp_path}', count=2, of_1={'arguments': ['--seed=1']}
   )
-  assert group.finish(60) == [2, 2]
-  line = 'Process 1 differs from process 0 in seed (0 there, 1 here).'
-  assert all(line in process.lines[-1] for process in group)
+  assert group.finish(fault='another flag in 1') == [2, 2], group.output
+  line = 'Process 1 differs from process 0 in --seed (1 instead of 0).'
+  assert all(line in process.lines[-1] for process in group), group.output
 
 
 @pytest.mark.parametrize('other', [0, 1])
-def test_processes_with_other_versions_do_not_start(tmp_path, other):
+def test_processes_with_other_packages_do_not_start(tmp_path, other):
+  """One process has a package that the other lacks."""
+  package = tmp_path / 'nvidia_other-1.0.dist-info'
+  package.mkdir()
+  (package / 'METADATA').write_text('Name: nvidia-other\nVersion: 1.0\n')
+  paths = [str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])]
+  options = {'environment': {'PYTHONPATH': os.pathsep.join(paths)}}
   group = process_groups.ProcessGroup(
-    LINEAR, f'--other_jax={other}', f'--workdir={tmp_path}', count=2
+    LINEAR, f'--workdir={tmp_path}', count=2, **{f'of_{other}': options}
   )
-  assert group.finish(60) == [2, 2], group.output
-  versions = jax.__version__, 'another'
-  there, here = versions if other else versions[::-1]
-  line = f'differs from process 0 in jax ({there} there, {here} here).'
+  assert group.finish(fault=f'another package in {other}') == [2, 2], (
+    group.output
+  )
+  versions = '1.0 instead of None' if other else 'None instead of 1.0'
+  line = f'Process 1 differs from process 0 in nvidia-other ({versions}).'
   assert all(line in process.lines[-1] for process in group), group.output
 
 
@@ -247,17 +252,17 @@ def test_processes_with_other_versions_do_not_start(tmp_path, other):
     (
       process_groups.TRAIN,
       {'environment': {'JAX_COMPILATION_CACHE_DIR': ''}},
-      'JAX_COMPILATION_CACHE_DIR (a local folder there, none here)',
+      'JAX_COMPILATION_CACHE_DIR (none instead of a local folder)',
     ),
     (
       process_groups.TRAIN,
       {'arguments': ['--config.weights=w.npz']},
-      'weights (None there, w.npz here)',
+      'weights (w.npz instead of None)',
     ),
     (
       'nfnet_jax.experiments.evaluate',
       {'arguments': ['--weights=w.npz']},
-      '--weights (not given there, given here)',
+      '--weights (given instead of not given)',
     ),
   ],
   ids=['cache', 'weights to begin with', 'weights to evaluate'],
@@ -284,9 +289,7 @@ def test_port_in_use_is_reported(tmp_path):
       f'--workdir={tmp_path}',
     )
     assert process.finish() == 1, process.output
-  (line,) = process.lines
-  assert line.startswith('nfnet_jax: Process 0 cannot listen on port ')
-  assert line.endswith('Choose another port in --coordinator.')
+  assert 'the port of process 0 is free' in process.lines[-1]
 
 
 @pytest.fixture

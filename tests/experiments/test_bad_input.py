@@ -548,11 +548,12 @@ def test_devices_of_processes_that_were_not_joined(run_command, monkeypatch):
 
 
 def test_devices_that_do_not_answer_are_counted(run_command, monkeypatch):
-  monkeypatch.setattr(processes, 'are_several', lambda: True)
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
   monkeypatch.setattr(data_parallel.DataParallel, 'count', lambda self: 7)
-  code, _, err = run_command(enter)
-  assert code == 1
-  assert err.startswith('nfnet_jax: 7 of 8 devices answered.')
+  # It would end the tests, too.
+  monkeypatch.setattr(processes, 'exit_alone', sys.exit)
+  code, _, _ = run_command(enter)
+  assert code.startswith('7 of 8 devices answered.')
 
 
 @pytest.mark.parametrize(
