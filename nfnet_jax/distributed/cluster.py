@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
+import socket
 
 import jax
 
@@ -26,6 +29,7 @@ def check(
 
   Raises:
     errors.InputError: if they are incomplete or not valid.
+    errors.RunError: if this is process 0, and its port is in use.
   """
   if coordinator is None or num_processes is None or process_id is None:
     raise errors.InputError(
@@ -42,6 +46,8 @@ def check(
       f'--process_id={process_id} is not in [0, {num_processes}), '
       'the range of --num_processes.'
     )
+  if process_id == 0:
+    _check_port(coordinator)
 
 
 def may_have_others() -> bool:
@@ -70,3 +76,25 @@ def check_not_scheduled() -> None:
 
 def _scheduler_variables() -> list[str]:
   return [name for name in _SCHEDULER_VARIABLES if name in os.environ]
+
+
+def _check_port(coordinator: str) -> None:
+  """Check that no other program of this host listens on process 0's port.
+
+  JAX would share the port with another run of its own, and end that run.
+
+  Raises:
+    errors.RunError: if one does.
+  """
+  port = int(coordinator.rpartition(':')[2])
+  with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(('::', port))
+    except (OSError, OverflowError) as error:
+      # EADDRNOTAVAIL means that the host has no IPv6.
+      if getattr(error, 'errno', None) != errno.EADDRNOTAVAIL:
+        raise errors.RunError(
+          f'Process 0 cannot listen on port {port} ({error}). Choose another '
+          'port in --coordinator.'
+        ) from error

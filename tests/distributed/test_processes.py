@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -79,11 +80,23 @@ class TestArguments:
     with pytest.raises(errors.InputError, match='is not HOST:PORT'):
       processes.start(address, 2, 0)
 
+  @pytest.mark.parametrize('shared', [False, True])
+  def test_port_in_use_is_reported(self, calls, shared):
+    """JAX itself would share the port with another run, which then aborts."""
+    with socket.socket(socket.AF_INET6) as other:
+      other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+      other.bind(('::', 0))
+      other.listen()
+      port = other.getsockname()[1]
+      with pytest.raises(errors.RunError, match=f'port {port} .* Choose'):
+        processes.start(f'127.0.0.1:{port}', 2, 0)
+    assert not calls
+
   def test_other_errors_of_jax_are_not_hidden(self, calls):
     with pytest.raises(ValueError, match='coordinator_address'):
-      processes.start('a:1', 2, 0)
+      processes.start('a:0', 2, 0)
     ((arguments, options),) = calls
-    assert arguments == ('a:1', 2, 0)
+    assert arguments == ('a:0', 2, 0)
     assert options['cluster_detection_method'] == 'deactivate'
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 
 import pytest
 
@@ -275,21 +274,6 @@ def test_other_flags_or_variables_are_refused(
   )
   assert group.finish(90) == [2, 2], group.output
   assert all(line in process.lines[-1] for process in group), group.output
-
-
-def test_port_in_use_is_reported(tmp_path):
-  with socket.socket(socket.AF_INET6) as other:
-    other.bind(('::', 0))
-    other.listen()
-    process = process_groups.Process(
-      LINEAR,
-      f'--coordinator=127.0.0.1:{other.getsockname()[1]}',
-      '--num_processes=2',
-      '--process_id=0',
-      f'--workdir={tmp_path}',
-    )
-    assert process.finish() == 1, process.output
-  assert 'the port of process 0 is free' in process.lines[-1]
 
 
 @pytest.fixture
