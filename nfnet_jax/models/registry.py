@@ -30,6 +30,7 @@ __all__ = [
   'get_model_spec',
   'list_models',
   'register_model',
+  'unregister_model',
 ]
 
 
@@ -121,6 +122,7 @@ def register_model(
     ... )
     >>> create_model('nfnet_wide', num_classes=10).spec.test_size
     96
+    >>> unregister_model('nfnet_wide')
   """
   if name in _SPECS:
     raise ValueError(
@@ -146,6 +148,16 @@ def register_model(
   _ = spec.preprocessing  # Checks its values.
   _SPECS[name] = spec
   return spec
+
+
+def unregister_model(name: str) -> None:
+  """Remove a model from the table, so that its name can be used again.
+
+  Raises:
+    ValueError: if the name is unknown.
+  """
+  get_model_spec(name)
+  del _SPECS[name]
 
 
 def _register_families() -> None:

@@ -22,6 +22,8 @@ COUNTS = {
   'senet_pico': (0, 20, 0),
   'efficientnet_pico': (0, 25, 0),
 }
+# One with standardised kernels; one with merged norms and ones that are kept.
+QUICK = {'nfnet_pico', 'bn_resnet_pico'}
 
 
 def check(model, params, state, folded):
@@ -47,7 +49,13 @@ def check(model, params, state, folded):
       jax.tree.map(np.testing.assert_array_equal, leaves, dict(params[path]))
 
 
-@pytest.mark.parametrize('name', COUNTS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in COUNTS
+  ],
+)
 def test_every_family(name):
   model = nfnet_jax.create(name, 10)
   params, state = randomize(model)
@@ -60,6 +68,18 @@ def test_every_family(name):
 
 
 def test_standardisation_of_timm():
+  standardize = layers.standardize_as_timm
+  model = network(
+    lambda x: jnp.mean(
+      layers.ScaledWSConv2D(4, 3, standardize=standardize)(x), (1, 2)
+    )
+  )
+  params, state = randomize(model)
+  check(model, params, state, fold.fold(model, params, state))
+
+
+@pytest.mark.slow
+def test_standardisation_of_timms_network():
   model = nfnet_jax.create('nfnet_pico', 10, timm_forward=True)
   params, state = randomize(model)
   check(model, params, state, fold.fold(model, params, state))

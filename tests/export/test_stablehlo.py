@@ -13,7 +13,13 @@ IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 32, 32, 3))
 IMAGES = IMAGES.astype(np.float32)
 
 
-@pytest.fixture(scope='module', params=['nfnet_pico', 'bn_resnet_pico'])
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param('nfnet_pico', marks=pytest.mark.slow),
+    'bn_resnet_pico',
+  ],
+)
 def folded(request):
   """Return predictor, weights, and probabilities of the unfolded network."""
   model, trained = trained_weights.random_weights(request.param)

@@ -204,9 +204,11 @@ def test_drop_connect_rescales_whole_branches():
 
   init, apply = hk.transform_with_state(forward)
   x = jnp.float32(random_images(64, 3, 3, 8))
-  params, state = init(jax.random.key(1), x, 0.0)
-  branch, _ = apply(params, state, None, x, 0.0)
-  dropped, _ = apply(params, state, None, x, 0.75)
+  params, state = jax.jit(init, static_argnums=2)(jax.random.key(1), x, 0.0)
+  branch, dropped = (
+    jax.jit(apply, static_argnums=4)(params, state, None, x, rate)[0]
+    for rate in (0.0, 0.75)
+  )
   kept = np.abs(dropped).max((1, 2, 3)) > 0
   assert 4 < kept.sum() < 32
   expected = branch * (4 * kept)[:, None, None, None]
@@ -256,5 +258,6 @@ def test_bn_resnet():
   check_network('bn_resnet_pico', bn_resnet_network, he_kernels=True)
 
 
+@pytest.mark.slow
 def test_senet():
   check_network('senet_pico', senet_network, he_kernels=True)

@@ -9,19 +9,38 @@ import pytest
 
 from nfnet_jax.models import layers, registry
 from nfnet_jax.models.fast import blocks
-from tests.models import families
+from tests.models import families, reference
 
 
 def gradients(function, *inputs):
-  """Return the value, and the gradients for a random cotangent."""
+  """Return the value, gradients for a random cotangent, and other outputs.
+
+  `function` returns the value and a tree of other outputs.
+  """
+  shape = jax.eval_shape(function, *inputs)[0]
+  cotangent = random(shape.shape, shape.dtype, seed=9)
 
   @jax.jit
-  def both(*inputs):
-    value, pull_back = jax.vjp(function, *inputs)
-    cotangent = jax.random.normal(jax.random.key(9), value.shape)
-    return value, pull_back(cotangent.astype(value.dtype))
+  def run(*inputs):
+    value, pull_back, others = jax.vjp(function, *inputs, has_aux=True)
+    return value, pull_back(cotangent), others
 
-  return both(*inputs)
+  return run(*inputs)
+
+
+def compare(plain, fast, *inputs, tolerance):
+  """Compare the values and gradients of two functions of arrays."""
+  results = (
+    gradients(lambda *inputs, f=function: (f(*inputs), ()), *inputs)
+    for function in (plain, fast)
+  )
+  assert_close(*results, tolerance)
+
+
+def random(shape, dtype=jnp.float32, *, seed=0, mean=0.0, std=1.0):
+  """Draw an array; NumPy has nothing to compile."""
+  draws = np.random.default_rng(seed).normal(mean, std, shape)
+  return jnp.asarray(draws, dtype)
 
 
 def assert_close(one, other, tolerance):
@@ -38,9 +57,9 @@ def assert_close(one, other, tolerance):
 )
 def test_gelu(dtype, tolerance):
   with jax.enable_x64(dtype == jnp.float64):
-    x = jnp.linspace(-12, 12, 4001).astype(dtype)
-    plain = gradients(layers.scaled_activation('gelu'), x)
-    assert_close(plain, gradients(blocks.scaled_gelu, x), tolerance)
+    x = jnp.asarray(np.linspace(-12, 12, 4001), dtype)
+    plain = layers.scaled_activation('gelu')
+    compare(plain, blocks.scaled_gelu, x, tolerance=tolerance)
 
 
 def test_gelu_far_from_zero():
@@ -61,23 +80,16 @@ def test_gelu_keeps_only_its_input():
   ('dtype', 'tolerance'), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)]
 )
 def test_standardize(shape, dtype, tolerance):
-  keys = jax.random.split(jax.random.key(0), 2)
-  w = 0.1 * jax.random.normal(keys[0], shape) + 0.05
-  w, gain = w.astype(dtype), (1 + jax.random.normal(keys[1], shape[-1:]))
-  gain = gain.astype(dtype)
-  plain = gradients(layers.standardize, w, gain)
-  assert_close(plain, gradients(blocks.standardize, w, gain), tolerance)
+  w = random(shape, dtype, mean=0.05, std=0.1)
+  gain = random(shape[-1:], dtype, seed=1, mean=1.0)
+  compare(layers.standardize, blocks.standardize, w, gain, tolerance=tolerance)
 
 
-def test_standardize_below_eps():
+@pytest.mark.parametrize(('std', 'tolerance'), [(1e-4, 1e-5), (0.0, 1e-6)])
+def test_standardize_below_eps(std, tolerance):
   """A kernel that hardly varies is divided by a constant."""
-  w = 1 + 1e-4 * jax.random.normal(jax.random.key(0), (1, 1, 8, 3))
-  plain = gradients(layers.standardize, w, jnp.ones(3))
-  assert_close(plain, gradients(blocks.standardize, w, jnp.ones(3)), 1e-5)
-  constant = gradients(blocks.standardize, jnp.ones_like(w), jnp.ones(3))
-  assert_close(
-    gradients(layers.standardize, jnp.ones_like(w), jnp.ones(3)), constant, 1e-6
-  )
+  w, gain = random((1, 1, 8, 3), mean=1.0, std=std), jnp.ones(3)
+  compare(layers.standardize, blocks.standardize, w, gain, tolerance=tolerance)
 
 
 FAST_PATHS = 'fused_blocks', 'fast_convs'
@@ -85,8 +97,8 @@ FAST_PATHS = 'fused_blocks', 'fast_convs'
 
 @pytest.fixture(scope='module')
 def network():
-  """Return a constructor: an NFNet of one plain and three transition blocks."""
-  with families.small_nfnet(depth=(1, 2, 1, 0)) as name:
+  """Return a constructor: an NFNet of one plain and two transition blocks."""
+  with families.small_nfnet(depth=(1, 2, 0, 0)) as name:
     yield functools.partial(
       registry.create_model, name, 10, stochdepth_rate=0.5
     )
@@ -95,91 +107,89 @@ def network():
 @pytest.fixture(scope='module')
 def inputs(network):
   """Return parameters that all have an effect, and images."""
-  images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
-  init = lambda key: network().init(key, images, False)[0]
-  params = jax.jit(init)(jax.random.key(1))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  moved = [
-    leaf + 0.05 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys)
-  ]
-  params = jax.tree.unflatten(tree, moved)
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-    jnp.shape,
-    jax.eval_shape(
-      lambda key: network(fused_blocks=True).init(key, images, False)[0],
-      jax.random.key(1),
-    ),
+  images = random((4, 32, 32, 3))
+  plain, fused = (
+    lambda key, fused=fused: network(fused_blocks=fused).init(
+      key, images, False
+    )[0]
+    for fused in (False, True)
   )
+  params = jax.tree.map(jnp.float32, reference.random_params(plain))
+  shapes = jax.eval_shape(fused, jax.random.key(1))
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
   return params, images
 
 
-def run(network, inputs, dtype, *, is_training=True, **options):
-  """Return logits and gradients with respect to parameters and images."""
-  model = network(**options)
-  key = jax.random.key(5) if is_training else None
+@pytest.fixture(scope='module')
+def run(network, inputs):
+  """Return a function that computes logits, gradients and statistics, once.
 
-  def logits(params, images):
-    return model.apply(params, {}, key, images, is_training)[0]
+  The gradients are those with respect to parameters and images; the statistics
+  are the blocks'.
+  """
 
-  cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
-  return jax.tree.map(
-    lambda leaf: leaf.astype(jnp.float32), gradients(logits, *cast(inputs))
-  )
+  @functools.cache
+  def run(dtype=jnp.float32, is_training=True, **options):
+    model = network(**options)
+
+    def logits(params, images):
+      # Rates are positive: the key decides which branches are dropped.
+      key = jax.random.key(5) if is_training else None
+      outputs, _ = model.endpoints(params, {}, key, images, is_training)
+      return outputs.pop('logits'), outputs
+
+    cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    return jax.tree.map(
+      lambda leaf: np.asarray(leaf, np.float64),
+      gradients(logits, *cast(inputs)),
+    )
+
+  return run
 
 
+@pytest.mark.parametrize(
+  ('is_training', 'fast_path'),
+  [
+    (True, 'fused_blocks'),
+    pytest.param(False, 'fused_blocks', marks=pytest.mark.slow),
+    pytest.param(True, 'fast_convs', marks=pytest.mark.slow),
+    pytest.param(False, 'fast_convs', marks=pytest.mark.slow),
+  ],
+)
+def test_network_in_float32(run, is_training, fast_path):
+  plain = run(is_training=is_training)
+  assert 'residual_var' in plain[2]['block_0']
+  fast = run(is_training=is_training, **{fast_path: True})
+  assert_close(plain, fast, 1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('fast_path', FAST_PATHS)
-@pytest.mark.parametrize('is_training', [True, False])
-def test_network_in_float32(network, inputs, is_training, fast_path):
-  options = {'dtype': jnp.float32, 'is_training': is_training}
-  plain = run(network, inputs, **options)
-  assert_close(
-    plain, run(network, inputs, **options, **{fast_path: True}), 1e-5
-  )
-
-
-@pytest.mark.parametrize('fast_path', FAST_PATHS)
-def test_network_in_bfloat16_is_as_exact(network, inputs, fast_path):
-  exact = run(network, inputs, jnp.float32)
+def test_network_in_bfloat16_is_as_exact(run, fast_path):
+  exact = run()[:2]
 
   def error(**options):
-    rough = run(network, inputs, jnp.bfloat16, **options)
+    rough = run(jnp.bfloat16, **options)[:2]
     square = lambda tree: sum(
-      np.sum(np.square(np.float64(leaf))) for leaf in jax.tree.leaves(tree)
+      np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)
     )
-    return square(jax.tree.map(jnp.subtract, rough, exact)) / square(exact)
+    return square(jax.tree.map(np.subtract, rough, exact)) / square(exact)
 
   plain = error()
   assert error(**{fast_path: True}) < 1.5 * plain < 0.1
 
 
-def test_endpoints_are_the_same(network, inputs):
-  plain, fast = (
-    jax.jit(
-      lambda params, images, fused=fused: network(fused_blocks=fused).endpoints(
-        params, {}, jax.random.key(5), images, True
-      )[0]
-    )(*inputs)
-    for fused in (False, True)
-  )
-  assert 'residual_var' in plain['block_0']
-  assert_close(plain, fast, 1e-5)
+@pytest.mark.slow
+def test_fused_blocks_take_other_activations(run):
+  plain = run(activation='silu')
+  assert_close(plain, run(activation='silu', fused_blocks=True), 1e-5)
 
 
-def test_fused_blocks_take_other_activations(network, inputs):
-  options = {'dtype': jnp.float32, 'activation': 'silu'}
-  plain = run(network, inputs, **options)
-  assert_close(plain, run(network, inputs, **options, fused_blocks=True), 1e-5)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize('fast_path', FAST_PATHS)
-def test_fast_paths_take_timm_forward(network, inputs, fast_path):
-  options = {'dtype': jnp.float32, 'timm_forward': True}
-  plain = run(network, inputs, **options)
-  assert_close(
-    plain, run(network, inputs, **options, **{fast_path: True}), 1e-5
-  )
+def test_fast_paths_take_timm_forward(run, fast_path):
+  plain = run(timm_forward=True)
+  assert_close(plain, run(timm_forward=True, **{fast_path: True}), 1e-5)
 
 
 @pytest.mark.parametrize('fast_path', ['fused_blocks', 'fast_stem'])

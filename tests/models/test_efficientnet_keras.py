@@ -109,11 +109,12 @@ def check_parity(variant, size):
   tf.random.set_seed(None)
 
 
+@pytest.mark.slow
 def test_b0_equals_keras():
   check_parity('b0', 91)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('index', range(8))
 def test_equals_keras_at_native_size(index):
   variant = f'b{index}'

@@ -67,9 +67,9 @@ def nf_reg_block(
 @pytest.mark.parametrize(
   ('shape', 'channels', 'stride', 'transition', 'se_ratio'),
   [
-    ((2, 8, 8, 6), 16, 2, True, 0.0),
-    ((1, 7, 5, 6), 16, 1, True, 0.25),
-    ((2, 1, 3, 16), 16, 1, False, 0.0),
+    ((2, 7, 8, 6), 16, 2, True, 0.25),
+    pytest.param((1, 7, 5, 6), 16, 1, True, 0.0, marks=pytest.mark.slow),
+    pytest.param((2, 1, 3, 16), 16, 1, False, 0.0, marks=pytest.mark.slow),
   ],
 )
 def test_nf_resnet_block(shape, channels, stride, transition, se_ratio):
@@ -96,8 +96,8 @@ def test_nf_resnet_block(shape, channels, stride, transition, se_ratio):
   ('shape', 'channels', 'expanded', 'stride', 'transition'),
   [
     ((2, 8, 7, 6), 10, 13, 2, True),
-    ((1, 1, 1, 10), 10, 22, 2, True),
-    ((2, 5, 3, 10), 10, 22, 1, False),
+    pytest.param((1, 1, 1, 10), 10, 22, 2, True, marks=pytest.mark.slow),
+    pytest.param((2, 5, 3, 10), 10, 22, 1, False, marks=pytest.mark.slow),
   ],
 )
 def test_nf_regnet_block(shape, channels, expanded, stride, transition):
@@ -160,5 +160,6 @@ def test_nf_resnet():
   check_network('nf_resnet_pico', nf_resnet_network)
 
 
+@pytest.mark.slow
 def test_nf_regnet():
   check_network('nf_regnet_pico', nf_regnet_network)

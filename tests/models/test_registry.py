@@ -18,18 +18,22 @@ from nfnet_jax.models import (
   registry,
 )
 from nfnet_jax.weights import identify
-from tests.models import families
+from tests.models import families, reference
 
 
 @pytest.fixture(scope='module')
-def pico(pico_params):
-  model = registry.create_model('nfnet_pico', num_classes=10)
-  images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-  return model, pico_params, {}, images
+def small():
+  """Return arguments of a small network."""
+  with families.small_nfnet(depth=(1, 1, 0, 0)) as name:
+    model = registry.create_model(name, num_classes=10)
+    images = np.float32(reference.random_images(2, 32, 32, 3))
+    init = lambda key: model.init(key, images, False)[0]
+    params = jax.tree.map(jnp.float32, reference.random_params(init))
+    yield model, params, {}, images
 
 
-def test_endpoints_agree_with_the_forward_pass(pico):
-  model, params, state, images = pico
+def test_endpoints_agree_with_the_forward_pass(small):
+  model, params, state, images = small
 
   @jax.jit
   def both(*args):
@@ -39,12 +43,12 @@ def test_endpoints_agree_with_the_forward_pass(pico):
   np.testing.assert_array_equal(outputs['logits'], logits)
   assert outputs['features'].shape == (2, 192)
   blocks = sorted(name for name in outputs if name.startswith('block_'))
-  assert blocks == ['block_0', 'block_1', 'block_2', 'block_3']
+  assert blocks == ['block_0', 'block_1']
   assert set(outputs['block_0']) == {'sq_mean', 'var', 'residual_var'}
 
 
-def test_training_without_a_key_is_refused(pico):
-  model, params, state, images = pico
+def test_training_without_a_key_is_refused(small):
+  model, params, state, images = small
   with pytest.raises(ValueError, match='RNG'):
     model.apply(params, state, None, images, True)
 
@@ -173,11 +177,11 @@ class Gated(nfnet.NFNet):
 
 
 @pytest.fixture
-def gated(monkeypatch):
-  monkeypatch.setattr(registry, '_SPECS', dict(registry._SPECS))
-  return registry.register_model(
+def gated():
+  yield registry.register_model(
     'gated', Gated, 'small', train_size=32, test_size=48
   )
+  registry.unregister_model('gated')
 
 
 def test_registered_model_is_known_by_name(gated):
@@ -197,6 +201,18 @@ def test_registered_model_is_known_by_name(gated):
   identify.check('gated', 10, {'gate': True}, (params, state))
 
 
+def test_unregistered_model_is_unknown():
+  known = registry.list_models()
+  for _ in range(2):  # The name can be used again.
+    registry.register_model(
+      'other', Gated, 'small', train_size=32, test_size=32
+    )
+    registry.unregister_model('other')
+  assert registry.list_models() == known
+  with pytest.raises(ValueError, match="'other'"):
+    registry.unregister_model('other')
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -206,7 +222,7 @@ def test_registered_model_is_known_by_name(gated):
     ({'eval_crop': 'none'}, "crop is 'none'"),
   ],
 )
-def test_impossible_registration_is_refused(gated, changes, message):
+def test_impossible_registration_is_refused(changes, message):
   arguments = {
     'name': 'other',
     'variant': 'small',

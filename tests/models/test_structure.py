@@ -9,14 +9,39 @@ import pytest
 from nfnet_jax import trees
 from nfnet_jax.models import registry
 from nfnet_jax.optim import groups
-from tests.models import regenerate
+from tests.models import families, regenerate
 
-# Tracing these takes seconds.
-DEEPEST = {'nf_resnet288', 'nf_resnet600', 'bn_resnet288', 'bn_resnet600'}
+# Tracing a deep network takes seconds. These are one network of every kind.
+QUICK = {
+  *families.PICOS,
+  'nfnet_nano',
+  'nfnet_f0',
+  'nfnet_f0_plus',
+  'nfnet_f0_baseline',
+  'nfnet_f0_modified_width',
+  'nfnet_f0_default_width',
+  'nfnet_f0_bn',
+  'nf_resnet50',
+  'nf_regnet_b0',
+  'bn_resnet50',
+  'resnet50',
+  'senet50',
+  'efficientnet_b0',
+}
+
+
+def mark(name):
+  return pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+
+
 MODELS = [
-  pytest.param(name, marks=pytest.mark.slow if name in DEEPEST else ())
-  for name in registry.list_models()
+  mark(name) for names in registry.FAMILIES.values() for name in names.values()
 ]
+# Parameter paths of the weights that the paper's authors published.
+PUBLISHED = sorted(
+  path.stem.removeprefix('published_').removesuffix('_paths')
+  for path in regenerate.GOLDEN.glob('published_*_paths.json')
+)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -48,14 +73,10 @@ def test_regenerates_one_model_only(tmp_path):
     regenerate.regenerate(['nfnet_f99'], path)
 
 
-@pytest.mark.parametrize(
-  'path',
-  sorted(regenerate.GOLDEN.glob('published_*_paths.json')),
-  ids=lambda path: path.stem,
-)
-def test_tree_is_the_published_one(path):
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_tree_is_the_published_one(name):
+  path = regenerate.GOLDEN / f'published_{name}_paths.json'
   published = json.loads(path.read_text())
-  name = path.stem.removeprefix('published_').removesuffix('_paths')
   params, state, _ = regenerate.trace(name)
   ours = {
     module: {name: list(leaf.shape) for name, leaf in leaves.items()}

@@ -121,7 +121,8 @@ def batch_of(size):
 
 def test_vmap_over_a_leading_axis():
   tx, (grads, params), desired = batch_of(3)
-  assert_close(jax.vmap(functools.partial(run, tx))(grads, params), desired)
+  actual = jax.jit(jax.vmap(functools.partial(run, tx)))(grads, params)
+  assert_close(actual, desired)
 
 
 def test_pmap_over_devices():

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import nfnet_jax
 
@@ -100,6 +101,7 @@ def assert_same_bits(actual, desired):
   np.testing.assert_array_equal(actual.view(np.uint32), desired.view(np.uint32))
 
 
+@pytest.mark.slow
 @property_test
 @given(cases(), ratios, epsilons)
 def test_norm_of_each_unit_is_within_its_bound(case, ratio, eps):
@@ -132,6 +134,7 @@ def test_unit_above_its_bound_is_scaled_to_it(case, ratio, eps):
   )
 
 
+@pytest.mark.slow
 @property_test
 @given(cases(), ratios, epsilons)
 def test_second_pass_changes_nothing_beyond_rounding(case, ratio, eps):
@@ -141,6 +144,7 @@ def test_second_pass_changes_nothing_beyond_rounding(case, ratio, eps):
   np.testing.assert_allclose(twice, once, rtol=ROUNDING, atol=SUBNORMAL)
 
 
+@pytest.mark.slow
 @property_test
 @given(well_scaled(), ratios, floats(0.01, 100))
 def test_scaling_gradient_and_weight_scales_the_update(case, ratio, factor):
@@ -151,6 +155,7 @@ def test_scaling_gradient_and_weight_scales_the_update(case, ratio, factor):
   np.testing.assert_allclose(actual, desired, rtol=ROUNDING)
 
 
+@pytest.mark.slow
 @property_test
 @given(well_scaled(), ratios, st.integers(-6, 20))
 def test_scaling_by_a_power_of_two_is_exact(case, ratio, power):
@@ -160,6 +165,7 @@ def test_scaling_by_a_power_of_two_is_exact(case, ratio, power):
   assert_same_bits(actual, factor * clip(grad, weight, ratio))
 
 
+@pytest.mark.slow
 @property_test
 @given(well_scaled(), ratios, st.floats(1e-6, 0.5))
 def test_eps_below_every_weight_norm_has_no_effect(case, ratio, eps):
@@ -167,6 +173,7 @@ def test_eps_below_every_weight_norm_has_no_effect(case, ratio, eps):
   assert_same_bits(clip(grad, weight, ratio, eps), clip(grad, weight, ratio))
 
 
+@pytest.mark.slow
 @property_test
 @given(cases(anything, anything), floats(0, 10), floats(0, 1))
 def test_equals_optax_on_any_float32(case, ratio, eps):
@@ -183,6 +190,7 @@ def test_equals_optax_on_any_float32(case, ratio, eps):
   assert_same_bits(actual[numbers], desired[numbers])
 
 
+@pytest.mark.slow
 @property_test
 @given(cases(), cases(), ratios, epsilons)
 def test_fractions_count_the_units_at_or_above_their_bounds(a, b, ratio, eps):
