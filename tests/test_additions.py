@@ -132,32 +132,44 @@ CLIPPING = {
     ),
   ]
 }
-CHECK = """
-import io, json, contextlib
+MODELS = """
+import json
 import jax, numpy as np
 import nfnet_jax
-from nfnet_jax.config import base, lookup, settings
-from nfnet_jax.config import experiment as experiment_lib
-from nfnet_jax.config import steps
-from nfnet_jax.weights import load, identify
+from nfnet_jax.config import settings
+from nfnet_jax.weights import identify
+
+scaled = nfnet_jax.create_model('nfnet_pico', logit_scale=2.0)
+tiny = nfnet_jax.create_model('tiny_pico', num_classes=3)
+images = np.zeros((1, 32, 32, 3), np.float32)
+trees = jax.eval_shape(
+  lambda key: tiny.init(key, images, False), jax.random.key(0))
+page = settings.format_page()
+print(json.dumps({
+  'option': scaled.spec.options['logit_scale'].description,
+  'identified': identify.identify(*trees),
+  'settings': [name for name in (
+    'model.logit_scale', 'model.channels', 'data.grey', 'data.eval_mirror')
+    if f'`{name}`' in page],
+}))
+"""
+RUNS = """
+import json
+import numpy as np
+from nfnet_jax.config import lookup, steps
 
 def prepare(**settings):
   return steps.prepare_config(
     lookup.load('digits', {'run.data_dir': DATA_DIR, **settings}), devices=1)
 
-def train_shapes(config):
-  return steps.open_experiment(config, devices=1).abstract_state()
+def modules(**settings):
+  experiment = steps.open_experiment(prepare(**settings), devices=1)
+  return list(experiment.abstract_state().params)
 
 found = {}
-config = prepare(**{'model.name': 'nfnet_pico', 'model.logit_scale': 2.0})
-experiment = steps.open_experiment(config, devices=1)
-found['option'] = experiment.model.spec.options['logit_scale'].description
-found['tiny'] = list(train_shapes(prepare(
-  **{'model.name': 'tiny_pico', 'model.channels': 5})).params)
-model = nfnet_jax.create_model('tiny_pico', num_classes=3)
-images = np.zeros((1, 32, 32, 3), np.float32)
-params, state = model.init(jax.random.key(0), images, False)
-found['identified'] = identify.identify(params, state)
+scaled = prepare(**{'model.name': 'nfnet_pico', 'model.logit_scale': 2.0})
+found['option'] = scaled.model.logit_scale
+found['tiny'] = modules(**{'model.name': 'tiny_pico', 'model.channels': 5})
 grey = prepare(**{
   'data.grey': True, 'data.eval_mirror': True, 'optimizer.clip_by': 'value'})
 experiment = steps.open_experiment(grey, devices=1)
@@ -169,10 +181,6 @@ plain = steps.open_experiment(prepare(), devices=1)
 mirrored, usual = (
   next(each.eval_batches(print))['image'] for each in (experiment, plain))
 found['mirrored'] = bool(np.allclose(mirrored, usual[:, :, ::-1], atol=0.1))
-page = settings.format_page()
-found['settings'] = [name for name in (
-  'model.logit_scale', 'model.channels', 'data.grey', 'data.eval_mirror')
-  if f'`{name}`' in page]
 print(json.dumps(found))
 """
 
@@ -191,14 +199,20 @@ def apply(package, edits):
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory, data_dir):
+def copy(tmp_path_factory):
+  """A folder with a copy of the package that has all additions."""
   folder = tmp_path_factory.mktemp('copy')
   package = folder / 'nfnet_jax'
   shutil.copytree(ROOT / 'nfnet_jax', package)
   for edits in (MODEL_OPTION, FAMILY, AUGMENTATION, EVALUATION, CLIPPING):
     apply(package, edits)
+  return folder
+
+
+def run_python(folder, code):
+  """Run code that prints an object; return that object."""
   run = subprocess.run(
-    [sys.executable, '-c', f'DATA_DIR = {data_dir!r}\n{CHECK}'],
+    [sys.executable, '-c', code],
     env={**os.environ, 'PYTHONPATH': str(folder)},
     cwd=folder,
     capture_output=True,
@@ -208,32 +222,40 @@ def found(tmp_path_factory, data_dir):
   return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_a_model_option_is_one_file(found):
+@pytest.fixture(scope='module')
+def runs(copy, data_dir):
+  return run_python(copy, f'DATA_DIR = {data_dir!r}\n{RUNS}')
+
+
+def test_additions_of_models_and_settings_are_known_everywhere(copy):
   assert len(MODEL_OPTION) == 1
-  assert found['option'] == 'Factor of the features.'
-
-
-def test_a_family_is_its_file_and_one_entry(found):
   assert len(FAMILY) == 2
-  assert found['tiny'] == ['Tiny/~/conv', 'Tiny/~/linear']
+  found = run_python(copy, MODELS)
+  assert found['option'] == 'Factor of the features.'
   assert found['identified'] == ['tiny_pico', 3]
-
-
-def test_an_augmentation_is_two_files(found):
-  assert len(AUGMENTATION) == 2
-  assert found['grey']
-  assert 'grey' in found['described']
-
-
-def test_an_evaluation_option_is_two_files(found):
-  assert len(EVALUATION) == 2
-  assert found['mirrored']
-
-
-def test_a_clipping_rule_is_one_file(found):
-  assert len(CLIPPING) == 1
-  assert found['clipping'] == 0.5
-
-
-def test_all_of_them_are_settings(found):
   assert len(found['settings']) == 4
+
+
+@pytest.mark.slow
+def test_models_are_configured(runs):
+  assert runs['option'] == 2
+  assert runs['tiny'] == ['Tiny/~/conv', 'Tiny/~/linear']
+
+
+@pytest.mark.slow
+def test_an_augmentation_is_two_files(runs):
+  assert len(AUGMENTATION) == 2
+  assert runs['grey']
+  assert 'grey' in runs['described']
+
+
+@pytest.mark.slow
+def test_an_evaluation_option_is_two_files(runs):
+  assert len(EVALUATION) == 2
+  assert runs['mirrored']
+
+
+@pytest.mark.slow
+def test_a_clipping_rule_is_one_file(runs):
+  assert len(CLIPPING) == 1
+  assert runs['clipping'] == 0.5

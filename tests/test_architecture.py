@@ -127,18 +127,16 @@ def test_import_is_quick_and_leaves_tensorflow_alone():
     'heavy = {"tensorflow", "tensorflow_datasets", "orbax", "matplotlib"}; '
     'print(took, *(heavy & set(sys.modules)))'
   )
-  runs = [
-    subprocess.run(
-      [sys.executable, '-c', program],
-      check=True,
-      capture_output=True,
-      text=True,
-      cwd=ROOT,
-    ).stdout.split()
-    for _ in range(2)
-  ]
-  assert all(len(words) == 1 for words in runs), runs
-  assert min(float(words[0]) for words in runs) < 2
+
+  def run_import():
+    command = [sys.executable, '-c', program]
+    run = subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    seconds, *heavy = run.stdout.split()
+    assert not heavy
+    return float(seconds)
+
+  # The first time, Python may have compiled the sources.
+  assert run_import() < 2 or run_import() < 2
 
 
 def test_imports_have_no_side_effects():
@@ -176,19 +174,29 @@ def test_commands_import_slow_libraries_only_to_use_them():
   subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize('name', COMMANDS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name == 'train' else pytest.mark.slow)
+    for name in COMMANDS
+  ],
+)
 def test_help_is_quick(name):
   command = [sys.executable, '-m', f'nfnet_jax.experiments.{name}', '--help']
-  seconds = []
-  for _ in range(2):
+
+  def run_help():
     start = children_seconds()
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    seconds.append(children_seconds() - start)
-  assert '  --' in run.stdout
-  assert f'python -m nfnet_jax.experiments.{name} ' in run.stdout
-  assert min(seconds) < 3
+    return run.stdout, children_seconds() - start
+
+  text, seconds = run_help()
+  assert '  --' in text
+  assert f'python -m nfnet_jax.experiments.{name} ' in text
+  # The first time, Python may have compiled the sources.
+  assert seconds < 3 or run_help()[1] < 3
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_source_and_config(tmp_path):
   copy = tmp_path / 'source'  # Building leaves files in the tree.
   shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', 'build'))

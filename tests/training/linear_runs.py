@@ -3,14 +3,11 @@
 import io
 import json
 
-import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import nfnet_jax
 from nfnet_jax.distributed import preemption
-from nfnet_jax.models import registry
 from nfnet_jax.training import (
   checkpoint,
   data_parallel,
@@ -21,30 +18,16 @@ from nfnet_jax.training import (
   state,
   step,
 )
+from tests.training import small_models
 from tests.training.batches import random_batch
 
-# A number of classes that eight devices can shard.
-BATCH, SIZE, CLASSES, EXAMPLES = 16, 4, 16, 53
+BATCH, SIZE, CLASSES, EXAMPLES = 16, 4, small_models.CLASSES, 53
 
 
 def make_trainer(learning_rate=0.1):
   """Return a trainer of a linear classifier."""
-
-  def make():
-    linear = hk.Linear(CLASSES, name='linear')
-
-    def endpoints(images, is_training, positions=None):
-      features = jnp.mean(images, (1, 2))
-      return {'features': features, 'logits': linear(features)}
-
-    def forward(*args):
-      return endpoints(*args)['logits']
-
-    return forward, (forward, endpoints)
-
-  net = hk.multi_transform_with_state(make)
   return step.Trainer(
-    model=registry.Model(net.init, *net.apply, spec=None),
+    model=small_models.linear(),
     optimizer=nfnet_jax.make_optimizer(learning_rate),
     schedule=(
       learning_rate if callable(learning_rate) else lambda _: learning_rate

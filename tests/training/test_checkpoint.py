@@ -16,21 +16,21 @@ import pytest
 import nfnet_jax
 from nfnet_jax.storage import files
 from nfnet_jax.training import checkpoint, state
+from tests.training import small_models
 from tests.training.small_checkpoints import replace_last_step, small_state
 
 
 @pytest.fixture(scope='module')
-def saved_state(pico_params):
-  tx = nfnet_jax.make_optimizer(0.1)
-  values = state.TrainState(
-    step=np.int32(0),
-    params=pico_params,
-    model_state={'bn': {'average': np.arange(3, dtype=np.float32)}},
-    opt_state=tx.init(pico_params),
-    ema_params=jax.tree.map(lambda p: p * 2, pico_params),
-    ema_model_state={},
+def saved_state():
+  """A state with parameters, statistics, momentum and different EMAs."""
+  fresh = state.create_state(
+    small_models.normalised(),
+    nfnet_jax.make_optimizer(0.1),
+    seed=0,
+    image_size=4,
   )
-  return jax.device_get(values)
+  ema_params = jax.tree.map(lambda p: p * 2, fresh.params)
+  return jax.device_get(fresh._replace(ema_params=ema_params))
 
 
 def at(saved_state, step):
@@ -180,7 +180,7 @@ checkpoints.wait()
 """
 
 
-@pytest.fixture(params=['disk', 'bucket'])
+@pytest.fixture(params=['disk', pytest.param('bucket', marks=pytest.mark.slow)])
 def place(request, tmp_path):
   if request.param == 'disk':
     return epath.Path(tmp_path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +9,8 @@ import optax
 import pytest
 
 import nfnet_jax
-from nfnet_jax.models import batch_norm
-from nfnet_jax.training import data_parallel, evaluation, layouts, state, step
+from nfnet_jax.training import data_parallel, evaluation, state, step
+from tests.training import small_models
 from tests.training.batches import random_batch
 
 BATCH = 32
@@ -19,20 +18,29 @@ SIZE = 32
 STEPS = 12
 
 
-def make_trainer(name, **options):
+def make_trainer(model, num_classes):
   rate = 0.03
-  model = nfnet_jax.create(
-    name, 10, stochdepth_rate=0.05, dropout_rate=0.0, **options
-  )
   return step.Trainer(
     model=model,
     # Without clipping, which other tests cover, for a quicker compilation.
     optimizer=nfnet_jax.make_optimizer(rate, clipping=0),
     schedule=optax.constant_schedule(rate),
-    num_classes=10,
+    num_classes=num_classes,
     global_batch=BATCH,
     ema_decay=0.5,
   )
+
+
+def make_family(name, **options):
+  model = nfnet_jax.create(
+    name, 10, stochdepth_rate=0.05, dropout_rate=0.0, **options
+  )
+  return make_trainer(model, 10)
+
+
+def make_normalised(**options):
+  """Return a trainer of a small network with batch statistics."""
+  return make_trainer(small_models.normalised(**options), small_models.CLASSES)
 
 
 def make_batch(index):
@@ -82,7 +90,7 @@ def evaluate(trainer, parallel, train_state):
 @pytest.fixture(scope='module')
 def per_device():
   """Train a batch-normalised network with statistics per device."""
-  trainer = make_trainer('bn_resnet_pico')
+  trainer = make_family('bn_resnet_pico')
   return trainer, *train(trainer, 8)
 
 
@@ -96,11 +104,12 @@ def check_training(trainer, initial, final, rows, parallel):
   assert np.isfinite([results['eval/loss'], results['eval_ema/loss']]).all()
 
 
+@pytest.mark.slow
 def test_batch_normalised_network_trains(per_device):
   check_training(*per_device)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
   'name',
   [
@@ -112,20 +121,23 @@ def test_batch_normalised_network_trains(per_device):
   ],
 )
 def test_family_trains(name):
-  trainer = make_trainer(name)
+  trainer = make_family(name)
   check_training(trainer, *train(trainer, 8))
 
 
-def test_statistics_are_the_mean_over_devices(per_device):
-  trainer, initial, _, _, _ = per_device
-  _, final, _, _ = train(trainer, 8, steps=1)
+def test_statistics_are_the_mean_over_devices():
+  trainer = make_normalised()
+  initial, final, rows, parallel = train(trainer, 8, steps=1)
+  assert rows[0]['applied'] == 1
+  # Running statistics are used, without an error, and padding is not counted.
+  assert evaluate(trainer, parallel, final)['eval/examples'] == 13
   batch = make_batch(0)
 
   @jax.jit
   def next_state(images, positions):
     shard = {'image': images, 'position': positions}
-    inputs = trainer.model_inputs(initial.params, initial, shard)
-    return trainer.model.apply(*inputs)[1]
+    inputs = trainer.model_inputs(initial, shard)
+    return trainer.model.apply(initial.params, *inputs)[1]
 
   shards = [
     next_state(batch['image'][i : i + 4], batch['position'][i : i + 4])
@@ -148,33 +160,27 @@ def test_statistics_are_the_mean_over_devices(per_device):
 
 
 def test_shared_statistics_make_eight_devices_equal_one():
-  """Check the layer; the next test checks the whole step."""
-
-  def forward(x, is_training):
-    norm = batch_norm.BatchNorm(cross_replica_bn=True)
-    return norm(x, is_training)
-
-  net = hk.transform_with_state(forward)
-  x = np.random.default_rng(3).normal(2, 3, (8, 4, 5, 5, 6))
-  x = (x * np.arange(1, 9)[:, None, None, None, None]).astype(np.float32)
-  params, model_state = net.init(None, x[0], False)
-  one_device = lambda x: net.apply(params, model_state, None, x, True)
-  y, states = jax.pmap(one_device, axis_name=layouts.AXIS)(x)
-  mean, var = x.mean((0, 1, 2, 3)), x.var((0, 1, 2, 3))
-  expected = (x - mean) / np.sqrt(var + 1e-5)
-  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
-  for device in range(8):
-    ours = {
-      name: np.squeeze(states[f'batch_norm/~/{name}_ema']['average'][device])
-      for name in ('mean', 'var')
-    }
-    np.testing.assert_allclose(ours['mean'], mean, rtol=1e-4)
-    np.testing.assert_allclose(ours['var'], var, rtol=1e-4)
+  own, shared = (
+    train(make_normalised(cross_replica_bn=is_shared), 8)
+    for is_shared in (False, True)
+  )
+  one = train(make_normalised(), 1)
+  np.testing.assert_allclose(losses(shared[2]), losses(one[2]), rtol=1e-4)
+  for tree in 'params', 'model_state':
+    jax.tree.map(
+      lambda ours, theirs: np.testing.assert_allclose(
+        ours, theirs, rtol=1e-3, atol=1e-4
+      ),
+      *(getattr(final, tree) for _, final, _, _ in (shared, one)),
+    )
+  # Statistics per device, of four images each, differ from these.
+  difference = np.subtract(losses(own[2]), losses(one[2]))
+  assert np.max(np.abs(difference)) > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_shared_statistics_make_eight_devices_train_as_one(per_device):
-  trainer = make_trainer('bn_resnet_pico', cross_replica_bn=True)
+  trainer = make_family('bn_resnet_pico', cross_replica_bn=True)
   _, eight, rows, _ = train(trainer, 8, steps=4)
   _, one, one_rows, _ = train(trainer, 1, steps=4)
   np.testing.assert_allclose(losses(rows), losses(one_rows), rtol=1e-3)
@@ -190,21 +196,21 @@ def test_shared_statistics_make_eight_devices_train_as_one(per_device):
   assert abs(own_rows[3]['loss'] - rows[3]['loss']) > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('name', ['nf_resnet_pico', 'nf_regnet_pico'])
 def test_normalizer_free_networks_train_alike_on_one_and_eight_devices(name):
-  trainer = make_trainer(name)
+  trainer = make_family(name)
   _, _, rows, _ = train(trainer, 8, steps=6)
   _, _, one_rows, _ = train(trainer, 1, steps=6)
   np.testing.assert_allclose(losses(rows), losses(one_rows), rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
   'name', ['nf_resnet_pico', 'bn_resnet_pico', 'efficientnet_pico']
 )
 def test_bfloat16_trains(name):
-  trainer = make_trainer(name)
+  trainer = make_family(name)
   low = dataclasses.replace(trainer, compute_dtype=jnp.dtype('bfloat16'))
   _, final, rows, _ = train(low, 8)
   assert losses(rows)[-1] < 0.9 * losses(rows)[0]

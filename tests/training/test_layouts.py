@@ -12,17 +12,19 @@ import nfnet_jax
 from nfnet_jax import trees
 from nfnet_jax.training import data_parallel, layouts, state, step
 from tests.models import families
+from tests.training import small_models
 from tests.training.batches import random_batch
 
 DEVICES, BATCH, SIZE = 8, 16, 32
 
 
-def make_trainer(name=families.SMALL_NFNET, **more):
-  recipe = {'clipping': 0.05, **more.pop('recipe', {})}
+def make_trainer(model, recipe=(), **more):
   schedule = lambda count: 0.05 + 0.01 * count
   return step.Trainer(
-    model=nfnet_jax.create(name, 10, **more.pop('model', {})),
-    optimizer=nfnet_jax.make_optimizer(schedule, **recipe),
+    model=model,
+    optimizer=nfnet_jax.make_optimizer(
+      schedule, **{'clipping': 0.02, **dict(recipe)}
+    ),
     schedule=schedule,
     num_classes=10,
     global_batch=BATCH,
@@ -46,21 +48,28 @@ def make_batch(index):
   return random_batch(index, count=BATCH, size=SIZE, classes=10)
 
 
-def shard(trainer, min_size=512):
+def shard(trainer, min_size=200):
   shapes = state.abstract_state(trainer.model, trainer.optimizer, SIZE)
   layout = layouts.shard_kernels(shapes, DEVICES, min_size)
   return dataclasses.replace(trainer, layout=layout)
 
 
-def train(trainer, initial, batches):
-  """Return the plain state after training, and all metrics."""
-  devices = data_parallel.DataParallel()
-  update = devices.train_step(trainer)
-  reached, rows = devices.shard_state(trainer.layout, initial), []
-  for batch in batches:
-    reached, metrics = update(reached, devices.shard_batch(batch))
-    rows.append(jax.tree.map(float, jax.device_get(metrics)))
-  return jax.device_get(devices.gather_state(trainer.layout)(reached)), rows
+class Training:
+  """A trainer on all devices, compiled once."""
+
+  def __init__(self, trainer):
+    self.layout = trainer.layout
+    self.devices = data_parallel.DataParallel()
+    self.update = self.devices.train_step(trainer)
+    self.gather = self.devices.gather_state(trainer.layout)
+
+  def run(self, initial, batches):
+    """Return the plain state after training, and all metrics."""
+    reached, rows = self.devices.shard_state(self.layout, initial), []
+    for batch in batches:
+      reached, metrics = self.update(reached, self.devices.shard_batch(batch))
+      rows.append(jax.tree.map(float, jax.device_get(metrics)))
+    return jax.device_get(self.gather(reached)), rows
 
 
 def assert_alike(one, other, **tolerances):
@@ -69,16 +78,9 @@ def assert_alike(one, other, **tolerances):
     np.testing.assert_allclose(a, b, **tolerances)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def two_blocks():
-  """Register an NFNet that compiles quickly."""
-  with families.small_nfnet(depth=(1, 1, 0, 0)):
-    yield
-
-
 @pytest.fixture(scope='module')
 def plain():
-  return make_trainer()
+  return make_trainer(small_models.residual())
 
 
 @pytest.fixture(scope='module')
@@ -87,13 +89,18 @@ def initial(plain):
 
 
 @pytest.fixture(scope='module')
-def ten_steps(plain, initial):
-  return train(plain, initial, map(make_batch, range(10)))
+def sharded(plain):
+  return Training(shard(plain))
 
 
 @pytest.fixture(scope='module')
-def sharded_ten_steps(plain, initial):
-  return train(shard(plain), initial, map(make_batch, range(10)))
+def ten_steps(plain, initial):
+  return Training(plain).run(initial, map(make_batch, range(10)))
+
+
+@pytest.fixture(scope='module')
+def sharded_ten_steps(sharded, initial):
+  return sharded.run(initial, map(make_batch, range(10)))
 
 
 def test_metrics_of_ten_steps_are_equal(ten_steps, sharded_ten_steps):
@@ -126,7 +133,11 @@ def test_clipped_fractions_are_those_of_all_units(ten_steps, sharded_ten_steps):
 def test_each_device_holds_only_its_shard(plain, initial):
   layout, devices = shard(plain).layout, data_parallel.DataParallel()
   placed = devices.shard_state(layout, initial)
-  assert len(layout.sharded) > 10
+  assert layout.sharded == {
+    'Net/~/stem/w',
+    'Net/~/block_0/~/conv/w',
+    'Net/~/block_1/~/conv/w',
+  }
   kernels = 0
   for (path, leaf), whole in zip(
     trees.named_leaves(placed), jax.tree.leaves(initial), strict=True
@@ -174,48 +185,58 @@ def test_small_or_odd_kernels_are_not_sharded(plain):
   for path, leaf in shapes.items():
     is_large = path.endswith('/w') and leaf.size >= 2000
     assert (path in sharded) == (is_large and leaf.shape[-1] % DEVICES == 0)
-  assert 'NFNet/~/linear/w' not in shard(plain, min_size=1).layout.sharded
+  assert 'Net/~/linear/w' not in shard(plain, min_size=1).layout.sharded
 
 
 @pytest.mark.parametrize('spoil', ['image', 'step'])
-def test_bad_step_changes_nothing(plain, initial, spoil):
+def test_bad_step_changes_nothing(sharded, initial, spoil):
   batch = make_batch(0)
   batch[spoil] = batch[spoil] + (np.nan if spoil == 'image' else 1)
-  after, (row,) = train(shard(plain), initial, [batch])
+  after, (row,) = sharded.run(initial, [batch])
   assert row['applied'] == 0
   assert_alike(initial, after, rtol=0)
 
 
-@pytest.mark.parametrize(
-  ('name', 'more'),
-  [
-    (families.SMALL_NFNET, {'accumulate': 2, 'remat': True}),
-    (
-      families.SMALL_NFNET,
-      {'model': {'fast_stem': True, 'fused_blocks': True}},
-    ),
-    pytest.param(
-      'nf_resnet_pico',
-      {'recipe': {'clipping': 0, 'rms_decay': 0.9}},
-      marks=pytest.mark.slow,
-    ),
-    pytest.param('bn_resnet_pico', {}, marks=pytest.mark.slow),
-  ],
-)
-def test_other_steps_are_equal(name, more):
-  plain = make_trainer(name, **more)
+@pytest.mark.slow
+def test_bfloat16_trains_alike(plain, initial):
+  trainer = dataclasses.replace(plain, compute_dtype=jnp.bfloat16)
+  batches = [make_batch(index) for index in range(3)]
+  _, rows = Training(trainer).run(initial, batches)
+  _, same = Training(shard(trainer)).run(initial, batches)
+  for row, other in zip(rows, same):
+    assert row['loss'] == pytest.approx(other['loss'], rel=1e-2)
+
+
+def check_two_steps(plain):
   initial, batches = make_state(plain), [make_batch(0), make_batch(1)]
-  one, rows = train(plain, initial, batches)
-  other, same = train(shard(plain), initial, batches)
+  one, rows = Training(plain).run(initial, batches)
+  other, same = Training(shard(plain, 512)).run(initial, batches)
   assert rows == [pytest.approx(row, rel=1e-4, abs=1e-6) for row in same]
   assert_alike(one.step, other.step)
   assert_alike(one.model_state, other.model_state, rtol=1e-4, atol=1e-5)
   assert_alike(one.ema_params, other.ema_params, rtol=1e-3, atol=1e-4)
 
 
-def test_bfloat16_trains_alike(initial):
-  trainer = make_trainer(compute_dtype=jnp.bfloat16)
-  _, rows = train(trainer, initial, map(make_batch, range(3)))
-  _, same = train(shard(trainer), initial, map(make_batch, range(3)))
-  for row, other in zip(rows, same):
-    assert row['loss'] == pytest.approx(other['loss'], rel=1e-2)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('options', 'more'),
+  [
+    ({}, {'accumulate': 2, 'remat': True}),
+    ({'fast_stem': True, 'fused_blocks': True}, {}),
+  ],
+)
+def test_nfnets_train_alike(options, more):
+  with families.small_nfnet(depth=(1, 1, 0, 0)) as name:
+    check_two_steps(make_trainer(nfnet_jax.create(name, 10, **options), **more))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  ('name', 'recipe'),
+  [
+    ('nf_resnet_pico', {'clipping': 0, 'rms_decay': 0.9}),
+    ('bn_resnet_pico', {}),
+  ],
+)
+def test_other_networks_train_alike(name, recipe):
+  check_two_steps(make_trainer(nfnet_jax.create(name, 10), recipe))

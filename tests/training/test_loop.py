@@ -78,8 +78,15 @@ def test_empty_evaluation_is_an_error(tmp_path):
     run.go()
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize('at', [0, 4, 5, 11])
+@pytest.mark.parametrize(
+  ('at', 'number'),
+  [
+    (0, signal.SIGTERM),
+    (4, signal.SIGTERM),
+    (5, signal.SIGINT),
+    (11, signal.SIGTERM),
+  ],
+)
 def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, at, number):
   def interrupted(first):
     for batch in train_batches(first):

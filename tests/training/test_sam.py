@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +12,11 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.distributed import preemption
-from nfnet_jax.models import batch_norm, inputs, layers, registry
+from nfnet_jax.models import inputs
 from nfnet_jax.training import data_parallel, nonfinite, sam, state, step
-from tests.training import linear_runs
+from tests.training import linear_runs, small_models
 
-CLASSES, SIZE = linear_runs.CLASSES, linear_runs.SIZE
+CLASSES, SIZE = small_models.CLASSES, linear_runs.SIZE
 EACH = 10  # Examples per device.
 # Share -> the chosen ones of ten examples, by hand.
 CHOSEN = {0.04: [0], 0.2: [0, 5], 0.3: [0, 3, 6], 1.0: list(range(10))}
@@ -29,7 +28,7 @@ def make_trainer(devices=1, **changes):
   """Return a trainer of a linear classifier by SGD with weight decay."""
   return step.Trainer(
     **{
-      'model': linear_runs.make_trainer().model,
+      'model': small_models.linear(),
       'optimizer': optax.chain(
         optax.add_decayed_weights(DECAY), optax.sgd(RATE)
       ),
@@ -80,6 +79,10 @@ def take_step(trainer, batch, devices=1, size=SIZE):
     .compile(COMPILER_OPTIONS)
   )
   return jax.device_get(compiled(initial, placed))
+
+
+def perturb(trainer, initial, batch):
+  return jax.jit(trainer.perturb)(initial, batch)
 
 
 def change(batch, chosen, name, value):
@@ -151,8 +154,17 @@ class Reference:
     return loss, norm, {'linear': {'w': w, 'b': b}}
 
 
-@pytest.mark.parametrize('devices', [1, 8])
-@pytest.mark.parametrize('share', CHOSEN)
+@pytest.mark.parametrize(
+  ('devices', 'share'),
+  [
+    *((1, share) for share in CHOSEN),
+    (8, 0.3),
+    *(
+      pytest.param(8, share, marks=pytest.mark.slow)
+      for share in (0.04, 0.2, 1.0)
+    ),
+  ],
+)
 def test_step_is_the_definition(devices, share):
   trainer = make_trainer(devices, sam_rho=0.4, sam_share=share)
   batch = make_batch(devices)
@@ -186,8 +198,8 @@ def test_sub_batch_is_evenly_spaced():
 def test_only_the_sub_batch_perturbs_the_weights():
   trainer = make_trainer(sam_rho=0.4)
   initial, batch = make_state(trainer), make_batch()
-  perturb = jax.jit(lambda batch: trainer.perturb(initial, batch))
-  expected = perturb(batch)
+  perturb_by = jax.jit(lambda batch: trainer.perturb(initial, batch))
+  expected = perturb_by(batch)
   assert distance(expected, initial.params) == pytest.approx(0.4, rel=1e-4)
   others = [i for i in range(EACH) if i not in CHOSEN[0.2]]
   changes = {
@@ -196,9 +208,9 @@ def test_only_the_sub_batch_perturbs_the_weights():
     'image': np.nan,
   }
   for name, value in changes.items():
-    assert_same(perturb(change(batch, others, name, value)), expected)
+    assert_same(perturb_by(change(batch, others, name, value)), expected)
     for example in CHOSEN[0.2]:
-      moved = perturb(change(batch, [example], name, value))
+      moved = perturb_by(change(batch, [example], name, value))
       assert not distance(moved, expected) < 1e-3
 
 
@@ -216,7 +228,7 @@ def test_zero_gradient_perturbs_nothing():
   trainer = make_trainer(sam_rho=0.4)
   batch = change(make_batch(), CHOSEN[0.2], 'weight', 0)
   initial = make_state(trainer)
-  assert_same(trainer.perturb(initial, batch), initial.params)
+  assert_same(perturb(trainer, initial, batch), initial.params)
   final, metrics = take_step(trainer, batch)
   plain, plain_metrics = take_step(make_trainer(), batch)
   assert metrics['applied'] == 1
@@ -243,11 +255,11 @@ def test_nonfinite_gradient_stays_visible(bad):
 def test_bfloat16_computes_low_and_keeps_high():
   low = make_trainer(sam_rho=0.4, compute_dtype=jnp.dtype('bfloat16'))
   initial, batch = make_state(low), make_batch()
-  perturbed = low.perturb(initial, batch)
+  perturbed = perturb(low, initial, batch)
   assert {p.dtype.name for p in jax.tree.leaves(perturbed)} == {'float32'}
   assert distance(perturbed, initial.params) == pytest.approx(0.4, rel=1e-5)
   high = make_trainer(sam_rho=0.4)
-  error = distance(perturbed, high.perturb(initial, batch))
+  error = distance(perturbed, perturb(high, initial, batch))
   assert 0 < error < 0.02 * 0.4
   final, metrics = take_step(low, batch)
   expected, expected_metrics = take_step(high, batch)
@@ -258,53 +270,19 @@ def test_bfloat16_computes_low_and_keeps_high():
   assert distance(final.params, expected.params) < 0.02 * moved
 
 
-def make_model(make_middle):
-  """Make a model of two linear layers around `middle` on `[N, 1, 1, 8]`."""
-
-  def make():
-    first, middle, last = hk.Linear(8), make_middle(), hk.Linear(CLASSES)
-
-    def forward(images, is_training, positions=None):
-      x = first(jnp.mean(images, (1, 2)))[:, None, None]
-      return last(middle(x, is_training, positions)[:, 0, 0])
-
-    return forward, (forward, forward)
-
-  net = hk.multi_transform_with_state(make)
-  return registry.Model(net.init, *net.apply, spec=None)
-
-
-def make_normalised_model():
-  def make_middle():
-    norm = batch_norm.BatchNorm()
-    return lambda x, is_training, _: norm(x, is_training)
-
-  return make_model(make_middle)
-
-
-def make_noisy_model():
-  def middle(x, is_training, positions):
-    if not is_training:
-      return x
-    x = layers.stochastic_depth(x, 0.4, hk.next_rng_key(), positions)
-    return layers.dropout(x, 0.4, hk.next_rng_key(), positions)
-
-  return make_model(lambda: middle)
-
-
 def test_running_statistics_are_those_of_the_descent():
   trainer = make_trainer(
-    model=make_normalised_model(), sam_rho=0.4, sam_share=0.5
+    model=small_models.normalised(), sam_rho=0.4, sam_share=0.5
   )
   initial, batch = make_state(trainer), make_batch()
   final, _ = take_step(trainer, batch)
   x = np.mean(inputs.normalize_images(batch['image']), (1, 2))
   mean = lambda params, x: np.mean(
-    x @ params['linear']['w'] + params['linear']['b'], axis=0
+    x @ params['first']['w'] + params['first']['b'], axis=0
   )
   statistics = final.model_state['batch_norm/~/mean_ema']
   average, counter = np.squeeze(statistics['average']), statistics['counter']
-  perturbed = trainer.perturb(initial, batch)
+  perturbed = perturb(trainer, initial, batch)
   np.testing.assert_allclose(average, mean(perturbed, x), rtol=1e-4, atol=1e-5)
   assert counter == 1
   # They are neither those of the first weights nor those of the sub-batch.
@@ -313,19 +291,20 @@ def test_running_statistics_are_those_of_the_descent():
 
 
 @pytest.mark.parametrize(
-  'make_model',
+  ('make_model', 'size'),
   [
-    make_noisy_model,
+    pytest.param(small_models.noisy, SIZE, id='noisy'),
     pytest.param(
       lambda: nfnet_jax.create(
         'nfnet_pico', CLASSES, stochdepth_rate=0.5, dropout_rate=0.5
       ),
-      marks=pytest.mark.slow,
+      32,
+      marks=pytest.mark.full,
       id='nfnet_pico',
     ),
   ],
 )
-def test_examples_draw_alike_in_both_passes(make_model):
+def test_examples_draw_alike_in_both_passes(make_model, size):
   """The whole step with the paper's optimiser, against plain JAX."""
   model = make_model()
   trainer = make_trainer(
@@ -335,10 +314,10 @@ def test_examples_draw_alike_in_both_passes(make_model):
     sam_rho=0.2,
     sam_share=0.3,
   )
-  batch = make_batch(size=32)
+  batch = make_batch(size=size)
   # Positions as on the last of several devices.
   batch['position'] += 30
-  initial = make_state(trainer, 32)
+  initial = make_state(trainer, size)
   image = batch['image'] / 255 - np.float32([0.485, 0.456, 0.406])
   image /= np.float32([0.229, 0.224, 0.225])
   one_hot = np.eye(CLASSES)[batch['label']] * 0.9 + 0.1 / CLASSES
@@ -361,7 +340,7 @@ def test_examples_draw_alike_in_both_passes(make_model):
 
   compiled = jax.jit(reference).lower(initial.params).compile(COMPILER_OPTIONS)
   loss, updates = compiled(initial.params)
-  final, metrics = take_step(trainer, batch, size=32)
+  final, metrics = take_step(trainer, batch, size=size)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
   moved = optax.tree.sub(final.params, initial.params)
   assert distance(moved, updates) < 1e-3 * optax.tree.norm(updates)
