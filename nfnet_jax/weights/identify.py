@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
+import functools
 import inspect
 from typing import Any
 
@@ -176,7 +177,11 @@ def _candidates(root: str, params: Tree) -> list[str]:
   """
   found = len({path.split('/')[2] for path in params if _is_in_block(path)})
   names = [name for name, known in _roots().items() if known == root]
-  distance = {name: abs(_count_blocks(name) - found) for name in names}
+  specs = {name: registry.get_model_spec(name) for name in names}
+  distance = {
+    name: abs(_count_blocks(spec.family, spec.variant) - found)
+    for name, spec in specs.items()
+  }
   nearest = min(distance.values(), default=0)
   return [name for name in names if distance[name] == nearest]
 
@@ -194,10 +199,9 @@ def _roots() -> dict[str, str]:
   }
 
 
-def _count_blocks(name: str) -> int:
+@functools.cache  # Building all NFNets takes seconds.
+def _count_blocks(family: Any, variant: str) -> int:
   """Count a model's blocks; builds its modules without parameters."""
-  spec = registry.get_model_spec(name)
-  family: Any = spec.family
   built: list[classifier.ImageClassifier] = []
-  hk.transform(lambda: built.append(family(1, spec.variant))).init(None)
+  hk.transform(lambda: built.append(family(1, variant))).init(None)
   return len(built[0].blocks)

@@ -19,7 +19,11 @@ OPERATIONS = (
 BLENDS = ('Color', 'Contrast', 'Brightness', 'Sharpness')
 GEOMETRIC = OPERATIONS[-5:]
 SIZES = (8, 32, 45)
-MAGNITUDES = (3, 5, 10, 15, 30)
+MAGNITUDES = (
+  5,
+  10,
+  *(pytest.param(each, marks=pytest.mark.slow) for each in (3, 15, 30)),
+)
 # The sign, and Cutout's centre (y, x).
 DRAWS = ((0.01, 0.5, 0.5), (0.49, 0, 0.7), (0.51, 0.999, 0.3), (0.99, 0.2, 0))
 GREY = 128

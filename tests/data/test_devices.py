@@ -33,6 +33,7 @@ def test_readers_hide_accelerators(read, data_dir, monkeypatch):
   assert hidden == [('GPU', []), ('TPU', [])]
 
 
+@pytest.mark.slow  # Another process imports TensorFlow.
 def test_imports_change_neither_the_environment_nor_devices():
   modules = sorted(
     f'nfnet_jax.data.{path.stem}'

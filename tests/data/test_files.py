@@ -1,11 +1,9 @@
 """Images in files of any format are found and preprocessed."""
 
-import io
 import os
 import struct
 import zlib
 
-from etils.epath import testing
 import numpy as np
 from PIL import Image
 import pytest
@@ -340,19 +338,14 @@ class TestFind:
     assert files.find_images([]) == []
 
 
-def test_a_bucket(monkeypatch, tmp_path):
-  monkeypatch.setattr('etils.epath.gpath._is_tf_installed', lambda: False)
+def test_a_bucket(buckets, tmp_path):
   data = save(tmp_path / 'a.png').read_bytes()
+  buckets.objects['ours'] = {'photos/a.png': data}
   url = 'gs://ours/photos/a.png'
-  with testing.mock_epath(
-    isdir=lambda original, path: False,
-    exists=lambda original, path: os.fspath(path) == url,
-    open=lambda original, path, mode: io.BytesIO(data),
-  ):
-    assert files.find_images([url]) == [url]
-    result = prepared(url)
-    with pytest.raises(files.MissingError, match=r'//ours/photos/b\.png'):
-      files.find_images(['gs://ours/photos/b.png'])
+  assert files.find_images([url]) == [url]
+  result = prepared(url)
+  with pytest.raises(files.MissingError, match=r'//ours/photos/b\.png'):
+    files.find_images(['gs://ours/photos/b.png'])
   assert (result.path, result.fault) == (url, '')
   expected = prepared(tmp_path / 'a.png').image
   np.testing.assert_array_equal(result.image, expected)

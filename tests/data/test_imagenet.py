@@ -54,7 +54,9 @@ def test_tfds_builds_it_and_repairs_odd_images(small_imagenet):
   assert [channels for _, channels in seen.values()].count(1) == 4  # Grey.
 
 
-@pytest.mark.parametrize('augmentation', [RECIPE, IN_BATCH])
+@pytest.mark.parametrize(
+  'augmentation', [RECIPE, pytest.param(IN_BATCH, marks=pytest.mark.slow)]
+)
 def test_contents_of_a_batch(spec, augmentation):
   spec = dataclasses.replace(spec, augmentation=augmentation)
   batches = take(spec, 6)
@@ -70,6 +72,7 @@ def test_contents_of_a_batch(spec, augmentation):
   assert len({image.tobytes() for b in batches for image in b['image']}) > 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('augmentation', [RECIPE, IN_BATCH])
 def test_blocks_hold_the_same_images(spec, augmentation):
   spec = dataclasses.replace(spec, augmentation=augmentation)
@@ -82,7 +85,12 @@ def test_blocks_hold_the_same_images(spec, augmentation):
 
 @pytest.mark.parametrize(
   ('augmentation', 'starts'),
-  [(RECIPE, [2]), (MIXED, [1, 3, 7]), (MIXED_IN_BATCH, [5, 6])],
+  [
+    pytest.param(RECIPE, [2], marks=pytest.mark.slow),
+    (MIXED, [3]),
+    pytest.param(MIXED, [1, 7], marks=pytest.mark.slow),
+    pytest.param(MIXED_IN_BATCH, [5, 6], marks=pytest.mark.slow),
+  ],
 )
 def test_resumed_stream_continues_bit_for_bit(spec, augmentation, starts):
   spec = dataclasses.replace(spec, augmentation=augmentation)
@@ -93,7 +101,11 @@ def test_resumed_stream_continues_bit_for_bit(spec, augmentation, starts):
 
 @pytest.mark.parametrize(
   ('augmentation', 'processes'),
-  [(RECIPE, 2), (MIXED, 4), (MIXED_IN_BATCH, 2)],
+  [
+    pytest.param(RECIPE, 2, marks=pytest.mark.slow),
+    pytest.param(MIXED, 4, marks=pytest.mark.slow),
+    (MIXED_IN_BATCH, 2),
+  ],
 )
 def test_any_number_of_processes_makes_the_same_batches(
   spec, augmentation, processes
@@ -106,6 +118,7 @@ def test_any_number_of_processes_makes_the_same_batches(
       np.testing.assert_array_equal(joined, whole[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_parallelism_changes_nothing(spec, monkeypatch):
   parallel = take(spec, 8)
   for calls in (1, 7):
@@ -199,7 +212,9 @@ def test_without_randaugment_values_leave_0_to_255(small_imagenet, spec):
   assert images.max() > 255
 
 
-@pytest.mark.parametrize('crop', ['squash', 'centre'])
+@pytest.mark.parametrize(
+  'crop', ['squash', pytest.param('centre', marks=pytest.mark.slow)]
+)
 def test_evaluation_sees_every_image_once(small_imagenet, crop):
   for processes in (1, 3):
     batches = [
@@ -220,6 +235,7 @@ def test_evaluation_sees_every_image_once(small_imagenet, crop):
     assert len({image.tobytes() for image in images}) == 37
 
 
+@pytest.mark.slow
 def test_many_shards_stay_within_the_limit_of_open_files(small_imagenet, spec):
   many = dataclasses.replace(spec, shards=16, batch_size=32)
   assert len(take(many, 2)) == 2

@@ -107,12 +107,17 @@ def test_blocks_hold_the_same_images(spec):
   assert_same(blocks, whole)
 
 
-@pytest.mark.parametrize('start', [1, 6, 7, 13, 40])
+@pytest.mark.parametrize(
+  'start',
+  [7, 13, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 6, 40))],
+)
 def test_resumed_stream_continues_bit_for_bit(spec, start):
   assert_same(take(spec, 4, start), take(spec, start + 4)[start:])
 
 
-@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize(
+  'processes', [2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_any_number_of_processes_makes_the_same_batches(spec, processes):
   parts = [take(spec, 20, 2, p, processes) for p in range(processes)]
   for step, whole in enumerate(take(spec, 20, 2)):
@@ -136,6 +141,7 @@ def test_the_same_seed_gives_the_same_batches(spec):
   assert_same(take(spec, 10), take(spec, 10))
 
 
+@pytest.mark.slow
 def test_a_global_seed_changes_nothing(spec):
   batches = take(spec, 4)
   try:

@@ -17,7 +17,8 @@ from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.storage import files
 from nfnet_jax.training import checkpoint, metrics
 from nfnet_jax.weights import load, save
-from tests.end_to_end import process_groups
+from tests import trained_weights
+from tests.end_to_end import linear, process_groups
 
 FIELDS = 'step', 'params', 'model_state', 'opt_state', 'ema_params'
 
@@ -63,7 +64,7 @@ def assert_same_run(workdir, other):
   states, others = states_of(workdir), states_of(other)
   assert states.keys() == others.keys()
   for step, leaves in states.items():
-    assert len(leaves) > 200
+    assert len(leaves) > 4
     for leaf, expected in zip(leaves, others[step], strict=True):
       np.testing.assert_array_equal(leaf, expected)
 
@@ -73,39 +74,52 @@ def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('run')
 
 
+def train_linear(run_command, workdir):
+  """Train a linear network as the command does, in a second."""
+  return run_command(linear.main, f'--workdir={workdir}')
+
+
 @pytest.fixture
-def local(run_command, recipe, folder):
-  """The same run on a disk, without faults, for comparison."""
-  if not list(folder.iterdir()):
-    code, _, err = run_command(train.main, *recipe, f'--workdir={folder}')
+def local_linear(run_command, folder):
+  """The linear run on a disk, without faults, for comparison."""
+  workdir = folder / 'linear'
+  if not workdir.exists():
+    code, _, err = train_linear(run_command, workdir)
     assert code == 0, err
-  return folder
+  return workdir
 
 
-class TestRun:
+class TestLinearRun:
   """One run in the bucket; its tests depend on their order."""
 
-  def test_trains(self, run_command, recipe, local, buckets, bucket):
+  def test_equals_the_run_on_a_disk(
+    self, run_command, local_linear, buckets, bucket
+  ):
     buckets.requests.clear()
-    code, out, err = run_command(train.main, *recipe, '--workdir=gs://runs/one')
+    code, _, err = train_linear(run_command, 'gs://runs/linear')
     assert code == 0, err
-    assert not out
-    assert 'gs://runs/one/curves.png' in err
-    inside = {name.split('/')[1] for name in bucket if name.startswith('one/')}
-    assert inside - {''} == {path.name for path in local.iterdir()}
-    assert bucket['one/curves.png'].startswith(b'\x89PNG')
-    assert not list(epath.Path('gs://runs/one').glob('*.tmp'))
+    assert 'gs://runs/linear/curves.png' in err
+    names = [n.split('/')[1] for n in bucket if n.startswith('linear/')]
+    assert set(names) - {''} == {path.name for path in local_linear.iterdir()}
+    assert bucket['linear/curves.png'].startswith(b'\x89PNG')
+    assert not list(epath.Path('gs://runs/linear').glob('*.tmp'))
+    assert_same_run('gs://runs/linear', local_linear)
 
-  def test_writes_the_same_files_as_on_a_disk(self, local):
-    assert_same_run('gs://runs/one', local)
-    names = 'config.json', 'classes.txt'
-    for name in names:
-      there = epath.Path('gs://runs/one') / name
-      assert there.read_text() == (local / name).read_text()
+  def test_metrics_are_uploaded_before_each_checkpoint(self, buckets):
+    written = [name for method, name in buckets.requests if method != 'GET']
+    uploads = [i for i, n in enumerate(written) if n == 'linear/metrics.jsonl']
+    firsts = [-1]
+    for step in (3, 6, 9, 12):
+      prefix = f'linear/checkpoints/{step}/'
+      firsts.append(
+        next(i for i, n in enumerate(written) if n.startswith(prefix))
+      )
+      assert any(firsts[-2] < upload < firsts[-1] for upload in uploads)
 
-  def test_events_are_complete(self, local, bucket):
-    parts = sorted(n for n in bucket if n.startswith('one/tensorboard/events'))
-    (path,) = (local / 'tensorboard').iterdir()
+  def test_events_are_complete(self, local_linear, bucket):
+    folder = 'linear/tensorboard/events'
+    parts = sorted(name for name in bucket if name.startswith(folder))
+    (path,) = (local_linear / 'tensorboard').iterdir()
     expected = values_of(path.read_bytes())
     assert len(expected) > 30
     uploaded = values_of(b''.join(bucket[name] for name in parts))
@@ -114,15 +128,80 @@ class TestRun:
     for key in expected:
       assert uploaded[key] == expected[key] or key[1] in timed
 
-  def test_metrics_are_uploaded_before_each_checkpoint(self, buckets):
-    written = [name for method, name in buckets.requests if method != 'GET']
-    metrics = [i for i, n in enumerate(written) if n == 'one/metrics.jsonl']
-    # Two requests per upload; the last evaluation and checkpoint share one.
-    assert len(metrics) == 4
-    for upload, step in zip((metrics[1], metrics[3]), (3, 6)):
-      prefix = f'one/checkpoints/{step}/'
-      first = next(i for i, n in enumerate(written) if n.startswith(prefix))
-      assert upload < first
+  def test_resumes_before_a_damaged_checkpoint(
+    self, run_command, local_linear, bucket
+  ):
+    prefix = 'linear/checkpoints/12/state/d'
+    (data, *_) = (name for name in bucket if name.startswith(prefix))
+    bucket[data] = bytes(len(bucket[data]))
+    code, _, err = train_linear(run_command, 'gs://runs/linear')
+    assert code == 0, err
+    assert 'Resuming after step 9.' in err
+    moved = 'linear/checkpoints/12.unreadable/'
+    assert any(name.startswith(moved) for name in bucket)
+    assert_same_run('gs://runs/linear', local_linear)
+
+  @pytest.mark.parametrize(
+    'lost',
+    [
+      'checkpoints/6/commit_success.txt',
+      *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+          'checkpoints/3/commit_success.txt',
+          'checkpoints/6/state/manifest.ocdbt',
+          'metrics.jsonl',
+          'tensorboard/',
+        )
+      ),
+    ],
+  )
+  def test_failed_upload_loses_no_step(
+    self, run_command, local_linear, buckets, lost
+  ):
+    name = lost.replace('/', '-')
+    buckets.fault = lambda method, path: (
+      403 if method != 'GET' and path.startswith(f'{name}/{lost}') else None
+    )
+    code, _, err = train_linear(run_command, f'gs://runs/{name}')
+    assert code == 1, err
+    assert err.splitlines()[-1].startswith('nfnet_jax: ')
+    assert f'Check gs://runs/{name}. Then the same command resumes' in err
+    buckets.clear_faults()
+    code, _, err = train_linear(run_command, f'gs://runs/{name}')
+    assert code == 0, err
+    resumed = 'Resuming after step 3.' in err
+    assert resumed == lost.startswith('checkpoints/6'), err
+    assert_same_run(f'gs://runs/{name}', local_linear)
+
+
+@pytest.fixture
+def local(run_command, recipe, folder):
+  """The real run on a disk, for comparison."""
+  workdir = folder / 'real'
+  if not workdir.exists():
+    code, _, err = run_command(train.main, *recipe, f'--workdir={workdir}')
+    assert code == 0, err
+  return workdir
+
+
+@pytest.mark.slow
+class TestRun:
+  """A run of the command in the bucket; its tests depend on their order."""
+
+  def test_trains(self, run_command, recipe, local, bucket):
+    code, out, err = run_command(train.main, *recipe, '--workdir=gs://runs/one')
+    assert code == 0, err
+    assert not out
+    inside = {name.split('/')[1] for name in bucket if name.startswith('one/')}
+    assert inside - {''} == {path.name for path in local.iterdir()}
+
+  def test_writes_the_same_files_as_on_a_disk(self, local):
+    assert_same_run('gs://runs/one', local)
+    names = 'config.json', 'classes.txt'
+    for name in names:
+      there = epath.Path('gs://runs/one') / name
+      assert there.read_text() == (local / name).read_text()
 
   def test_is_evaluated(self, run_command):
     arguments = '--workdir=gs://runs/one', '--json'
@@ -146,53 +225,6 @@ class TestRun:
     code, _, err = run_command(train.main, *arguments)
     assert code == 2
     assert "'gs://runs/one' holds another experiment" in err
-
-  def test_resumes_before_a_damaged_checkpoint(
-    self, run_command, recipe, local, bucket
-  ):
-    (data, *_) = (
-      n for n in bucket if n.startswith('one/checkpoints/6/state/d')
-    )
-    bucket[data] = bytes(len(bucket[data]))
-    code, _, err = run_command(train.main, *recipe, '--workdir=gs://runs/one')
-    assert code == 0, err
-    assert 'Resuming after step 3.' in err
-    assert any(n.startswith('one/checkpoints/6.unreadable/') for n in bucket)
-    assert_same_run('gs://runs/one', local)
-
-  @pytest.mark.parametrize(
-    'lost',
-    [
-      'checkpoints/6/commit_success.txt',
-      *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in (
-          'checkpoints/3/commit_success.txt',
-          'checkpoints/6/state/manifest.ocdbt',
-          'metrics.jsonl',
-          'tensorboard/',
-        )
-      ),
-    ],
-  )
-  def test_failed_upload_loses_no_step(
-    self, run_command, recipe, local, buckets, lost
-  ):
-    name = lost.replace('/', '-')
-    buckets.fault = lambda method, path: (
-      403 if method != 'GET' and path.startswith(f'{name}/{lost}') else None
-    )
-    arguments = *recipe, f'--workdir=gs://runs/{name}'
-    code, _, err = run_command(train.main, *arguments)
-    assert code == 1, err
-    assert err.splitlines()[-1].startswith('nfnet_jax: ')
-    assert f'Check gs://runs/{name}. Then the same command resumes' in err
-    buckets.clear_faults()
-    code, _, err = run_command(train.main, *arguments)
-    assert code == 0, err
-    resumed = 'Resuming after step 3.' in err
-    assert resumed == lost.startswith('checkpoints/6'), err
-    assert_same_run(f'gs://runs/{name}', local)
 
 
 def test_unusable_workdirs_are_refused(
@@ -262,9 +294,17 @@ def test_evaluate_refuses_a_workdir_without_a_run(run_command, workdir, text):
   assert line == err.splitlines()[-1]
 
 
+def test_weights_are_saved_and_loaded():
+  _, weights = trained_weights.random_weights('nfnet_pico')
+  save.save_weights('gs://runs/weights.npz', weights)
+  loaded = load.load_weights('gs://runs/weights.npz')
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, weights.params)
+
+
 def test_error_names_weights_that_cannot_be_read(buckets):
   buckets.fault = lambda method, name: 403
-  with pytest.raises(load.WeightsError, match="Weights 'gs://runs/one' cannot"):
+  message = "^Weights 'gs://runs/one' cannot .*403[^\n]*$"
+  with pytest.raises(load.WeightsError, match=message):
     load.load_weights('gs://runs/one')
 
 
@@ -288,7 +328,7 @@ def test_objects_are_replaced_atomically(bucket):
   assert bucket['file.txt'] == b'two'
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_survives_kills(run_command, recipe, buckets, tmp_path):
   """Kill a run during the upload of a checkpoint, and between two of them."""
   arguments = *recipe, '--config.train_for=12 steps', '--workdir=gs://runs/kill'

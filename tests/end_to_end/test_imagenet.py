@@ -5,11 +5,14 @@ import re
 
 import numpy as np
 from PIL import Image
+import pytest
 
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.training import metrics
 from tests import imagenet
+
+pytestmark = pytest.mark.slow
 
 
 def rows(workdir):

@@ -35,7 +35,7 @@ def run(count, *arguments, module=process_groups.TRAIN, **options):
   return group
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ten_steps_are_equal_on_every_layout(arguments, tmp_path):
   """The first layout builds the dataset with several processes."""
   rows = {}
@@ -67,7 +67,7 @@ def test_ten_steps_are_equal_on_every_layout(arguments, tmp_path):
   assert second.lines == ['process    1 of 2']
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_run_resumes_on_another_layout(arguments, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   run(1, *arguments, f'--workdir={whole}')

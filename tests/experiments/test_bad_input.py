@@ -147,7 +147,12 @@ def test_flags_of_other_commands_are_refused(
   ('name', 'arguments', 'message'),
   [
     ('models', ['nfnet_pico', '--workdir=/none'], 'models takes no --workdir;'),
-    ('train', ['--profile=1:2', '--to=a'], 'it takes --config, --coordinator,'),
+    pytest.param(
+      'train',
+      ['--profile=1:2', '--to=a'],
+      'it takes --config, --coordinator,',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_command_run_as_a_script_refuses_them_too(name, arguments, message):

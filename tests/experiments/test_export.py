@@ -57,6 +57,7 @@ def test_files_that_are_written(run_command, tmp_path, weights):
   assert str(loaded.in_avals[-1]) == 'float32[batch,40,40,3]'
 
 
+@pytest.mark.slow
 def test_report(run_command, tmp_path, weights):
   flags = weights, f'--out={tmp_path}/exported', '--json'
   code, printed, err = run_command(export.main, *flags)
@@ -74,6 +75,7 @@ def test_report(run_command, tmp_path, weights):
   }
 
 
+@pytest.mark.slow
 def test_an_earlier_export_is_replaced_as_one(
   run_command, tmp_path, weights, monkeypatch
 ):
@@ -98,6 +100,7 @@ def test_an_earlier_export_is_replaced_as_one(
   assert names(out) == FILES
 
 
+@pytest.mark.slow
 def test_saved_model(run_command, tmp_path, weights):
   import tensorflow as tf
 

@@ -109,15 +109,17 @@ class TestFeatures:
       arrays['features'], by_hand(trained, batch['image']), rtol=1e-3, atol=1e-5
     )
 
-  def test_batches_agree(self, extract, folder, monkeypatch):
-    _, _, whole = extract(folder / 'photos')
-    monkeypatch.setattr(features, '_BATCH', 2)
-    _, _, split = extract(folder / 'photos')
-    assert split['paths'].tolist() == whole['paths'].tolist()
+  @pytest.mark.slow
+  def test_batches_agree(self, extract, folder):
+    """Five images, seven times: more than a batch holds."""
+    _, _, few = extract(folder / 'photos')
+    _, _, many = extract(*7 * [folder / 'photos'])
+    assert many['paths'].tolist() == 7 * few['paths'].tolist()
     np.testing.assert_allclose(
-      split['features'], whole['features'], rtol=1e-3, atol=1e-5
+      many['features'], np.tile(few['features'], (7, 1)), rtol=1e-3, atol=1e-5
     )
 
+  @pytest.mark.slow
   @pytest.mark.parametrize('config', trained_weights.OLD_CONFIGS)
   def test_of_an_old_run(self, extract, folder, tmp_path, trained, config):
     trained_weights.write_run(tmp_path / 'run', trained, config)
@@ -132,6 +134,7 @@ class TestFeatures:
       arrays['features'], expected, rtol=1e-3, atol=1e-5
     )
 
+  @pytest.mark.slow
   def test_size(self, extract, folder, trained):
     path = str(folder / 'photos' / '03.png')
     _, _, arrays = extract(path, '--size=48')
@@ -144,8 +147,9 @@ class TestFeatures:
     )
 
   def test_timm_forward(self, extract, folder):
-    _, _, usual = extract(folder / 'photos')
-    code, _, arrays = extract(folder / 'photos', '--timm_forward')
+    photo = folder / 'photos' / '03.png'
+    _, _, usual = extract(photo)
+    code, _, arrays = extract(photo, '--timm_forward')
     assert code == 0
     assert np.abs(arrays['features'] - usual['features']).max() > 1e-3
 
@@ -220,7 +224,8 @@ class TestFeatures:
 
   def test_a_file_that_cannot_be_written(self, extract, folder, tmp_path):
     (tmp_path / 'there.npz').mkdir()
-    code, err, _ = extract(folder / 'photos', f'--to={tmp_path}/there.npz')
+    photo = folder / 'photos' / '03.png'
+    code, err, _ = extract(photo, f'--to={tmp_path}/there.npz')
     assert code == 2
     assert len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ['there.npz']

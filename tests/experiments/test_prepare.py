@@ -6,8 +6,7 @@ import tarfile
 
 import pytest
 
-from nfnet_jax.data import prepare as prepare_lib
-from nfnet_jax.data import sources
+from nfnet_jax.data import known, sources
 from nfnet_jax.experiments import prepare
 
 
@@ -123,14 +122,16 @@ def test_bad_arguments(run_command, arguments, message, tmp_path):
   assert message in err
 
 
-def test_counts_of_the_complete_dataset_pass(monkeypatch):
-  class Complete:
-    name, num_classes, splits = 'imagenet2012', 1000, ['train', 'validation']
+def test_counts_of_the_complete_dataset_pass(
+  run_command, imagenet_dir, monkeypatch
+):
+  def prepare_complete(**numbers):
+    complete = known.Known(**numbers)
+    monkeypatch.setitem(known.DATASETS, 'imagenet2012', complete)
+    return prepared(run_command, imagenet_dir)
 
-    def num_examples(self, split):
-      return {'train': 1_281_167, 'validation': 50_000}[split]
-
-  prepare_lib._check_counts(Complete())
-  Complete.num_classes = 999
-  with pytest.raises(prepare_lib.PrepareError, match='999 classes'):
-    prepare_lib._check_counts(Complete())
+  splits = {'train': 96, 'validation': 37}
+  assert prepare_complete(num_classes=1000, splits=splits)[0] == 0
+  code, _, err = prepare_complete(num_classes=999, splits=splits)
+  assert code == 2
+  assert '1000 classes, not 999' in err

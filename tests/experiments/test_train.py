@@ -1,23 +1,26 @@
 """The command `train`, run in this process through the real loop."""
 
 import json
-import pathlib
+import re
+import shutil
 import signal
+import types
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import steps
 from nfnet_jax.config import workdir as workdir_lib
+from nfnet_jax.data import faults
 from nfnet_jax.experiments import evaluate, train
-from nfnet_jax.training import checkpoint, loop
+from nfnet_jax.training import checkpoint, loop, metrics, profiling
 
 
 def rows_of(workdir):
-  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
-  return [json.loads(line) for line in text.splitlines()]
+  return metrics.read_metrics(workdir / 'metrics.jsonl')
 
 
 def state_of(workdir, step):
@@ -27,21 +30,19 @@ def state_of(workdir, step):
     return checkpoints.restore(step, template)
 
 
-@pytest.fixture(scope='module')
-def compilations():
-  """Return the functions that XLA compiles, in order."""
-  durations = []
-
-  def record(event, duration, **details):
-    del duration
-    if event == '/jax/core/compile/backend_compile_duration':
-      durations.append(details.get('fun_name', ''))
-
-  jax.monitoring.register_event_duration_secs_listener(record)
-  return durations
+def tags_of(workdir):
+  """Return the names and steps of what TensorBoard shows."""
+  (path,) = (workdir / 'tensorboard').iterdir()
+  content, tags = path.read_bytes(), set()
+  while content:
+    size = int.from_bytes(content[:8], 'little')
+    event = event_pb2.Event.FromString(content[12 : 12 + size])
+    tags |= {(value.tag, event.step) for value in event.summary.value}
+    content = content[16 + size :]
+  return tags
 
 
-def crash_at(monkeypatch, step, error):
+def fail_at(monkeypatch, step, error):
   """Let the data stream fail in place of a step's batch."""
   stream = experiment_lib.Experiment.train_batches
 
@@ -55,37 +56,58 @@ def crash_at(monkeypatch, step, error):
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  return tmp_path_factory.mktemp('run')
+def made(tmp_path_factory):
+  """What `trained` returns, empty until a test has asked for it."""
+  return types.SimpleNamespace(workdir=tmp_path_factory.mktemp('run'))
 
 
 @pytest.fixture
-def workdir(run_command, small, folder):
-  """Return the workdir of the finished run; train it if it is not there."""
-  if not (folder / 'metrics.jsonl').exists():
-    code, _, err = run_command(train.main, *small, f'--workdir={folder}')
+def trained(run_command, small, made, monkeypatch):
+  """A finished and traced run, made once.
+
+  Its `workdir`, the command's `out` and `err`, the names of the functions that
+  were `compiled`, in order, and the name of those `mapped` over devices.
+  """
+  if not hasattr(made, 'err'):
+    made.compiled = []
+
+    def record(event, duration, **details):
+      del duration
+      if event == '/jax/core/compile/backend_compile_duration':
+        made.compiled.append(details.get('fun_name', ''))
+
+    # The loop transfers by name only.
+    guarded = jax.transfer_guard('disallow')(loop.Loop.run)
+    monkeypatch.setattr(loop.Loop, 'run', guarded)
+    jax.monitoring.register_event_duration_secs_listener(record)
+    jax.pmap(lambda x: x)(np.arange(8))
+    made.mapped = made.compiled.pop()
+    flags = [*small, f'--workdir={made.workdir}', '--profile=2:4', '--json']
+    code, out, err = run_command(train.main, *flags)
+    jax.monitoring.unregister_event_duration_listener(record)
+    monkeypatch.undo()
     assert code == 0, err
-  return folder
+    made.out, made.err = out, err
+  return made
+
+
+@pytest.fixture
+def workdir(trained):
+  """The workdir of the finished run."""
+  return trained.workdir
 
 
 class TestRun:
   """One run of six steps, and its files."""
 
-  def test_trains_and_reports_it(
-    self, run_command, small, folder, compilations, monkeypatch
-  ):
-    run = loop.Loop.run
-    guard = jax.transfer_guard('disallow')  # The loop transfers by name only.
-    monkeypatch.setattr(loop.Loop, 'run', guard(run))
-    code, out, err = run_command(train.main, *small, f'--workdir={folder}')
-    assert code == 0, err
-    assert not out
+  def test_logs_the_settings_and_the_progress(self, trained):
     for text in (
       'nfnet_pico: 91,802 parameters, 0.000796 G multiply-adds',
       'digits: 1,442 images, 10 classes, 8 shards',
       '6 steps of 16 (0.1 epochs), peak learning rate 0.1, float32',
       'devices    8 x cpu (cpu), process 0 of 1',
       f'jax {jax.__version__}',
+      f'programs   {jax.config.jax_compilation_cache_dir}',
       'classifier kernel',
       'step 4/6  loss 2.30',
       'img/s',
@@ -94,11 +116,52 @@ class TestRun:
       'evaluation at step 6',
       'raw weights: top-1',
       'EMA weights: top-1',
-      str(folder / 'curves.png'),
     ):
-      assert text in err
-    steps = [name for name in compilations if 'step' in name]
-    assert len(steps) == len(set(steps)), 'A step was compiled twice.'
+      assert text in trained.err
+
+  def test_compiles_each_step_once(self, trained):
+    """The step of training and that of evaluation."""
+    assert trained.compiled.count(trained.mapped) == 2
+
+  def test_the_summary(self, trained, workdir):
+    lines = trained.err.splitlines()[-8:]
+    summary = dict(re.split('  +| ', line, maxsplit=1) for line in lines)
+    best = r'top-1 [\d.]+ % raw at step 6, [\d.]+ % EMA at step 6'
+    assert re.fullmatch(best, summary['best'])
+    assert summary['steps'] == '6 here, 6 in all'
+    assert re.fullmatch(
+      r'[\d.]+ (s|min): training [\d.]+ s, compiling [\d.]+ s, evaluating '
+      r'[\d.]+ s, saving [\d.]+ s, other [\d.]+ s',
+      summary['time'],
+    )
+    assert re.fullmatch(
+      r'[\d,]+ images/s, waiting for data \d+ % of the time', summary['speed']
+    )
+    assert summary['checkpoint'] == str(workdir / 'checkpoints' / '6')
+    assert summary['curves'] == str(workdir / 'curves.png')
+
+  def test_the_summary_as_json(self, trained):
+    result = json.loads(trained.out)
+    assert result['step'] == result['steps'] == 6
+    assert result['best_top1'] == result['top1']
+    assert result['best_ema_top1'] == result['ema_top1']
+    assert result['images_per_second'] > 0
+    assert 0 <= result['data_wait'] <= 1
+    assert result['peak_bytes'] is None  # CPUs do not report it.
+    parts = ('train_s', 'compile_s', 'eval_s', 'save_s')
+    assert 0 < sum(result[part] for part in parts) < result['seconds']
+
+  def test_the_scopes_are_in_the_trace(self, workdir):
+    folder = profiling.folder_of(workdir, range(2, 4))
+    trace = (folder / 'process_0.xplane.pb').read_bytes()
+    for scope in ('stage_0', 'stage_3', 'standardize', 'update', 'agc'):
+      assert f'/{scope}/'.encode() in trace
+
+  def test_speed_is_in_tensorboard_and_not_in_the_rows(self, workdir):
+    tags = tags_of(workdir)
+    for step in (2, 4, 6):
+      assert {('images_per_second', step), ('data_wait', step)} <= tags
+    assert not any('images_per_second' in row for row in rows_of(workdir))
 
   def test_writes_all_files_of_a_run(self, workdir):
     present = {path.name for path in workdir.iterdir()}
@@ -109,6 +172,7 @@ class TestRun:
       'tensorboard',
       'checkpoints',
       'curves.png',
+      *profiling.folder_of(workdir, range(2, 4)).relative_to(workdir).parts[:1],
     }
     assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'3', '6'}
     config = json.loads((workdir / 'config.json').read_text())
@@ -131,6 +195,7 @@ class TestRun:
       evaluate.main, *arguments, '--json', on_a_run=True
     )
     assert code == 0, err
+    assert err == f'programs   {jax.config.jax_compilation_cache_dir}\n'
     result = json.loads(out)
     (row,) = [row for row in rows_of(workdir) if 'eval/top1' in row]
     assert result['step'] == 6
@@ -141,6 +206,7 @@ class TestRun:
         expected, rel=1e-6
       )
 
+  @pytest.mark.slow
   def test_evaluates_on_any_number_of_devices(
     self, run_command, workdir, monkeypatch
   ):
@@ -154,22 +220,49 @@ class TestRun:
     assert json.loads(out)['top1'] == row['eval/top1']
     assert json.loads(out)['examples'] == 355
 
-  def test_crashed_and_resumed_is_the_same_run_bit_for_bit(
-    self, run_command, small, workdir, tmp_path, monkeypatch
-  ):
-    with monkeypatch.context() as patch:
-      crash_at(patch, 5, ZeroDivisionError('the disk burnt'))
-      with pytest.raises(ZeroDivisionError):
-        run_command(train.main, *small, f'--workdir={tmp_path}')
-    assert [row['step'] for row in rows_of(tmp_path)][:3] == [1, 2, 3]
+  def test_resumes_bit_for_bit(self, run_command, small, workdir, tmp_path):
+    """Copy the run as it was after step 3, and resume it."""
+    kept = tmp_path / 'checkpoints' / '3'
+    shutil.copytree(workdir / 'checkpoints' / '3', kept)
+    rows = (workdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    (tmp_path / 'metrics.jsonl').write_text(''.join(rows[:3]))
+    events = []
+    record = lambda name, **details: events.append(name)
+    jax.monitoring.register_event_listener(record)
     code, _, err = run_command(train.main, *small, f'--workdir={tmp_path}')
+    jax.monitoring.unregister_event_listener(record)
     assert code == 0, err
     assert 'Resuming after step 3.' in err
     assert rows_of(tmp_path) == rows_of(workdir)
     ours, theirs = state_of(tmp_path, 6), state_of(workdir, 6)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    # The step of training and that of evaluation.
+    assert events.count('/jax/compilation_cache/cache_hits') >= 2
 
   @pytest.mark.slow
+  def test_a_read_error_loses_no_step(
+    self, run_command, small, workdir, tmp_path, monkeypatch
+  ):
+    arguments = *small, f'--workdir={tmp_path}'
+    error = faults.ReadError('the bucket is busy; all files are well')
+    fail_at(monkeypatch, 5, error)
+    code, _, err = run_command(train.main, *arguments)
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert 'the bucket is busy; all files are well' in last
+    assert 'The same command tries again.' in last
+    monkeypatch.undo()
+    # Batches are fetched ahead of the step that is to take them.
+    saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+    assert saved >= 3
+    code, _, err = run_command(train.main, *arguments)
+    assert code == 0, err
+    assert f'Resuming after step {saved}.' in err
+    assert rows_of(tmp_path) == rows_of(workdir)
+    ours, theirs = state_of(tmp_path, 6), state_of(workdir, 6)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+  @pytest.mark.full
   @pytest.mark.parametrize(
     ('paths', 'summary'),
     [
@@ -191,8 +284,8 @@ class TestRun:
       if 'loss' in ours:
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-5)
 
-  @pytest.mark.slow
-  def test_resumes_bit_for_bit_with_sam(
+  @pytest.mark.full
+  def test_crashed_and_resumed_with_sam_is_the_same_run(
     self, run_command, small, workdir, tmp_path, monkeypatch
   ):
     sam = '--config.optimizer.sam_rho=0.05'
@@ -203,7 +296,7 @@ class TestRun:
     assert rows[0]['step'] == plain[0]['step'] == 1
     assert rows[0]['loss'] > plain[0]['loss']  # Loss at the perturbed weights.
     with monkeypatch.context() as patch:
-      crash_at(patch, 5, ZeroDivisionError('the disk burnt'))
+      fail_at(patch, 5, ZeroDivisionError('the disk burnt'))
       with pytest.raises(ZeroDivisionError):
         run_command(train.main, *small, sam, f'--workdir={parts}')
     code, _, err = run_command(train.main, *small, sam, f'--workdir={parts}')
@@ -217,46 +310,26 @@ class TestRun:
     assert code == 2
     assert 'optimizer.sam_rho: 0.05 there, 0.0 here' in err
 
-  def test_a_read_error_loses_no_step(
-    self, run_command, small, tmp_path, monkeypatch
-  ):
-    from nfnet_jax.data import faults, pipeline
-
-    stream = pipeline.train_batches
-
-    def failing(*arguments):
-      for batch in stream(*arguments):
-        if batch['step'] == 5:
-          raise faults.ReadError('the bucket is busy; all files are well')
-        yield batch
-
-    arguments = *small, f'--workdir={tmp_path}'
-    with monkeypatch.context() as patch:
-      patch.setattr(pipeline, 'train_batches', failing)
-      code, _, err = run_command(train.main, *arguments)
-    assert code == 1
-    assert err.splitlines()[-1] == (
-      'nfnet_jax: the bucket is busy; all files are well. The same command '
-      'tries again.'
-    )
-    # Batches are fetched ahead of the step that is to take them.
-    assert (tmp_path / 'checkpoints' / '3').is_dir()
-    saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
-    code, _, err = run_command(train.main, *arguments)
-    assert code == 0, err
-    assert f'Resuming after step {saved}.' in err
-
   def test_finished_run_is_only_evaluated(self, run_command, small, workdir):
     before = rows_of(workdir)
-    code, out, err = run_command(
-      train.main, *small, f'--workdir={workdir}', '--json'
-    )
-    assert code == 0, err
-    assert json.loads(out)['step'] == 6
+    # The steps to trace have passed.
+    arguments = [*small, f'--workdir={workdir}', '--profile=2:4']
+    code, out, err = run_command(train.main, *arguments)
+    assert (code, out) == (0, ''), err
     assert 'Resuming after step 6.' in err
+    assert 'profile of steps' not in err
+    assert 'steps      0 here, 6 in all' in err
+    assert 'speed      no step was timed' in err
     assert [row for row in rows_of(workdir) if 'loss' in row] == [
       row for row in before if 'loss' in row
     ]
+
+  def test_past_steps_cannot_be_traced(self, run_command, small, workdir):
+    arguments = [*small, f'--workdir={workdir}', '--profile=3:4']
+    code, out, err = run_command(train.main, *arguments)
+    assert (code, out) == (2, '')
+    (line,) = err.splitlines()
+    assert '--profile=3:4 begins before step 6' in line
 
   @pytest.mark.parametrize('main', [train.main, evaluate.main])
   def test_another_experiment_is_refused(

@@ -24,6 +24,7 @@ SCRIPTS = [
 ]
 
 
+@pytest.mark.slow
 def test_shellcheck_finds_nothing():
   path = pathlib.Path(sys.executable).parent / 'shellcheck'
   shellcheck = path if path.exists() else shutil.which('shellcheck')

@@ -28,7 +28,10 @@ def test_creates_a_tpu_and_ends_when_training_is_done(cloud):
   assert changes(cloud) == ['create', 'scp']
 
 
-@pytest.mark.parametrize('settings', [{'PROVISIONING': 'spot'}, QUEUED])
+@pytest.mark.parametrize(
+  'settings',
+  [pytest.param({'PROVISIONING': 'spot'}, marks=pytest.mark.slow), QUEUED],
+)
 def test_recreates_after_a_preemption_and_resumes(cloud, settings):
   cloud.program({'seconds': 60}, {'seconds': 0.3})
   cloud.ready(**settings)
@@ -43,6 +46,7 @@ def test_recreates_after_a_preemption_and_resumes(cloud, settings):
   assert first == second
 
 
+@pytest.mark.slow
 def test_recreated_tpus_run_the_first_commit(cloud):
   (cloud.repo / 'version').write_text('first')
   cloud.commit()
@@ -61,10 +65,10 @@ def test_recreated_tpus_run_the_first_commit(cloud):
 
 
 def test_resumes_a_run_that_was_interrupted_and_saved(cloud):
-  cloud.program({'code': 75}, {'code': 75}, {'code': 75}, {})
+  cloud.program({'code': 75}, {'code': 75}, {})
   cloud.ready()
   assert 'Training is done.' in supervise(cloud)
-  assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [4, 4]
+  assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [3, 3]
 
 
 def test_does_not_retry_bad_input(cloud):
@@ -77,7 +81,9 @@ def test_does_not_retry_bad_input(cloud):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'MOUNT_POINT': '/mnt/data'}, 'Set DATA_DIR,'),
+    pytest.param(
+      {'MOUNT_POINT': '/mnt/data'}, 'Set DATA_DIR,', marks=pytest.mark.slow
+    ),
     (
       {'MOUNT_POINT': '/mnt/data', 'DATA_DIR': 'gs://bucket'},
       "DATA_DIR='gs://bucket' names no folder.",
@@ -93,6 +99,7 @@ def test_does_not_retry_bad_settings(cloud, settings, message):
   assert 'attempt' not in err
 
 
+@pytest.mark.slow
 def test_failure_of_a_worker_is_not_a_bad_setting(cloud):
   """On a worker, `tar` and `uv` exit with 2 if the network fails."""
   cloud.plan(tpu_vm__ssh=[{'err': 'Failed to fetch', 'code': 2}])
@@ -101,6 +108,7 @@ def test_failure_of_a_worker_is_not_a_bad_setting(cloud):
   assert 'Training is done.' in err
 
 
+@pytest.mark.slow
 def test_resumes_a_failure_only_after_a_new_checkpoint(cloud):
   cloud.program(
     {'code': 1, 'reach': 1000},
@@ -124,6 +132,7 @@ def test_failure_before_any_checkpoint_is_retried_once(cloud):
   assert len(cloud.runs()) == 2
 
 
+@pytest.mark.slow
 def test_failure_of_one_worker_is_a_failure(cloud):
   cloud.program({'w-0': {'code': 0}, 'w-1': {'code': 1}}, {})
   cloud.ready()
@@ -132,6 +141,7 @@ def test_failure_of_one_worker_is_a_failure(cloud):
   assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [2, 2]
 
 
+@pytest.mark.slow
 def test_run_that_ended_without_an_exit_code_is_a_failure(cloud):
   cloud.program({'code': 75}, {'seconds': 60}, {})
   cloud.ready()
@@ -145,6 +155,7 @@ def test_run_that_ended_without_an_exit_code_is_a_failure(cloud):
   assert 'Training failed at checkpoint none.' in err
 
 
+@pytest.mark.slow
 def test_stops_workers_that_wait_for_one_that_ended(cloud):
   cloud.program({'w-0': {'code': 75}, 'w-1': {'seconds': 60}}, {'seconds': 0.2})
   cloud.ready()
@@ -154,6 +165,7 @@ def test_stops_workers_that_wait_for_one_that_ended(cloud):
   assert [len(cloud.runs(w)) for w in ('w-0', 'w-1')] == [2, 2]
 
 
+@pytest.mark.slow
 def test_retries_if_there_is_no_capacity(cloud):
   none = {'err': 'no capacity'}
   cloud.plan(tpu_vm__create=[none, none])
@@ -163,12 +175,14 @@ def test_retries_if_there_is_no_capacity(cloud):
   assert changes(cloud) == ['create', 'create', 'create', 'scp']
 
 
+@pytest.mark.slow
 def test_starts_over_if_preempted_during_setup(cloud):
   cloud.plan(tpu_vm__scp=[{'preempt': True}])
   supervise(cloud)
   assert changes(cloud) == ['create', 'scp', 'delete', 'create', 'scp']
 
 
+@pytest.mark.slow
 def test_waits_for_a_repair(cloud):
   cloud.ready()
   cloud.plan(tpu_vm__describe=[{'out': 'REPAIRING'}, {'out': 'REPAIRING'}])
@@ -187,13 +201,14 @@ def test_gives_up_after_too_many_failures_in_a_row(cloud):
   assert cloud.verbs == []
 
 
+@pytest.mark.slow
 def test_success_resets_the_count_of_failures(cloud):
-  cloud.program({'code': 75}, {'code': 75}, {'code': 75}, {})
+  cloud.program({'code': 75}, {'code': 75}, {})
   cloud.ready()
   # A step that resumes asks for the state twice.
-  cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}, None, None] * 3)
+  cloud.plan(tpu_vm__describe=[{'err': 'UNAVAILABLE: no'}, None, None] * 2)
   err = supervise(cloud, RETRIES='2')
-  assert err.count('That failed (1 of 2)') == 3
+  assert err.count('That failed (1 of 2)') == 2
   assert 'Training is done.' in err
 
 
@@ -206,6 +221,7 @@ def test_delay_between_retries_increases(cloud):
   assert record.read_text().split() == ['10', '20', '30', '30']
 
 
+@pytest.mark.slow
 def test_tpu_with_unreachable_workers_is_not_deleted(cloud):
   cloud.ready()
   cloud('train')
@@ -216,6 +232,7 @@ def test_tpu_with_unreachable_workers_is_not_deleted(cloud):
   assert changes(cloud) == []
 
 
+@pytest.mark.slow
 def test_hanging_call_is_retried(cloud):
   cloud.ready()
   cloud('train')

@@ -7,8 +7,8 @@ import nfnet_jax
 from nfnet_jax.weights import identify
 from tests.weights import trees
 
-QUICK = [
-  *(name for name in nfnet_jax.list_models() if 'pico' in name),
+SMALL = [name for name in nfnet_jax.list_models() if 'pico' in name]
+LARGE = [
   'nfnet_f0',
   'nfnet_f0_plus',
   'nfnet_f0_baseline',
@@ -35,12 +35,15 @@ def mismatch(both):
   return str(info.value)
 
 
-@pytest.mark.parametrize('name', QUICK)
+@pytest.mark.parametrize(
+  'name',
+  [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)],
+)
 def test_models_are_distinguished(name):
   assert identify.identify(*trees.abstract(name)) == (name, 10)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('name', nfnet_jax.list_models())
 def test_all_models_are_distinguished(name):
   assert identify.identify(*identify.abstract_trees(name, 10, {})) == (name, 10)

@@ -7,7 +7,6 @@ import pickle
 import re
 
 from etils import epath
-from etils.epath import testing
 import jax
 import numpy as np
 import pytest
@@ -70,8 +69,19 @@ def assert_refused(path, match=None):
   return str(info.value)
 
 
-@pytest.mark.parametrize('ending', ['.npz', '.safetensors', '.pkl', ''])
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+  ('kind', 'ending'),
+  [
+    *((kind, '.pkl') for kind in KINDS),
+    ('npz', ''),
+    *(
+      pytest.param(kind, ending, marks=pytest.mark.slow)
+      for kind in KINDS
+      for ending in ('.npz', '.safetensors', '')
+      if (kind, ending) != ('npz', '')
+    ),
+  ],
+)
 def test_kinds_are_detected_by_contents(tmp_path, pico, contents, kind, ending):
   path = tmp_path / f'weights{ending}'
   path.write_bytes(contents[kind])
@@ -96,34 +106,6 @@ def test_weights_fit_in_their_model(tmp_path, contents):
     weights.model_state,
   )
   assert logits.shape == (2, 10)
-
-
-@pytest.fixture
-def no_tensorflow(monkeypatch):
-  """With TensorFlow epath bypasses its mock, and uses the network."""
-  monkeypatch.setattr('etils.epath.gpath._is_tf_installed', lambda: False)
-
-
-def test_a_bucket_is_read_through_epath(no_tensorflow, contents):
-  files = {'gs://ours/weights': contents['npz']}
-  with testing.mock_epath(
-    isdir=lambda original, path: False,
-    open=lambda original, path, mode: io.BytesIO(files[os.fspath(path)]),
-  ):
-    weights = nfnet_jax.load_weights('gs://ours/weights')
-  assert weights.model == 'nfnet_pico'
-
-
-class BucketError(Exception):
-  """Like the errors of TensorFlow, which are no OSError."""
-
-
-def test_errors_of_a_bucket_are_reported(no_tensorflow):
-  def fail(original, path, mode):
-    raise BucketError('denied\nby the bucket')
-
-  with testing.mock_epath(isdir=lambda original, path: False, open=fail):
-    assert_refused('gs://ours/weights', 'denied by the bucket')
 
 
 def test_floats_become_float32(tmp_path, pico):

@@ -52,7 +52,13 @@ def make_run(workdir, name):
   return workdir
 
 
-@pytest.fixture(scope='module', params=['nfnet_pico', 'bn_resnet_pico'])
+@pytest.fixture(
+  scope='module',
+  params=[
+    'nfnet_pico',
+    pytest.param('bn_resnet_pico', marks=pytest.mark.slow),
+  ],
+)
 def model(request):
   return request.param
 
@@ -114,11 +120,16 @@ def test_folders_of_a_run(made, model, below, step):
   ('start', 'path', 'step'),
   [
     ('..', 'run', 9),
-    ('.', '.', 9),
-    ('.', 'checkpoints/3', 3),
-    ('checkpoints', '.', 9),
     ('checkpoints', '6', 6),
-    ('checkpoints/3', '.', 3),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ('.', '.', 9),
+        ('.', 'checkpoints/3', 3),
+        ('checkpoints', '.', 9),
+        ('checkpoints/3', '.', 3),
+      )
+    ),
   ],
 )
 def test_relative_paths(made, model, monkeypatch, start, path, step):
@@ -164,7 +175,16 @@ def test_no_readable_checkpoint(run):
   assert_refused(run, r'None of the checkpoints \[3, 6, 9\]')
 
 
-@pytest.mark.parametrize('gone', ['state', 'checksums', 'state/_METADATA'])
+@pytest.mark.parametrize(
+  'gone',
+  [
+    'checksums',
+    *(
+      pytest.param(each, marks=pytest.mark.slow)
+      for each in ('state', 'state/_METADATA')
+    ),
+  ],
+)
 def test_an_incomplete_checkpoint(run, model, gone):
   path = run / 'checkpoints' / '9' / gone
   shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -194,15 +214,20 @@ def test_folders_without_a_run(run, tmp_path):
 @pytest.mark.parametrize(
   'text',
   [
-    '',
     '{',
-    '[]',
-    '{}',
     '{"model": 3, "data": {}}',
-    '{"model": {"name": "nfnet_pico"}}',
-    '{"model": {}, "data": {}}',
-    '\xff',
-    '[' * 100_000,
+    *(
+      pytest.param(text, marks=pytest.mark.slow)
+      for text in (
+        '',
+        '[]',
+        '{}',
+        '{"model": {"name": "nfnet_pico"}}',
+        '{"model": {}, "data": {}}',
+        '\xff',
+        '[' * 100_000,
+      )
+    ),
   ],
   ids=lambda text: text[:30],
 )
@@ -228,7 +253,15 @@ def test_wrong_configurations(run, key, value, match):
   assert_refused(run, match)
 
 
-@pytest.fixture(params=[None, *trained_weights.OLD_CONFIGS])
+@pytest.fixture(
+  params=[
+    trained_weights.OLD_CONFIGS[0],
+    *(
+      pytest.param(config, marks=pytest.mark.slow)
+      for config in (None, *trained_weights.OLD_CONFIGS[1:])
+    ),
+  ]
+)
 def old_pico(request, tmp_path):
   """Return a run of `nfnet_pico` and, as a dict, its config of some age."""
   _, weights = trained_weights.random_weights('nfnet_pico')

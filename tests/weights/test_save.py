@@ -1,5 +1,6 @@
 """Weights are written exactly, atomically, and for other programs."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -8,13 +9,14 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import preprocessing
-from nfnet_jax.weights import load, save
+from nfnet_jax.storage import files
+from nfnet_jax.weights import load
 from tests.weights import trees
 
 FORMATS = [
   ('.npz', 'haiku'),
-  ('.safetensors', 'haiku'),
-  ('.npz', 'timm'),
+  pytest.param('.safetensors', 'haiku', marks=pytest.mark.slow),
+  pytest.param('.npz', 'timm', marks=pytest.mark.slow),
   ('.safetensors', 'timm'),
 ]
 
@@ -60,6 +62,7 @@ def test_round_trips_are_exact(tmp_path, pico, ending, layout):
   assert_equal(nfnet_jax.load_weights(again), pico)
 
 
+@pytest.mark.slow
 def test_stages_of_blocks_depend_on_the_variant(tmp_path):
   nano = weights_of('nfnet_nano')
   nfnet_jax.save_weights(tmp_path / 'a.npz', nano, 'timm')
@@ -70,8 +73,15 @@ def test_stages_of_blocks_depend_on_the_variant(tmp_path):
   assert_equal(nfnet_jax.load_weights(tmp_path / 'a.npz'), nano)
 
 
-@pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
-@pytest.mark.parametrize('name', ['bn_resnet_pico', 'nfnet_pico_bn'])
+@pytest.mark.parametrize(
+  ('name', 'ending'),
+  [
+    ('bn_resnet_pico', '.npz'),
+    ('nfnet_pico_bn', '.safetensors'),
+    pytest.param('bn_resnet_pico', '.safetensors', marks=pytest.mark.slow),
+    pytest.param('nfnet_pico_bn', '.npz', marks=pytest.mark.slow),
+  ],
+)
 def test_running_statistics_are_kept_with_their_dtypes(tmp_path, ending, name):
   weights = weights_of(name)
   assert weights.model_state
@@ -137,18 +147,29 @@ def test_families_that_timm_lays_out_differently(tmp_path, name):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
-@pytest.mark.parametrize('old', [b'the old file', None])
+@pytest.mark.parametrize(
+  ('ending', 'old'),
+  [
+    ('.npz', b'the old file'),
+    ('.safetensors', None),
+    pytest.param('.npz', None, marks=pytest.mark.slow),
+    pytest.param('.safetensors', b'the old file', marks=pytest.mark.slow),
+  ],
+)
 def test_a_write_that_is_interrupted(tmp_path, monkeypatch, pico, ending, old):
   path = tmp_path / f'a{ending}'
   if old is not None:
     path.write_bytes(old)
 
-  def stop(temporary, arrays, metadata):
-    temporary.write_bytes(b'half')
-    raise KeyboardInterrupt
+  @contextlib.contextmanager
+  def stop_before_renaming(target):
+    with atomically(target) as temporary:
+      yield temporary
+      assert temporary.stat().length
+      raise KeyboardInterrupt
 
-  monkeypatch.setitem(save._WRITERS, ending, stop)
+  atomically = files.atomically
+  monkeypatch.setattr(files, 'atomically', stop_before_renaming)
   with pytest.raises(KeyboardInterrupt):
     nfnet_jax.save_weights(path, pico)
   assert (path.read_bytes() if path.exists() else None) == old

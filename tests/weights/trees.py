@@ -1,20 +1,30 @@
 """Trees of random weights, and files of arrays built byte by byte."""
 
-import functools
 import io
 import json
 import struct
+import types
 import zipfile
 
 import numpy as np
 
 from nfnet_jax.weights import identify
 
+_trace = identify.abstract_trees
+_traced = {}
 
-@functools.cache
-def abstract(name, num_classes=10):
-  """Return shapes of a model's parameters and state."""
-  return identify.abstract_trees(name, num_classes, {})
+
+def abstract(name, num_classes=10, options=types.MappingProxyType({})):
+  """Return shapes of a model's parameters and state, traced once."""
+  key = name, num_classes, repr(dict(options))
+  if key not in _traced:
+    _traced[key] = _trace(name, num_classes, options)
+  return _traced[key]
+
+
+def trace_once(monkeypatch):
+  """Let weights be identified by shapes that earlier tests have traced."""
+  monkeypatch.setattr(identify, 'abstract_trees', abstract)
 
 
 def filled(name='nfnet_pico', num_classes=10, seed=0):

@@ -1,0 +1,10 @@
+"""The commands compare weights with shapes that are traced once."""
+
+import pytest
+
+from tests.weights import trees
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(monkeypatch):
+  trees.trace_once(monkeypatch)
