@@ -17,7 +17,7 @@ from nfnet_jax.experiments import train
 from nfnet_jax.training import checkpoint
 from tests.end_to_end import linear, process_groups
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 LINEAR = 'tests.end_to_end.linear'
 # Seconds: the timeout of heartbeats, and the limit for exits after a fault.

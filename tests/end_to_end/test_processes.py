@@ -50,6 +50,7 @@ def test_two_processes_are_one_run_and_log_once(whole, tmp_path):
   assert second.lines == [SECOND]
 
 
+@pytest.mark.slow
 def test_replicated_update_resumes_a_sharded_one(whole, tmp_path):
   workdir = tmp_path / 'run'
   group = process_groups.ProcessGroup(
@@ -63,6 +64,7 @@ def test_replicated_update_resumes_a_sharded_one(whole, tmp_path):
   assert_same(process_groups.rows_of(workdir), whole)
 
 
+@pytest.mark.slow
 def test_sharded_update_is_equal_in_two_processes(whole, tmp_path):
   resume(tmp_path / 'run', '--sharded')
   assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
@@ -97,6 +99,7 @@ def test_sigterm_to_one_process_stops_all_at_one_step(whole, tmp_path):
   assert not other.exists()
 
 
+@pytest.mark.slow
 def test_sigterm_during_evaluation(whole, tmp_path):
   group = process_groups.ProcessGroup(
     LINEAR,
@@ -116,6 +119,7 @@ def test_sigterm_during_evaluation(whole, tmp_path):
   assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('killed', [0, 1])
 def test_killed_process_ends_the_others(whole, tmp_path, killed):
   group = process_groups.ProcessGroup(
@@ -138,9 +142,8 @@ def test_killed_process_ends_the_others(whole, tmp_path, killed):
   assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
-@pytest.mark.parametrize(
-  'present', [pytest.param(0, marks=pytest.mark.slow), 1]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('present', [0, 1])
 def test_wait_for_an_absent_process_has_a_timeout(tmp_path, present):
   group = process_groups.ProcessGroup(
     LINEAR,
@@ -154,6 +157,7 @@ def test_wait_for_an_absent_process_has_a_timeout(tmp_path, present):
   assert 'The other processes did not start within 5 s.' in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('update', [[], ['--sharded']], ids=['', 'sharded'])
 @pytest.mark.parametrize('bad', [0, 1])
 def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
@@ -172,6 +176,7 @@ def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
   assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
+@pytest.mark.slow
 def test_bad_data_at_the_first_step_ends_all(tmp_path):
   group = process_groups.ProcessGroup(
     LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2
@@ -182,6 +187,7 @@ def test_bad_data_at_the_first_step_ends_all(tmp_path):
     assert process.lines[-1] == 'nfnet_jax: the record is bad.'
 
 
+@pytest.mark.slow
 def test_full_disk_loses_no_saved_step(whole, tmp_path):
   """The limit allows the metrics but not the largest file of a checkpoint."""
   workdir = f'--workdir={tmp_path / "run"}'
@@ -203,6 +209,7 @@ def test_full_disk_loses_no_saved_step(whole, tmp_path):
   assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
+@pytest.mark.slow
 def test_damaged_latest_checkpoint_is_skipped(whole, tmp_path):
   workdir = tmp_path / 'run'
   single = process_groups.Process(LINEAR, f'--workdir={workdir}', '--fail=0:7')
@@ -226,6 +233,7 @@ def test_processes_with_other_flags_do_not_start(tmp_path):
   assert all(line in process.lines[-1] for process in group), group.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', [0, 1])
 def test_processes_with_other_packages_do_not_start(tmp_path, other):
   """One process has a package that the other lacks."""
@@ -245,6 +253,7 @@ def test_processes_with_other_packages_do_not_start(tmp_path, other):
   assert all(line in process.lines[-1] for process in group), group.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('module', 'options', 'line'),
   [
@@ -286,6 +295,7 @@ def arguments(small):
   ]
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_and_stopped_resumes_to_the_same_metrics(
   arguments, tmp_path, run_command
 ):
