@@ -193,6 +193,7 @@ def test_mb_conv(shape, channels, size, stride, expansion, is_training):
   check_block(make, expect, shape, is_training, he_kernels=True)
 
 
+@pytest.mark.slow
 def test_drop_connect_rescales_whole_branches():
   """Unlike the other families' stochastic depth."""
 
@@ -254,6 +255,7 @@ def senet_network(images, params, state):
   return outputs, x, params['ResNet/~/linear']
 
 
+@pytest.mark.slow
 def test_bn_resnet():
   check_network('bn_resnet_pico', bn_resnet_network, he_kernels=True)
 
