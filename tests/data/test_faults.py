@@ -139,6 +139,7 @@ def test_stream_with_bad_records_resumes_bit_for_bit(tmp_path):
     assert_same(take(spec(source, 2), 9 - start, start), whole[start:])
 
 
+@pytest.mark.slow
 def test_records_before_the_resumed_one_are_not_decoded(tmp_path):
   plain = preprocessing.Augmentation(crop='distorted')
   source, _ = store(tmp_path, bad_images=(0, 9, 23))
@@ -189,6 +190,7 @@ def test_damaged_file_is_named(tmp_path):
     take(spec(source, 5), 12)
 
 
+@pytest.mark.slow
 def test_short_file_is_named(tmp_path):
   source, path = store(tmp_path)
   kept = list(tf.data.TFRecordDataset(str(path)).take(GOOD - 3))

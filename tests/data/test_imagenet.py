@@ -99,13 +99,10 @@ def test_resumed_stream_continues_bit_for_bit(spec, augmentation, starts):
     assert_same(take(spec, 3, start), whole[start : start + 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('augmentation', 'processes'),
-  [
-    pytest.param(RECIPE, 2, marks=pytest.mark.slow),
-    pytest.param(MIXED, 4, marks=pytest.mark.slow),
-    (MIXED_IN_BATCH, 2),
-  ],
+  [(RECIPE, 2), (MIXED, 4), (MIXED_IN_BATCH, 2)],
 )
 def test_any_number_of_processes_makes_the_same_batches(
   spec, augmentation, processes

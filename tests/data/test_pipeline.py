@@ -126,6 +126,7 @@ def test_any_number_of_processes_makes_the_same_batches(spec, processes):
       np.testing.assert_array_equal(joined, whole[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_stream_with_a_small_shuffle_buffer_resumes_bit_for_bit(spec):
   small = dataclasses.replace(spec, shuffle_buffer=12)
   assert_same(take(small, 3, 21), take(small, 24)[21:])
