@@ -73,7 +73,7 @@ class Tiny(classifier.ImageClassifier):
       num_classes,
       variant,
       dropout_rate=dropout_rate,
-      w_init=hk.initializers.RandomNormal(0, 0.01),
+      w_init=hk.initializers.RandomNormal(stddev=0.01),
       name=name,
     )
     self.depth, self.blocks = (), ()

@@ -237,7 +237,7 @@ class ResNetV1(classifier.ImageClassifier):
       num_classes,
       variant,
       dropout_rate=dropout_rate,
-      w_init=hk.initializers.RandomNormal(0, 0.01),
+      w_init=hk.initializers.RandomNormal(stddev=0.01),
       name=name,
     )
     row = self.variants[variant]

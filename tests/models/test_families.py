@@ -113,6 +113,25 @@ def test_batch_norm_computes_statistics_in_float32():
     )
 
 
+@pytest.mark.parametrize(
+  ('name', 'std'),
+  [('nfnet_pico', 0.01), ('nfnet_pico_bn', 0.01), ('bn_resnet_pico', 0)],
+)
+def test_classifiers_start_from_published_distributions(name, std):
+  model = registry.create_model(name, 1000)
+  images = jnp.zeros((1, 32, 32, 3))
+
+  @jax.jit
+  def classifier_kernel(key):
+    params, _ = model.init(key, images, False)
+    root = next(iter(params)).split('/')[0]
+    return params[f'{root}/~/linear']['w']
+
+  kernel = np.asarray(classifier_kernel(jax.random.key(0)))
+  np.testing.assert_allclose(kernel.std(), std, rtol=0.05)
+  np.testing.assert_allclose(kernel.mean(), 0, atol=1e-3)
+
+
 def test_evaluation_before_training_is_finite():
   """Running variances start at 1 if initialisation evaluates."""
   model = registry.create_model('bn_resnet_pico', 10)
