@@ -14,7 +14,7 @@ from tensorboardX.proto import event_pb2
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import steps
 from nfnet_jax.config import workdir as workdir_lib
-from nfnet_jax.data import faults
+from nfnet_jax.data import faults, pipeline
 from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.training import checkpoint, loop, metrics, profiling
 
@@ -44,15 +44,15 @@ def tags_of(workdir):
 
 def fail_at(monkeypatch, step, error):
   """Let the data stream fail in place of a step's batch."""
-  stream = experiment_lib.Experiment.train_batches
+  stream = pipeline.train_batches
 
-  def failing(self, first_step, log_fn):
-    for batch in stream(self, first_step, log_fn):
+  def failing(*arguments):
+    for batch in stream(*arguments):
       if batch['step'] == step:
         raise error
       yield batch
 
-  monkeypatch.setattr(experiment_lib.Experiment, 'train_batches', failing)
+  monkeypatch.setattr(pipeline, 'train_batches', failing)
 
 
 @pytest.fixture(scope='module')
