@@ -24,9 +24,17 @@ os.environ['XLA_FLAGS'] = (
 os.environ.update(buckets_lib.SHORT_TIMEOUTS)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+# Memory that one thread frees is reused by the others. Workers start with it.
+os.environ['MALLOC_ARENA_MAX'] = '2'
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+
+
+def pytest_collection_finish():
+  """Exempt the imported modules from garbage collections, which take long."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -91,7 +91,11 @@ def spec(source, max_bad_records=0, augmentation=RECIPE):
       r'image_9.JPEG, .* label 3 is not in \[0, 3\)',
       marks=pytest.mark.slow,
     ),
-    ({'bad_labels': {9: -1}}, r'image_9.JPEG, .* label -1 is not in'),
+    pytest.param(
+      {'bad_labels': {9: -1}},
+      r'image_9.JPEG, .* label -1 is not in',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_bad_record_is_named(tmp_path, corruption, message):
@@ -181,6 +185,7 @@ def test_evaluation_skips_allowed_bad_records(tmp_path):
   assert len(lines) == 2
 
 
+@pytest.mark.slow
 def test_damaged_file_is_named(tmp_path):
   source, path = store(tmp_path)
   data = bytearray(path.read_bytes())

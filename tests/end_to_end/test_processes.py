@@ -70,6 +70,7 @@ def test_sharded_update_is_equal_in_two_processes(whole, tmp_path):
   assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_at_one_step(whole, tmp_path):
   """They resume on another layout, where only process 0 sees the workdir."""
   group = process_groups.ProcessGroup(

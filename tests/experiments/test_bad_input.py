@@ -371,6 +371,7 @@ def test_a_config_file_that_is_wrong(run_command, tmp_path, body, message):
   assert message in error_line(result)
 
 
+@pytest.mark.slow
 def test_a_config_file_without_a_config(run_command, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('config = None\n')

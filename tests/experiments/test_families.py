@@ -212,6 +212,7 @@ def read_table(path):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'expected'),
   [
@@ -261,7 +262,11 @@ def test_signal_propagation_of_a_run_on_images(run_command, data_dir, tmp_path):
   [
     ([], '--model=NAME or --weights=PATH'),
     (['--model=nf_resnet51'], "Unknown model 'nf_resnet51'"),
-    (['--model=nfnet_pico', '--dataset=no_such'], 'TFDS knows no dataset'),
+    pytest.param(
+      ['--model=nfnet_pico', '--dataset=no_such'],
+      'TFDS knows no dataset',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_bad_input_to_signal_propagation(run_command, flags, message, tmp_path):

@@ -132,6 +132,7 @@ def test_classifiers_start_from_published_distributions(name, std):
   np.testing.assert_allclose(kernel.mean(), 0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluation_before_training_is_finite():
   """Running variances start at 1 if initialisation evaluates."""
   model = registry.create_model('bn_resnet_pico', 10)

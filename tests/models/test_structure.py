@@ -17,16 +17,9 @@ QUICK = {
   'nfnet_nano',
   'nfnet_f0',
   'nfnet_f0_plus',
-  'nfnet_f0_baseline',
-  'nfnet_f0_modified_width',
-  'nfnet_f0_default_width',
   'nfnet_f0_bn',
   'nf_resnet50',
-  'nf_regnet_b0',
   'bn_resnet50',
-  'resnet50',
-  'senet50',
-  'efficientnet_b0',
 }
 
 

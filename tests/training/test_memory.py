@@ -114,7 +114,7 @@ class TestAccumulation:
     [
       pytest.param(0.2, marks=pytest.mark.slow),
       pytest.param(0.5, marks=pytest.mark.slow),
-      0.4,
+      pytest.param(0.4, marks=pytest.mark.slow),
     ],
   )
   def test_with_sam(self, share):
@@ -130,6 +130,7 @@ class TestAccumulation:
       frugal = dataclasses.replace(trainer, accumulate=2, remat=True)
       assert_same(gradients(trainer), gradients(frugal))
 
+  @pytest.mark.slow
   def test_on_several_devices(self, plain):
     trainer = make_trainer(accumulate=2)
     parallel = data_parallel.DataParallel(jax.local_devices()[:2])

@@ -115,7 +115,13 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize('attack', ATTACKS)
+@pytest.mark.parametrize(
+  'attack',
+  [
+    pytest.param(name, marks=pytest.mark.slow) if 'deep' in name else name
+    for name in ATTACKS
+  ],
+)
 def test_attacks_are_refused_with_little_memory(attack):
   data = HEAD + ATTACKS[attack] + b'.'
   tracemalloc.start()
