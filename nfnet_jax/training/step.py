@@ -217,12 +217,10 @@ class Trainer:
           weights, *self.model_inputs(state, batch), **options
         )
       logits = logits.astype(jnp.float32)
-      labels, weights = batch['label'], batch['weight']
-      targets = smooth_labels(
-        labels, weights, self.num_classes, self.label_smoothing
-      )
+      labels = batch['label'], batch['weight']
+      targets = smooth_labels(*labels, self.num_classes, self.label_smoothing)
       losses = optax.softmax_cross_entropy(logits, targets)
-      hits = jnp.argmax(logits, axis=-1) == main_label(labels, weights)
+      hits = jnp.argmax(logits, axis=-1) == main_label(*labels)
       share = 1 / self.global_batch
       return jnp.sum(losses) * share, (jnp.sum(hits) * share, model_state)
 

@@ -16,6 +16,7 @@ import nfnet_jax
 from nfnet_jax import trees
 from nfnet_jax.models import inputs
 from nfnet_jax.models.fast import stem
+from nfnet_jax.optim import ema
 from nfnet_jax.training import data_parallel, layouts, state, step
 from tests.training import linear_runs
 from tests.training.batches import random_batch
@@ -141,6 +142,45 @@ def test_metrics_and_state_after_ten_steps(ten_steps):
     final.ema_params,
   )
   assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_averages_follow_the_new_parameters():
+  """The first average keeps 1 / 10 of the initial value, or `ema_decay`."""
+  trainer = dataclasses.replace(linear_runs.make_trainer(), ema_decay=0.9)
+  first = linear_runs.make_batch(0)
+  runner = Runner(trainer, 1, first)
+  initial = runner.initial
+  jax.tree.map(
+    np.testing.assert_array_equal, initial.ema_params, initial.params
+  )
+  final, _ = runner.run(runner.fresh_state(), [first])
+  decay = float(ema.ema_decay(0.9, jnp.zeros((), jnp.int32)))
+  for new, old, mean in zip(
+    *map(jax.tree.leaves, (final.params, initial.params, final.ema_params))
+  ):
+    assert not np.array_equal(new, old)
+    np.testing.assert_allclose(
+      mean, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_loss_of_bfloat16_logits_is_float32():
+  trainer = dataclasses.replace(
+    linear_runs.make_trainer(), compute_dtype=jnp.dtype('bfloat16')
+  )
+  initial = state.abstract_state(
+    trainer.model, trainer.optimizer, linear_runs.SIZE
+  )
+  traced = jax.make_jaxpr(trainer.gradients)(
+    layouts.cast(
+      jax.tree.map(lambda x: jnp.zeros(x.shape), initial.params), jnp.bfloat16
+    ),
+    initial,
+    linear_runs.make_batch(0),
+  )
+  logs = [e for e in _equations(traced.jaxpr) if e.primitive.name == 'log']
+  assert logs
+  assert all(e.outvars[0].aval.dtype == jnp.float32 for e in logs)
 
 
 def make_blocks(index):
