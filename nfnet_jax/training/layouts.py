@@ -34,23 +34,30 @@ AXIS = batch_norm.REPLICA_AXIS
 class Layout:
   """Which parameters are sharded; by default none is.
 
-  The sharded leaves of a state that is placed on the devices have the shape
-  `[devices, H, W, O / devices, I]`, so that the weights of a unit are
-  contiguous. A step sees them as `[H, W, I, O / devices]`.
+  If there are sharded kernels, a state that is placed on the devices is a pair
+  of dictionaries from paths to leaves: the sharded ones, and all others. The
+  sharded leaves have the shape `[devices, H, W, O / devices, I]`, so that the
+  weights of a unit are contiguous. A step sees `[H, W, I, O / devices]`.
 
   Attributes:
     axis: name of the axis of devices; None for a step on a single device.
     devices: number of devices that divide the sharded kernels.
     sharded: paths of the sharded kernels.
     standardized: modules whose kernels `gather` standardises.
-    axes: axes of a placed state along which devices differ, as for `jax.pmap`.
+    abstract_state: shapes of the whole state, if kernels are sharded.
   """
 
   axis: str | None = AXIS
   devices: int = 1
   sharded: frozenset[str] = frozenset()
   standardized: frozenset[str] = frozenset()
-  axes: Any = None
+  abstract_state: Any = None
+
+  @property
+  def axes(self) -> tuple[int, None] | None:
+    """Axes of a placed state along which devices differ, as for `jax.pmap`."""
+    # With several processes, pmap needs to hash them: not one for each leaf.
+    return (0, None) if self.sharded else None
 
   def sum(self, tree: Tree) -> Tree:
     """Sum a tree over the devices."""
@@ -128,11 +135,18 @@ class Layout:
 
   def load(self, placed: Tree) -> Tree:
     """Return what a step sees of a placed state."""
-    return self._map_sharded(_swap, placed)
+    if not self.sharded:
+      return placed
+    sharded, replicated = placed
+    leaves = {**jax.tree.map(_swap, sharded), **replicated}
+    return trees.map_named(lambda path, _: leaves[path], self.abstract_state)
 
   def store(self, state: Tree) -> Tree:
     """Reverse `load`."""
-    return self._map_sharded(_swap, state)
+    if not self.sharded:
+      return state
+    sharded, replicated = self._split(state)
+    return jax.tree.map(_swap, sharded), replicated
 
   def _is_sharded(self, path: str) -> bool:
     # The paths of a kernel's average and momentum end with the kernel's.
@@ -215,11 +229,12 @@ def shard_kernels(
     for module, leaves in state.params.items()
     if f'{module}/w' in sharded and 'gain' in leaves
   )
-  layout = Layout(devices=devices, sharded=sharded, standardized=standardized)
-  axes = trees.map_named(
-    lambda path, _: 0 if layout._is_sharded(path) else None, state
+  return Layout(
+    devices=devices,
+    sharded=sharded,
+    standardized=standardized,
+    abstract_state=state,
   )
-  return dataclasses.replace(layout, axes=axes)
 
 
 @jax.named_scope('cast')

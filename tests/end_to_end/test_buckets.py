@@ -128,7 +128,6 @@ class TestLinearRun:
     for key in expected:
       assert uploaded[key] == expected[key] or key[1] in timed
 
-  @pytest.mark.slow
   def test_resumes_before_a_damaged_checkpoint(
     self, run_command, local_linear, bucket
   ):

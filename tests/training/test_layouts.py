@@ -138,30 +138,28 @@ def test_each_device_holds_only_its_shard(plain, initial):
     'Net/~/block_0/~/conv/w',
     'Net/~/block_1/~/conv/w',
   }
-  kernels = 0
-  for (path, leaf), whole in zip(
-    trees.named_leaves(placed), jax.tree.leaves(initial), strict=True
-  ):
-    assert leaf.size == whole.size
-    if any(path.endswith(kernel) for kernel in layout.sharded):
-      kernels += 1
-      assert leaf.shape[0] == DEVICES
-      assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
-    else:
-      assert leaf.sharding.is_fully_replicated
+  sharded, replicated = placed
+  whole = dict(trees.named_leaves(initial))
+  assert whole.keys() == sharded.keys() | replicated.keys()
+  for path, leaf in sharded.items():
+    assert any(path.endswith(kernel) for kernel in layout.sharded)
+    assert leaf.size == whole[path].size
+    assert leaf.shape[0] == DEVICES
+    assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+  for leaf in replicated.values():
+    assert leaf.sharding.is_fully_replicated
   # Parameters, EMA and momentum.
-  assert kernels == 3 * len(layout.sharded)
+  assert len(sharded) == 3 * len(layout.sharded)
 
 
 def test_shapes_of_a_shard_are_those_of_placed_leaves(plain, initial):
   layout = shard(plain).layout
   placed = data_parallel.DataParallel().shard_state(layout, initial)
-  shapes = jax.eval_shape(lambda: initial)
-  for leaf, planned in zip(
-    *map(jax.tree.leaves, (placed, layout.shard_shapes(shapes))), strict=True
-  ):
-    held = leaf.addressable_shards[0].data
-    assert (held.size, held.dtype) == (planned.size, planned.dtype)
+  held = {**placed[0], **placed[1]}
+  shapes = layout.shard_shapes(jax.eval_shape(lambda: initial))
+  for path, planned in trees.named_leaves(shapes):
+    leaf = held[path].addressable_shards[0].data
+    assert (leaf.size, leaf.dtype) == (planned.size, planned.dtype)
 
 
 def test_sharded_and_gathered_state_is_the_same(plain, initial):
