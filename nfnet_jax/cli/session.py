@@ -145,7 +145,7 @@ def _check_devices() -> None:
       'JAX_PLATFORMS=cpu.'
     )
   command.log(f'process    {jax.process_index()} of {count}')
-  # First of all exchanges: with other versions nothing else need work.
+  # This exchange comes first: if versions differ, later ones may fail.
   collectives.assert_equal(environment.describe())
   counted, expected = data_parallel.DataParallel().count(), jax.device_count()
   if counted != expected:

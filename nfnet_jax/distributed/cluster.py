@@ -81,7 +81,7 @@ def _scheduler_variables() -> list[str]:
 def _check_port(coordinator: str) -> None:
   """Check that no other program of this host listens on process 0's port.
 
-  JAX would share the port with another run of its own, and end that run.
+  JAX would share the port with another JAX program, which would then abort.
 
   Raises:
     errors.RunError: if one does.

@@ -56,7 +56,7 @@ class Layout:
   @property
   def axes(self) -> tuple[int, None] | None:
     """Axes of a placed state along which devices differ, as for `jax.pmap`."""
-    # With several processes, pmap needs to hash them: not one for each leaf.
+    # With several processes pmap hashes them, so they are no tree of a state.
     return (0, None) if self.sharded else None
 
   def sum(self, tree: Tree) -> Tree:

@@ -177,7 +177,7 @@ class Loop:
     """Place the batches from step `first` on, before they are needed."""
     placed: collections.deque[dict[str, jax.Array]] = collections.deque()
     for step, batch in enumerate(batches, first):
-      # The processes would go on with different steps.
+      # Otherwise processes could apply the batches of different steps.
       if batch['step'] != step:
         raise RuntimeError(f'Step {step} got the batch of {batch["step"]}.')
       placed.append(self.parallel.shard_batch(batch))
