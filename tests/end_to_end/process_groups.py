@@ -98,11 +98,14 @@ class Process:
     return (ours or aborts or [''])[-1]
 
   def wait_for(self, text):
+    self.wait_until(lambda: text in self.output, f"'{text}'")
+
+  def wait_until(self, condition, name):
     deadline = time.monotonic() + LIMIT
-    while text not in self.output:
+    while not condition():
       ended = self._popen.poll() is not None
       is_over = ended or time.monotonic() > deadline
-      assert not is_over or text in self.output, f"No '{text}':\n{self.output}"
+      assert not is_over or condition(), f'No {name}:\n{self.output}'
       time.sleep(0.05)
 
   def send(self, number):

@@ -300,6 +300,7 @@ def test_real_run_is_killed_at_random_moments(small, tmp_path, run_command):
   assert code == 0, err
   rng = np.random.default_rng(0)
   reached = []
+  newest = lambda: max(process_groups.checkpoints_of(broken), default=0)
   while True:
     process = process_groups.Process(
       process_groups.TRAIN,
@@ -308,11 +309,16 @@ def test_real_run_is_killed_at_random_moments(small, tmp_path, run_command):
     )
     if len(reached) < 8:
       process.wait_for('gains and biases')
-      # Between the first step and the saving of checkpoints.
-      time.sleep(rng.uniform(0, 10))
+      if len(reached) % 2:  # While it trains and saves, else at any time.
+        process.wait_until(
+          lambda before=newest(): newest() > before, 'new checkpoint'
+        )
+        time.sleep(rng.uniform(0, 0.3))
+      else:
+        time.sleep(rng.uniform(0, 10))
       process.send(signal.SIGKILL)
     code = process.finish()
-    reached.append(max(process_groups.checkpoints_of(broken), default=0))
+    reached.append(newest())
     assert reached == sorted(reached), 'A saved step was lost.'
     if code == 0:
       break
