@@ -9,22 +9,27 @@ from nfnet_jax.storage import files
 
 
 def subplots(*args: Any, **options: Any) -> tuple[Any, Any]:
-  """Return matplotlib's `(figure, axes)` for its arguments of `subplots`.
+  """Return matplotlib's `(figure, axes)` for its arguments of `subplots`."""
+  return _pyplot().subplots(*args, **options)
 
-  matplotlib takes long to import, so it is imported here.
-  """
+
+def mosaic(*args: Any, **options: Any) -> tuple[Any, Any]:
+  """Return matplotlib's `(figure, axes)` for those of `subplot_mosaic`."""
+  return _pyplot().subplot_mosaic(*args, **options)
+
+
+def _pyplot() -> Any:
+  # matplotlib takes long to import, so it is imported here.
   import matplotlib
 
   matplotlib.use('agg')
   from matplotlib import pyplot
 
-  return pyplot.subplots(*args, **options)
+  return pyplot
 
 
 def save(figure: Any, path: str | os.PathLike, dpi: int = 110) -> None:
   """Write a figure of `subplots` as a .png file, and close it."""
-  from matplotlib import pyplot
-
   with files.atomically(path) as temporary:
     figure.savefig(temporary, dpi=dpi, format='png')
-  pyplot.close(figure)
+  _pyplot().close(figure)

@@ -64,6 +64,7 @@ def test_atomic_write_leaves_nothing_else(tmp_path):
 def test_curves_are_written_as_png(tmp_path, clipped):
   rows = [
     {'step': s, 'loss': 2.0 / s, 'top1': 0.1, 'learning_rate': 0.1}
+    | {'grad_norm': 1.0}
     | ({'clipped': 0.5, 'clipped/kernels': 0.4} if clipped else {})
     for s in range(1, 30)
   ]
