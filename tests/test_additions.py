@@ -127,7 +127,7 @@ CLIPPING = {
       "  'global_norm': ClippingRule(",
       "  'value': ClippingRule(\n"
       "    'Each element of the gradient.', 0.5,\n"
-      '    lambda clipping, eps, groups: optax.clip(clipping),\n'
+      '    lambda clipping, eps, groups, statistics: optax.clip(clipping),\n'
       '  ),\n',
     ),
   ]

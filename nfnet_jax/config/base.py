@@ -108,6 +108,11 @@ _OPTIMIZER = {
     type=float,
   ),
   'clip_by': Setting('unit', 'Clipping rule.', choices=tuple(clipping.RULES)),
+  'clip_statistics': Setting(
+    'group',
+    'Log the shares of clipped units by parameter group or by layer.',
+    choices=tuple(clipping.STATISTICS),
+  ),
   'trust_coefficient': Setting(
     None, 'Coefficient of layer-wise rates, as in LARS.', _SIZE, type=float
   ),

@@ -106,31 +106,44 @@ class Experiment:
   @functools.cached_property
   def trainer(self) -> step_lib.Trainer:
     """The training step with a replicated state; see `trainer_on`."""
-    config, optimizer = self.config, self.config.optimizer
-    schedule = self._schedule()
+    return self.trainer_with({})
+
+  def trainer_with(self, values: Mapping[str, Any]) -> step_lib.Trainer:
+    """Return the training step with other values of some settings.
+
+    The values may be traced: that compiles one step for all of them.
+
+    Args:
+      values: by dotted names of settings, such as 'optimizer.learning_rate'.
+        Only those that the optimiser, the loss and the random keys depend on
+        have an effect.
+    """
+    setting = {**base.flat(self.config), **values}
+    schedule = self._schedule(setting)
     return step_lib.Trainer(
       model=self.model,
       optimizer=recipe.make_optimizer(
         schedule,
-        momentum=optimizer.momentum,
-        nesterov=optimizer.nesterov,
-        rms_decay=optimizer.rms_decay,
-        weight_decay=optimizer.weight_decay,
-        clipping=optimizer.clipping,
-        clip_by=optimizer.clip_by,
-        trust_coefficient=optimizer.trust_coefficient,
+        momentum=setting['optimizer.momentum'],
+        nesterov=setting['optimizer.nesterov'],
+        rms_decay=setting['optimizer.rms_decay'],
+        weight_decay=setting['optimizer.weight_decay'],
+        clipping=setting['optimizer.clipping'],
+        clip_by=setting['optimizer.clip_by'],
+        clip_statistics=setting['optimizer.clip_statistics'],
+        trust_coefficient=setting['optimizer.trust_coefficient'],
       ),
       schedule=schedule,
       num_classes=self.source.num_classes,
-      global_batch=config.batch_size,
-      seed=config.seed,
-      label_smoothing=config.label_smoothing,
-      ema_decay=config.ema_decay,
-      compute_dtype=jnp.dtype(config.compute_dtype),
-      sam_rho=optimizer.sam_rho,
-      sam_share=optimizer.sam_share,
-      remat=config.run.remat,
-      accumulate=config.run.accumulate,
+      global_batch=setting['batch_size'],
+      seed=setting['seed'],
+      label_smoothing=setting['label_smoothing'],
+      ema_decay=setting['ema_decay'],
+      compute_dtype=jnp.dtype(setting['compute_dtype']),
+      sam_rho=setting['optimizer.sam_rho'],
+      sam_share=setting['optimizer.sam_share'],
+      remat=setting['run.remat'],
+      accumulate=setting['run.accumulate'],
     )
 
   def trainer_on(self, devices: int) -> step_lib.Trainer:
@@ -140,18 +153,15 @@ class Experiment:
     layout = layouts.shard_kernels(self.abstract_state(), devices)
     return dataclasses.replace(self.trainer, layout=layout)
 
-  def _schedule(self) -> optax.Schedule:
-    optimizer, steps = self.config.optimizer, self.units.steps
-    peak, warmup = optimizer.learning_rate, steps(optimizer.warmup)
-    total = self.cadence.total
-    if optimizer.decay_every:
-      every = steps(optimizer.decay_every)
-      return recipe.warmup_step_decay(
-        peak, warmup, optimizer.decay_factor, every
-      )
-    return recipe.warmup_cosine(
-      peak, warmup, total, optimizer.final_learning_rate
-    )
+  def _schedule(self, setting: Mapping[str, Any]) -> optax.Schedule:
+    steps, peak = self.units.steps, setting['optimizer.learning_rate']
+    warmup = steps(setting['optimizer.warmup'])
+    if setting['optimizer.decay_every']:
+      factor = setting['optimizer.decay_factor']
+      every = steps(setting['optimizer.decay_every'])
+      return recipe.warmup_step_decay(peak, warmup, factor, every)
+    final = setting['optimizer.final_learning_rate']
+    return recipe.warmup_cosine(peak, warmup, self.cadence.total, final)
 
   def create_state(self) -> state_lib.TrainState:
     """Initialise the state of the run, from weights if it starts from any."""

@@ -83,7 +83,7 @@ def _get_network() -> tuple[str, registry.Model, Any, Any]:
   return model.spec.name, model, *initialize(model)
 
 
-def initialize(model: registry.Model) -> tuple[Any, Any]:
+def initialize(model: registry.Model, seed: int = 0) -> tuple[Any, Any]:
   """Return initial parameters, with skip gains of 1, and initial state."""
   import jax
   import jax.numpy as jnp
@@ -92,7 +92,7 @@ def initialize(model: registry.Model) -> tuple[Any, Any]:
 
   images = jnp.zeros((1, 32, 32, 3))  # Shapes do not depend on the image's.
   params, state = jax.jit(lambda key: model.init(key, images, False))(
-    jax.random.key(0)
+    jax.random.key(seed)
   )
   is_skip = lambda path: path.endswith('skip_gain')
   return (

@@ -28,30 +28,43 @@ class ClippingRule:
   Attributes:
     description: one line on what is bounded.
     default: bound that is used if none is given.
-    make: `(clipping, eps, groups) -> optax.GradientTransformation`.
+    make: `(clipping, eps, groups, statistics) ->
+      optax.GradientTransformation`; statistics is a key of `STATISTICS`.
   """
 
   description: str
   default: float
-  make: Callable[[Clipping, float, Groups], optax.GradientTransformation]
+  make: Callable[[Clipping, float, Groups, str], optax.GradientTransformation]
+
+
+# What shares of clipped units are counted for -> its name for a parameter.
+STATISTICS: dict[str, Callable[[str, Groups], str]] = {
+  'group': lambda path, groups: groups_lib.group_of(path, groups).name,
+  'layer': lambda path, groups: path.rpartition('/')[0],
+}
 
 
 def _clip_ratio(
-  axes: str, clipping: Clipping, eps: float, groups: Groups
+  axes: str, clipping: Clipping, eps: float, groups: Groups, statistics: str
 ) -> optax.GradientTransformation:
+  if statistics not in STATISTICS:
+    raise ValueError(
+      f"Unknown clip_statistics '{statistics}'; known: {', '.join(STATISTICS)}."
+    )
+  name_of = STATISTICS[statistics]
   return agc_lib.agc(
     clipping,
     eps,
     axes=axes,
     exclude=lambda path: not groups_lib.group_of(path, groups).clip,
-    group_fn=lambda path: groups_lib.group_of(path, groups).name,
+    group_fn=lambda path: name_of(path, groups),
   )
 
 
 def _clip_global_norm(
-  clipping: Clipping, eps: float, groups: Groups
+  clipping: Clipping, eps: float, groups: Groups, statistics: str
 ) -> optax.GradientTransformation:
-  del eps, groups  # The norm is over the gradients of all groups.
+  del eps, groups, statistics  # The norm is over the gradients of all groups.
   if callable(clipping):
     raise ValueError(
       "clip_by 'global_norm' takes no schedule. Give `clipping` as a number."

@@ -27,6 +27,7 @@ def make_optimizer(
   weight_decay: float = 2e-5,
   clipping: float | optax.Schedule | None = None,
   clip_by: str = 'unit',
+  clip_statistics: str = 'group',
   eps: float = 1e-3,
   trust_coefficient: float | None = None,
   groups: Sequence[groups_lib.Group] = groups_lib.NFNET_GROUPS,
@@ -47,6 +48,8 @@ def make_optimizer(
       rule's default (0.01 for AGC), 0 for no clipping.
     clip_by: name of the clipping rule: 'unit' (AGC), 'input_unit', 'layer' or
       'global_norm'; see `optim.clipping.RULES`.
+    clip_statistics: what the shares of clipped units are counted for: 'group'
+      or 'layer'; see `optim.clipping.STATISTICS`.
     eps: minimum of the weight norm in AGC.
     trust_coefficient: if given, the updates of decayed parameters are scaled
       layer-wise as in LARS.
@@ -86,7 +89,7 @@ def make_optimizer(
   clipping = rule.default if clipping is None else clipping
   # Neither a schedule nor a traced value is 0.
   if not isinstance(clipping, numbers.Real) or clipping:
-    chain.insert(0, rule.make(clipping, eps, groups))
+    chain.insert(0, rule.make(clipping, eps, groups, clip_statistics))
   return optax.chain(*chain)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import math
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -20,30 +22,74 @@ _LOWER = {
   'gradient norm': {'grad_norm': 'gradient norm'},
   'learning rate': {'learning_rate': 'learning rate'},
 }
+_CLIPPED, _BY_LAYER = 'units clipped', 'units clipped by layer'
+_MAX_LABELS = 25
 
 
 def plot(workdir: str | os.PathLike) -> epath.Path:
   """Write `WORKDIR/curves.png` from `metrics.jsonl` and return its path.
 
-  Training metrics are averaged over 20 steps. Clipped units have a panel if the
-  run has AGC.
+  Training metrics are averaged over 20 steps. If the run has AGC, there is a
+  panel with the shares of clipped units, and if they were logged by layer
+  (`optimizer.clip_statistics`), a map of layers and steps.
   """
   folder = epath.Path(workdir)
   rows = metrics.read_metrics(folder / 'metrics.jsonl')
-  clipping = _clipping_names(rows)
-  lower = {'units clipped': clipping, **_LOWER} if clipping else _LOWER
-  # A row of two panels above a row of two or three, of the same width.
+  shares = _clipping_names(rows)
+  by_layer = {k: label for k, label in shares.items() if '/' in label}
+  lines = {k: label for k, label in shares.items() if k not in by_layer}
+  lower = {_CLIPPED: lines, **_LOWER} if lines else _LOWER
+  # Rows of panels, each as wide as the figure.
   above = [title for title in _UPPER for _ in lower]
   below = [title for title in lower for _ in _UPPER]
+  layout = [above, below] + [[_BY_LAYER] * len(above)] * bool(by_layer)
   figure, axes = plotting.mosaic(
-    [above, below], figsize=(10, 6.5), layout='constrained'
+    layout, figsize=(10, 3.25 * len(layout)), layout='constrained'
   )
   for title, names in {**_UPPER, **lower}.items():
     _draw(axes[title], title, names, rows)
   axes['gradient norm'].set_yscale('log')
+  if by_layer:
+    figure.colorbar(_draw_map(axes[_BY_LAYER], by_layer, rows))
   picture = folder / 'curves.png'
   plotting.save(figure, picture)
   return picture
+
+
+def _draw_map(
+  axis: Any, names: Mapping[str, str], rows: list[metrics.Row]
+) -> Any:
+  """Draw the share of clipped units of each layer by step, input on top."""
+  ordered = sorted(names, key=lambda name: _network_order(names[name]))
+  steps = [row for row in rows if row.get(ordered[0]) is not None]
+  shares = [_smooth([row[name] for row in steps]) for name in ordered]
+  first, last = steps[0]['step'], steps[-1]['step']
+  image = axis.imshow(
+    shares,
+    aspect='auto',
+    interpolation='nearest',
+    extent=(first - 0.5, last + 0.5, len(ordered) - 0.5, -0.5),
+    vmin=0,
+    vmax=1,
+  )
+  every = math.ceil(len(ordered) / _MAX_LABELS)
+  labels = [names[name].split('/~/', 1)[-1] for name in ordered]
+  axis.set_yticks(range(0, len(ordered), every), labels[::every], fontsize=6)
+  axis.set(title=_BY_LAYER, xlabel='step')
+  return image
+
+
+def _network_order(layer: str) -> tuple[bool, bool, int, str]:
+  """Return a key that sorts layers from a network's input to its output."""
+  module = layer.split('/~/')[1] if '/~/' in layer else layer
+  is_stem = module.startswith(('stem', 'initial'))
+  number = re.search(r'block_(\d+)$', module)
+  return (
+    not is_stem,
+    'block' not in module,
+    int(number[1]) if number else 0,
+    layer,
+  )
 
 
 def _draw(
@@ -76,7 +122,7 @@ def _clipping_names(rows: list[metrics.Row]) -> dict[str, str]:
   return {name: name.partition('/')[2] or 'all' for name in clipped}
 
 
-def _smooth(values: tuple[float, ...], window: int = 20) -> list[float]:
+def _smooth(values: Sequence[float], window: int = 20) -> list[float]:
   """Average each value with the `window - 1` values before it."""
   smoothed = []
   for index in range(len(values)):

@@ -10,7 +10,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax import trees
-from nfnet_jax.optim import clipping, ema, groups
+from nfnet_jax.optim import agc, clipping, ema, groups
 
 # One module of every kind, and the only one whose kernel is not clipped.
 MODULES = (
@@ -262,13 +262,24 @@ def test_traced_clipping_is_allowed(params):
 
 
 def test_a_rule_is_added_in_one_place(params, monkeypatch):
-  halve = lambda bound, eps, groups: optax.scale(bound)
+  halve = lambda bound, *_: optax.scale(bound)
   rule = clipping.ClippingRule('Halve all gradients.', 0.5, halve)
   monkeypatch.setitem(clipping.RULES, 'halve', rule)
   grads = random_like(params, 0, 1.0)
   halved = clipped_by('halve', params, grads)
   for path, grad in trees.named_leaves(grads):
     np.testing.assert_array_equal(halved[path], 0.5 * grad)
+
+
+def test_clipped_units_are_counted_by_layer(params):
+  tx = nfnet_jax.make_optimizer(0.1, clip_statistics='layer')
+  _, state = jax.jit(tx.update)(params, tx.init(params), params)
+  (counts,) = agc.states(state)
+  # The classifier's bias is clipped, its kernel is not.
+  assert set(counts.clipped_by_group) == set(MODULES)
+  assert all(float(share) == 1 for share in counts.clipped_by_group.values())
+  with pytest.raises(ValueError, match=r"'layers'; known: group, layer"):
+    nfnet_jax.make_optimizer(0.1, clip_statistics='layers')
 
 
 def test_unknown_rule_lists_the_known_ones():

@@ -60,12 +60,14 @@ def test_atomic_write_leaves_nothing_else(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('clipped', [True, False])
+@pytest.mark.parametrize(
+  'clipped', ['', 'kernels', 'NFNet/~/nf_block_1/~/conv0']
+)
 def test_curves_are_written_as_png(tmp_path, clipped):
   rows = [
     {'step': s, 'loss': 2.0 / s, 'top1': 0.1, 'learning_rate': 0.1}
     | {'grad_norm': 1.0}
-    | ({'clipped': 0.5, 'clipped/kernels': 0.4} if clipped else {})
+    | ({'clipped': 0.5, f'clipped/{clipped}': 0.4} if clipped else {})
     for s in range(1, 30)
   ]
   evaluation = {
