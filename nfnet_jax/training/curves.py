@@ -60,7 +60,7 @@ def _draw_map(
   axis: Any, names: Mapping[str, str], rows: list[metrics.Row]
 ) -> Any:
   """Draw the share of clipped units of each layer by step, input on top."""
-  ordered = sorted(names, key=lambda name: _network_order(names[name]))
+  ordered = sorted(names, key=lambda name: network_order(names[name]))
   steps = [row for row in rows if row.get(ordered[0]) is not None]
   shares = [_smooth([row[name] for row in steps]) for name in ordered]
   first, last = steps[0]['step'], steps[-1]['step']
@@ -79,8 +79,14 @@ def _draw_map(
   return image
 
 
-def _network_order(layer: str) -> tuple[bool, bool, int, str]:
-  """Return a key that sorts layers from a network's input to its output."""
+def network_order(layer: str) -> tuple[bool, bool, int, str]:
+  """Return a key that sorts layers from a network's input to its output.
+
+  Example:
+    >>> layers = 'Net/~/linear', 'Net/~/block_10/~/conv0', 'Net/~/stem_conv0'
+    >>> sorted(layers, key=network_order)[0]
+    'Net/~/stem_conv0'
+  """
   module = layer.split('/~/')[1] if '/~/' in layer else layer
   is_stem = module.startswith(('stem', 'initial'))
   number = re.search(r'block_(\d+)$', module)

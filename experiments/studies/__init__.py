@@ -1,0 +1,1 @@
+"""What studies share: training many runs, tables, the look of figures."""

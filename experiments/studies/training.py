@@ -1,0 +1,233 @@
+"""Train runs that differ in a few numbers, on the same batches.
+
+The step is the production step. Learning rate, clipping threshold and the like
+are its arguments here, so that one compiled program serves all runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import pandas as pd
+
+from experiments.studies import datasets, networks
+from nfnet_jax.config import base, lookup, steps
+from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.training import data_parallel, evaluation, layouts
+from nfnet_jax.training import state as state_lib
+
+# Settings that are arguments of the compiled step, unless they are 0 or None:
+# then the program is another one.
+ARGUMENTS = (
+  'seed',
+  'optimizer.learning_rate',
+  'optimizer.clipping',
+  'optimizer.trust_coefficient',
+)
+# These are arguments even if they are 0.
+ALWAYS_ARGUMENTS = 'seed', 'optimizer.learning_rate'
+# Steps between two readings of the metrics.
+_READ_EVERY = 25
+# Steps at the end over which the training loss is averaged.
+_LAST = 20
+
+Row = dict[str, Any]
+
+# Program -> its training step and its evaluation, compiled once per process.
+_PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training run of a study.
+
+  Attributes:
+    labels: what the run is called in the study's table; no other run of the
+      study has the same labels.
+    config: name of its configuration.
+    settings: dotted names of settings -> values that differ from it.
+    keep_steps: number of steps that a kept row of metrics is the mean of; 0 to
+      keep none.
+  """
+
+  labels: Mapping[str, Any]
+  config: str
+  settings: Mapping[str, Any]
+  keep_steps: int = 0
+
+  @property
+  def program(self) -> str:
+    """Name of the compiled step; runs with the same name share it."""
+    settings = dict(self.settings)
+    for name in ARGUMENTS:
+      if name in ALWAYS_ARGUMENTS or settings.get(name):
+        settings[name] = 'argument'
+    return json.dumps([self.config, settings], sort_keys=True)
+
+  @property
+  def key(self) -> str:
+    """Short name of all that defines the run."""
+    text = json.dumps([self.config, dict(self.settings)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+  @property
+  def batches(self) -> str:
+    """Name of its stream of batches and of its program."""
+    return f'{self.program} seed {self.settings.get("seed", 0)}'
+
+
+@dataclasses.dataclass
+class _Progress:
+  """A run in progress.
+
+  Attributes:
+    state: its training state.
+    arguments: values of the step's arguments.
+    steps: metrics of the steps so far.
+    diverged: whether a step was not finite.
+  """
+
+  state: state_lib.TrainState
+  arguments: dict[str, float]
+  steps: list[Row] = dataclasses.field(default_factory=list)
+  diverged: bool = False
+
+
+def train_together(
+  runs: Sequence[Run], report: Callable[[float], None] = lambda share: None
+) -> list[tuple[Row, list[Row]]]:
+  """Train runs that share their program and their batches.
+
+  Each run is the one that the training command would make of its configuration.
+  A run ends when a step is not finite; its last good weights are evaluated.
+
+  Args:
+    runs: runs of the same `Run.batches`.
+    report: called now and then with the number of runs (usually a fraction)
+      that were trained since the last call.
+
+  Returns:
+    For each run its row (labels, then results), and its kept metrics.
+  """
+  start = time.process_time()
+  experiments = [_open(run) for run in runs]
+  experiment = experiments[0]
+  step, evaluate = _compile(runs[0].program, experiment)
+  running = [
+    _Progress(experiment.create_state(), _arguments(each.config))
+    for each in experiments
+  ]
+  total, pending, reported = experiment.cadence.total, [], 0
+  batches = experiment.train_batches(0, lambda text: None)
+  for count, batch in zip(range(1, total + 1), batches):
+    batch = jax.device_put(batch)
+    for run in running:
+      if not run.diverged:
+        run.state, metrics = step(run.state, batch, run.arguments)
+        pending.append((run, count, metrics))
+    if count % _READ_EVERY == 0 or count == total:
+      _read(pending)
+      pending = []
+      report((count - reported) / total * len(runs))
+      reported = count
+  results = [evaluate(experiment, run.state) for run in running]
+  seconds = (time.process_time() - start) / len(runs)
+  return [
+    (_row(run, progress, result, seconds), _kept(run, progress))
+    for run, progress, result in zip(runs, running, results)
+  ]
+
+
+def _open(run: Run) -> experiment_lib.Experiment:
+  networks.register()
+  settings = {
+    **run.settings,
+    'dataset': datasets.dataset(run.settings['dataset']),
+    'run.data_dir': datasets.data_dir(),
+  }
+  return steps.open_experiment(lookup.load(run.config, settings), devices=1)
+
+
+def _arguments(config: ml_collections.ConfigDict) -> dict[str, float]:
+  setting = base.flat(config)
+  return {
+    name: setting[name]
+    for name in ARGUMENTS
+    if setting[name] or name in ALWAYS_ARGUMENTS
+  }
+
+
+def _compile(
+  program: str, experiment: experiment_lib.Experiment
+) -> tuple[Callable[..., Any], Callable[..., dict[str, float]]]:
+  """Return the training step and the evaluation of a program."""
+  if program in _PROGRAMS:
+    return _PROGRAMS[program]
+  layout = layouts.Layout(axis=None)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state, batch, arguments):
+    trainer = experiment.trainer_with(arguments)
+    trainer = dataclasses.replace(trainer, layout=layout)
+    return trainer.train_step(state, batch)
+
+  parallel = data_parallel.DataParallel(jax.local_devices()[:1])
+  eval_step = parallel.eval_step(evaluation.evaluator(experiment.plain_model))
+
+  def evaluate(experiment, state):
+    return evaluation.evaluate(
+      eval_step,
+      parallel,
+      evaluation.weights_of(state),
+      experiment.eval_batches(lambda text: None),
+    )
+
+  _PROGRAMS[program] = step, evaluate
+  return step, evaluate
+
+
+def _read(pending: Sequence[tuple[_Progress, int, Mapping[str, Any]]]) -> None:
+  """Fetch metrics of steps, and find the runs that diverged."""
+  metrics = jax.device_get([metrics for _, _, metrics in pending])
+  for (run, step, _), row in zip(pending, metrics):
+    values = {name: float(value) for name, value in row.items()}
+    if not values.pop('applied'):
+      run.diverged = True
+    if not run.diverged:
+      run.steps.append({'step': step, **values})
+
+
+def _kept(run: Run, progress: _Progress) -> list[Row]:
+  """Return means of the metrics over intervals, named by their last step."""
+  if not run.keep_steps or not progress.steps:
+    return []
+  steps = pd.DataFrame(progress.steps)
+  means = steps.groupby((steps.step - 1) // run.keep_steps).mean()
+  means['step'] = steps.groupby((steps.step - 1) // run.keep_steps).step.max()
+  return means.round(5).to_dict('records')
+
+
+def _row(
+  run: Run, progress: _Progress, result: Mapping[str, float], seconds: float
+) -> Row:
+  last = [row['loss'] for row in progress.steps[-_LAST:]]
+  clipped = [row['clipped'] for row in progress.steps if 'clipped' in row]
+  return {
+    **run.labels,
+    'top1': round(result['eval/top1'], 4),
+    'ema_top1': round(result['eval_ema/top1'], 4),
+    'train_loss': round(float(np.mean(last)), 4) if last else '',
+    'clipped': round(float(np.mean(clipped)), 4) if clipped else '',
+    'diverged': int(progress.diverged),
+    'steps': len(progress.steps),
+    'core_seconds': round(seconds, 1),
+  }
