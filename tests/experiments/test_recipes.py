@@ -55,6 +55,7 @@ def test_recipe(name):
     'weight_decay': 2e-5,
     'clipping': 0.01,
     'clip_by': 'unit',
+    'clip_statistics': 'group',
     'trust_coefficient': None,
     'sam_rho': 0.0,
     'sam_share': 0.2,
