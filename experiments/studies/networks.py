@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from nfnet_jax.models import bn_resnet, nf_resnet, registry
+from nfnet_jax.models import nf_resnet, registry
 
-# 24 blocks of three convolutions.
-_DEEP = nf_resnet.Variant((6, 6, 6, 6), (16, 32, 64, 128), 8, 32, 32)
+_DEEP = 'nf_resnet_deep'
 
 
 class DeepNFResNet(nf_resnet.NFResNet):
-  """A normalizer-free ResNet of 24 blocks."""
+  """A normalizer-free ResNet of 24 blocks of three convolutions."""
 
-  variants = {'deep': _DEEP}
-
-
-class DeepBNResNet(bn_resnet.BNResNet):
-  """A batch-normalised ResNet of 24 blocks."""
-
-  variants = {'deep': _DEEP}
-
-
-_FAMILIES = {'nf_resnet_deep': DeepNFResNet, 'bn_resnet_deep': DeepBNResNet}
+  variants = {
+    'deep': nf_resnet.Variant((6, 6, 6, 6), (16, 32, 64, 128), 8, 32, 32)
+  }
 
 
 def register() -> None:
-  """Make the networks known by name, unless they are."""
-  for name, family in _FAMILIES.items():
-    if name not in registry.list_models():
-      registry.register_model(name, family, 'deep', train_size=32, test_size=32)
+  """Make the network known by name, unless it is."""
+  if _DEEP not in registry.list_models():
+    registry.register_model(
+      _DEEP, DeepNFResNet, 'deep', train_size=32, test_size=32
+    )

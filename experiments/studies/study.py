@@ -49,12 +49,12 @@ def main(
   # For the workers, which start later, and for this process.
   platforms = os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   jax.config.update('jax_platforms', platforms)
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   print(question, flush=True)
   try:
     verdict = answer(options)
   except errors.InputError as error:
-    sys.exit(str(error))
+    print(errors.one_line(error), file=sys.stderr)
+    sys.exit(2)
   files.write_atomically(options.folder / VERDICT, verdict + '\n')
   print(f'{verdict}\nResults: {options.folder}')
 
@@ -81,5 +81,10 @@ def _parse(question: str, folder: pathlib.Path) -> Options:
   values = parser.parse_args()
   if values.out is None:
     values.out = pathlib.Path(tempfile.mkdtemp()) if values.quick else folder
-  values.out.mkdir(parents=True, exist_ok=True)
+  if values.workers < 1:
+    parser.error('--workers must be at least 1.')
+  try:
+    values.out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    parser.error(f'--out={values.out} cannot be made a folder: {error}.')
   return Options(values.out, values.quick, values.workers)

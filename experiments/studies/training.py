@@ -31,7 +31,6 @@ ARGUMENTS = (
   'seed',
   'optimizer.learning_rate',
   'optimizer.clipping',
-  'optimizer.trust_coefficient',
 )
 # These are arguments even if they are 0.
 ALWAYS_ARGUMENTS = 'seed', 'optimizer.learning_rate'
@@ -149,11 +148,7 @@ def train_together(
 
 def _open(run: Run) -> experiment_lib.Experiment:
   networks.register()
-  settings = {
-    **run.settings,
-    'dataset': datasets.dataset(run.settings['dataset']),
-    'run.data_dir': datasets.data_dir(),
-  }
+  settings = {**run.settings, 'run.data_dir': datasets.data_dir()}
   return steps.open_experiment(lookup.load(run.config, settings), devices=1)
 
 

@@ -37,7 +37,8 @@ class ClippingRule:
   make: Callable[[Clipping, float, Groups, str], optax.GradientTransformation]
 
 
-# What shares of clipped units are counted for -> its name for a parameter.
+# Kind of statistics -> function from a path and the groups to the name of the
+# set that the parameter is counted in.
 STATISTICS: dict[str, Callable[[str, Groups], str]] = {
   'group': lambda path, groups: groups_lib.group_of(path, groups).name,
   'layer': lambda path, groups: path.rpartition('/')[0],

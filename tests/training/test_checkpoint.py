@@ -30,8 +30,8 @@ def saved_state():
     image_size=4,
   )
   ema_params = jax.tree.map(lambda p: p * 2, fresh.params)
-  # Most of the bytes, and none that compression removes: those that `damage`
-  # flips are values, whose change only a checksum shows.
+  # This array fills most of the file and does not compress. The bytes that
+  # `damage` flips are therefore values, and only a checksum shows the change.
   noise = np.random.default_rng(0).standard_normal(10_000, np.float32)
   return jax.device_get(
     fresh._replace(

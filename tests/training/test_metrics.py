@@ -3,6 +3,7 @@
 import json
 import math
 
+from PIL import Image
 import pytest
 
 from nfnet_jax.storage import files
@@ -81,3 +82,5 @@ def test_curves_are_written_as_png(tmp_path, clipped):
   picture = curves.plot(tmp_path)
   assert picture == tmp_path / 'curves.png'
   assert picture.read_bytes().startswith(b'\x89PNG')
+  # The map of layers stands below the other panels.
+  assert (Image.open(picture).height > 1_000) == ('/' in clipped)
