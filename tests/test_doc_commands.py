@@ -76,8 +76,8 @@ def test_imagenet_commands_run(
 @pytest.mark.slow
 def test_model_commands_run(run_command, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  table = block('reproducing.md', 'sh', 'experiments.models')
-  plot = block('reproducing.md', 'sh', 'signal_propagation')
+  table = block('reproduce.md', 'sh', 'experiments.models')
+  plot = block('reproduce.md', 'sh', 'signal_propagation')
   run_commands(
     run_command,
     table + plot,
