@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
 import pathlib
 from typing import Any
@@ -13,12 +14,20 @@ from nfnet_jax import plotting
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; a marker
 # and a colour belong to a method in all figures.
 _STYLES = {
+  'AGC': ('#0072B2', 'o'),
+  'AGC 0.1': ('#56B4E9', 'D'),
+  'none': ('#D55E00', 's'),
+  'global norm': ('#009E73', '^'),
   'BN': ('#000000', 'X'),
   'NF': ('#0072B2', 'o'),
   'NF without weight standardisation': ('#D55E00', 's'),
   'NF without gamma': ('#009E73', '^'),
   'NF without alpha and beta': ('#E69F00', 'P'),
+  'eps 0.001': ('#0072B2', 'o'),
+  'eps 0.01': ('#E69F00', 's'),
+  'eps 0.1': ('#000000', '^'),
 }
+_CHANCE = 10  # Percent; all datasets of the studies have ten classes.
 _WIDTH, _HEIGHT, _DPI = 9.0, 3.4, 110
 
 
@@ -44,6 +53,8 @@ def band(
   x: str,
   y: str,
   method: str,
+  label: str | None = None,
+  markers: bool = True,
 ) -> None:
   """Draw the mean over seeds as a line, and all seeds as a band."""
   colour, marker = _STYLES[method]
@@ -53,9 +64,9 @@ def band(
     mean.index,
     mean,
     color=colour,
-    marker=marker,
+    marker=marker if markers else '',
     markersize=5,
-    label=method,
+    label=label or method,
   )
   axis.fill_between(
     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, linewidth=0
@@ -78,6 +89,20 @@ def heat_map(axis: Any, table: pd.DataFrame, **options: Any) -> Any:
   return image
 
 
+def chance(axis: Any) -> None:
+  """Mark the accuracy of guessing, in percent."""
+  axis.axhline(_CHANCE, color='grey', linestyle=':', linewidth=1)
+  axis.annotate(
+    'chance',
+    (0.01, _CHANCE),
+    xycoords=('axes fraction', 'data'),
+    xytext=(0, 3),
+    textcoords='offset points',
+    color='grey',
+    fontsize=8,
+  )
+
+
 def legend_below(figure: Any, axis: Any) -> None:
   """Write the legend of an axis below all axes of a figure."""
   handles, labels = axis.get_legend_handles_labels()
@@ -89,3 +114,14 @@ def legend_below(figure: Any, axis: Any) -> None:
 def save(figure: Any, folder: pathlib.Path, name: str) -> None:
   """Write a figure as `FOLDER/NAME`."""
   plotting.save(figure, folder / name, dpi=_DPI)
+
+
+def smooth(values: pd.Series, window: int = 20) -> pd.Series:
+  """Average each value with the values before it."""
+  return values.rolling(window, min_periods=1).mean()
+
+
+def titles(axes: Sequence[Any], names: Sequence[str]) -> None:
+  """Set the titles of axes."""
+  for axis, name in zip(axes, names):
+    axis.set_title(name, fontsize=10)

