@@ -14,7 +14,7 @@ RUN = training.Run(
     'data.image_size': 16,
     'data.eval_size': 16,
     'batch_size': 16,
-    'train_for': '2 steps',
+    'train_for': '6 steps',
     'optimizer.warmup': '1 steps',
     'optimizer.clipping': 0.01,
   },
@@ -32,8 +32,11 @@ def test_run_starts_from_saved_weights(tmp_path, monkeypatch):
   monkeypatch.setattr(
     training.datasets, 'weights', lambda name: tmp_path / 'new' / f'{name}.npz'
   )
-  first = dataclasses.replace(RUN, save=True)
+  settings = {**RUN.settings, 'optimizer.clipping': 0.0}
+  settings['optimizer.learning_rate'] = 1.0
+  first = dataclasses.replace(RUN, settings=settings, save=True)
   ((row, _),) = training.train_together([first])
+  assert row['skip_gain'] > 0  # It has left its initial weights.
   second = dataclasses.replace(
     RUN,
     settings={
