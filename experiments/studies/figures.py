@@ -53,7 +53,6 @@ def band(
   x: str,
   y: str,
   method: str,
-  label: str | None = None,
   markers: bool = True,
 ) -> None:
   """Draw the mean over seeds as a line, and all seeds as a band."""
@@ -66,7 +65,7 @@ def band(
     color=colour,
     marker=marker if markers else '',
     markersize=5,
-    label=label or method,
+    label=method,
   )
   axis.fill_between(
     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, linewidth=0
@@ -116,7 +115,7 @@ def save(figure: Any, folder: pathlib.Path, name: str) -> None:
   plotting.save(figure, folder / name, dpi=_DPI)
 
 
-def smooth(values: pd.Series, window: int = 20) -> pd.Series:
+def smooth(values: pd.Series, window: int) -> pd.Series:
   """Average each value with the values before it."""
   return values.rolling(window, min_periods=1).mean()
 
