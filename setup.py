@@ -28,6 +28,7 @@ setuptools.setup(
   license_files=['LICENSE'],
   packages=setuptools.find_packages(include=['nfnet_jax', 'nfnet_jax.*']),
   package_data={'nfnet_jax': ['py.typed']},
+  entry_points={'console_scripts': ['nfnet = nfnet_jax.__main__:main']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
@@ -54,6 +55,9 @@ setuptools.setup(
     'test': [
       *GCS,
       *STUDIES,
+      # Examples of docs/agc.md.
+      'equinox>=0.13',
+      'flax>=0.12',
       'hypothesis>=6.100',
       'mypy>=1.15',
       # Tests compile for a TPU pod on platforms with a TPU compiler (213 MB).

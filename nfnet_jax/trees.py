@@ -13,11 +13,18 @@ PathPredicate = Callable[[str], bool]
 def path_string(key_path: tuple[Any, ...]) -> str:
   """Join a JAX key path with '/'.
 
+  Flax keeps a parameter in a box with the attribute `value`, but not always: an
+  NNX optimiser creates its state with boxes and updates it without them. So
+  this attribute of an entry of a dictionary is left out.
+
   Example:
     >>> tree = {'NFNet/~/linear': {'w': 1.0}}
     >>> [path_string(path) for path, _ in jax.tree.leaves_with_path(tree)]
     ['NFNet/~/linear/w']
   """
+  match key_path:
+    case (*_, jax.tree_util.DictKey(), jax.tree_util.GetAttrKey(name='value')):
+      key_path = key_path[:-1]
   return jax.tree_util.keystr(key_path, simple=True, separator='/')
 
 

@@ -46,6 +46,7 @@ RULES = {
   'config': _CONFIG,
   'cli': {*_CONFIG, 'cli', ''},
   'experiments': {*_CONFIG, 'cli', 'experiments', ''},
+  '__main__.py': {'', 'cli', 'errors', 'experiments'},
 }
 _TENSORFLOW = {'tensorflow', 'tensorflow_datasets'}
 # Package -> libraries that it must not import.

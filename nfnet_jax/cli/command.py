@@ -58,6 +58,7 @@ def run(
   _set_environment()
   logging.set_verbosity(logging.WARNING)
   argv = list(sys.argv if argv is None else argv)
+  argv = ['--help' if word == '-h' else word for word in argv]
 
   def call_main(unparsed: Sequence[str]) -> int | None:
     try:
@@ -147,6 +148,10 @@ def _alternative(flag: flags.Flag, taken: set[str]) -> str:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(list(argv))
+  except SystemExit:  # absl's --help and its variants exit with 1.
+    if any(word.lstrip('-').startswith('help') for word in argv):
+      sys.exit(0)
+    raise
   except flags.UnrecognizedFlagError as error:
     sys.exit(_report(_unknown_flag(error)))
   except flags.Error as error:

@@ -113,9 +113,9 @@ def agc(
     `None` and empty leaves pass.
 
   Raises:
-    ValueError: if the `axes` name is unknown, params are missing, a gradient's
-      shape differs from its parameter's, or a shape lacks the axes; the message
-      names the leaf.
+    ValueError: if an argument is not of the kinds above, `clipping` or `eps` is
+      negative, params are missing, a gradient's shape differs from its
+      parameter's, or a shape lacks the axes; the message names the leaf.
 
   Example:
     >>> tx = optax.chain(agc(0.01), optax.sgd(0.1, momentum=0.9, nesterov=True))
@@ -128,6 +128,10 @@ def agc(
   a weight is that of the raw kernel, not of the standardised one, as in the
   released code.
   """
+  for name, number in (('clipping', clipping), ('eps', eps)):
+    _check_number(name, number)
+  for name, function in (('exclude', exclude), ('group_fn', group_fn)):
+    _check_function(name, function)
   unit_rule = _unit_rule(axes)
   is_excluded = exclude or (lambda path: False)
   group_of = group_fn or (lambda path: '')
@@ -233,6 +237,21 @@ def unit_norm(x: jax.Array, axes: Axes) -> jax.Array:
   x = jnp.abs(x) if jnp.iscomplexobj(x) else x
   squared = jnp.square(jnp.asarray(x, jnp.float32))
   return jnp.sqrt(jnp.sum(squared, axis=axes, keepdims=True))
+
+
+def _check_number(name: str, value: Any) -> None:
+  if isinstance(value, str):
+    raise ValueError(f'agc: {name} must be a number, not {value!r}.')
+  if isinstance(value, (int, float)) and not value >= 0:
+    raise ValueError(f'agc: {name} must be at least 0, not {value}.')
+
+
+def _check_function(name: str, value: Any) -> None:
+  if value is not None and not callable(value):
+    raise ValueError(
+      f'agc: {name} must be a function of a path, such as lambda path: '
+      f"path.startswith('head/'), not {value!r}."
+    )
 
 
 def _unit_rule(axes: str | UnitRule | None) -> UnitRule:

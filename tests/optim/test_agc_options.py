@@ -292,6 +292,22 @@ def test_errors_name_the_leaf():
   assert all(part in message for part in ("'a/b/0'", '(3, 2)', '(2,)'))
 
 
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'clipping': '0.01'}, "clipping must be a number, not '0.01'"),
+    ({'clipping': -0.01}, 'clipping must be at least 0, not -0.01'),
+    ({'clipping': float('nan')}, 'clipping must be at least 0, not nan'),
+    ({'eps': -1}, 'eps must be at least 0, not -1'),
+    ({'exclude': 'head'}, "exclude must be a function of a path.*not 'head'"),
+    ({'group_fn': ['a']}, "group_fn must be a function of a path.*not ..a'"),
+  ],
+)
+def test_wrong_argument_is_named(arguments, message):
+  with pytest.raises(ValueError, match=f'^agc: {message}'):
+    nfnet_jax.agc(**arguments)
+
+
 def test_unknown_axes_name_lists_the_known_ones():
   with pytest.raises(ValueError, match='output_last or output_first') as error:
     nfnet_jax.agc(axes='output_middle')
