@@ -106,6 +106,10 @@ def find(name: str) -> str:
       raise errors.InputError(f"There is no config file '{name}'.")
     return name + colon + argument
   table = config_table()
+  if name not in table and (pathlib.Path(name).suffix or '/' in name):
+    raise errors.InputError(
+      f"The config '{name}' is not a Python file. Give NAME or PATH.py."
+    )
   if name not in table:
     raise errors.InputError(
       f"Unknown config '{name}'.{errors.did_you_mean(name, list(table))} "
@@ -162,6 +166,9 @@ def explain_file_error(error: Exception) -> errors.InputError:
   """
   if isinstance(error, ValueError):
     return errors.InputError(str(error))
+  if isinstance(error, SyntaxError):
+    place = f'{error.filename}:{error.lineno}'
+    return errors.InputError(f'{place}: SyntaxError: {error.msg}')
   frames = traceback.extract_tb(error.__traceback__)
   is_ours = [
     not _LIBRARIES & set(pathlib.Path(frame.filename).parts) for frame in frames

@@ -57,6 +57,11 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
   Raises:
     errors.InputError: naming those that are missing or unknown.
   """
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise errors.InputError(
+      'get_config() of the config file must return a ConfigDict, such as that '
+      f'of nfnet_jax.config.base, not {type(config).__name__}.'
+    )
   wrong = set(base.settings()) ^ set(base.flat(config))
   if wrong:
     raise errors.InputError(

@@ -26,10 +26,16 @@ def parse_path(name: str) -> epath.Path:
     name: a local folder, or gs://BUCKET/FOLDER.
 
   Raises:
-    errors.InputError: if it is neither.
+    errors.InputError: if it is neither, or a file is in its place.
   """
   if not files.is_in_bucket(name):
-    return epath.Path(pathlib.Path(name).resolve())
+    path = pathlib.Path(name).resolve()
+    for folder in (path, *path.parents):
+      if folder.is_file():
+        raise errors.InputError(
+          f"--workdir='{name}': {folder} is a file. Name a folder."
+        )
+    return epath.Path(path)
   if not re.match('gs://[^/]', name):
     raise errors.InputError(
       f"--workdir='{name}' is neither a local folder nor gs://BUCKET/FOLDER."

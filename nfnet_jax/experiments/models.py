@@ -28,8 +28,11 @@ def main(pattern: str = '*') -> None:
 
   names = fnmatch.filter(registry.list_models(), pattern)
   if not names:
-    known = ', '.join(registry.list_models())
-    raise errors.InputError(f"No model matches '{pattern}'; known: {known}.")
+    known = registry.list_models()
+    raise errors.InputError(
+      f"No model matches '{pattern}'.{errors.did_you_mean(pattern, known)} "
+      f"'*' matches all {len(known)}."
+    )
   if common_flags.JSON.value:
     print(json.dumps({row['name']: row for row in _rows(names)}))
     return

@@ -177,6 +177,8 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
   [
     (['--config=digit'], "Unknown config 'digit'. Did you mean 'digits'?"),
     (['--config=zzz'], 'Known: digits'),
+    (['--config=x.yaml'], "The config 'x.yaml' is not a Python file."),
+    (['--config=configs/'], "The config 'configs/' is not a Python file."),
     (['--config=/no/such.py'], "There is no config file '/no/such.py'"),
     ([], 'Give an experiment: --config=NAME. Known: digits'),
     (
@@ -384,6 +386,14 @@ def test_a_config_file_without_a_config(run_command, tmp_path):
   assert error_line(run_command(plan.main, *plans)) == message
   path.write_text('def get_config():\n  return 1 / 0\n')
   assert f'{path}:2: ZeroDiv' in error_line(run_command(plan.main, *plans))
+  path.write_text('\ndef get_config(:\n')
+  place = f'{path}:2: SyntaxError: '
+  assert place in error_line(run_command(train.main, f'--config={path}'))
+  path.write_text('def get_config():\n  return {}\n')
+  result = run_command(
+    train.main, f'--config={path}', f'--workdir={tmp_path}/run'
+  )
+  assert 'must return a ConfigDict' in error_line(result)
 
 
 @pytest.mark.parametrize('name', ['{tmp}/file/run', 's3://bucket/run'])
@@ -397,7 +407,7 @@ def test_a_workdir_that_cannot_be_written(
     train.main, '--config=digits', data, f'--workdir={workdir}'
   )
   assert code == 2
-  assert 'file/run' in err or 's3://bucket/run' in err
+  assert 'file is a file' in err or 's3://bucket/run' in err
   assert 'Traceback' not in err
 
 
