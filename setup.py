@@ -44,6 +44,7 @@ setuptools.setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.11.36',
     'pillow>=10.3',
+    'pooch>=1.8',
     'safetensors>=0.5',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.2.2',
@@ -75,6 +76,7 @@ setuptools.setup(
     'tpu': ['jax[tpu]>=0.10.2', *GCS],
     'gcs': GCS,  # For --workdir=gs://BUCKET/FOLDER.
     'studies': STUDIES,
+    'hub': ['huggingface_hub>=0.30'],  # For --weights=hf:OWNER/REPO.
   },
   classifiers=[
     'License :: OSI Approved :: Apache Software License',

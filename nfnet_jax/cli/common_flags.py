@@ -32,7 +32,8 @@ WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
   'Trained network: a published file, a file of timm, an .npz or .safetensors '
-  'of this project, or the folder of a run.',
+  'of this project, or the folder of a run. Or one to fetch: nfnet_f0 to '
+  'nfnet_f6, https://..., or hf:OWNER/REPO.',
 )
 TIMM_FORWARD = flags.DEFINE_bool(
   'timm_forward', False, "Compute as timm's dm_nfnet_* do."

@@ -17,7 +17,7 @@ from nfnet_jax.config import fast_paths
 from nfnet_jax.models import registry
 from nfnet_jax.optim import clipping
 from nfnet_jax.storage import files
-from nfnet_jax.weights import load
+from nfnet_jax.weights import download, load
 
 # Data shards of a run that does not ask for a number: the cores of the pod on
 # which the paper's batch of 4,096 was trained.
@@ -141,5 +141,7 @@ def set_model_from_weights(
 
 
 def absolute(path: str) -> str:
-  """Return a path that holds from every folder that a run is resumed in."""
-  return path if files.is_in_bucket(path) else os.path.abspath(path)
+  """Return weights by a name that holds in every folder of a resumed run."""
+  if files.is_in_bucket(path) or download.is_remote(path):
+    return path
+  return os.path.abspath(path)

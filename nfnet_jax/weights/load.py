@@ -18,20 +18,16 @@ from nfnet_jax import preprocessing as preprocessing_lib
 from nfnet_jax.models import registry
 from nfnet_jax.storage import failures
 from nfnet_jax.weights import arrays as arrays_lib
-from nfnet_jax.weights import classes, identify, pickles, runs, timm
+from nfnet_jax.weights import (
+  classes,
+  download,
+  identify,
+  pickles,
+  runs,
+  timm,
+)
 
 Tree = Mapping[str, Mapping[str, np.ndarray]]
-
-# MD5 of the published file of each model, as recorded by a third party.
-PUBLISHED_MD5 = {
-  'nfnet_f0': '0a41039da1cb43adf47f1b7d86ddfe0f',
-  'nfnet_f1': 'c9126bbfaf855f9ddb7ff3b902558781',
-  'nfnet_f2': '7a018d8d1498020e2f5a8719a1e7f53f',
-  'nfnet_f3': 'd8e1e78d26db659c486150dbaccbe78a',
-  'nfnet_f4': 'f5974a7e3388aa81b91a9f1403e759a4',
-  'nfnet_f5': '8639e925de951030651ac775b9f915c3',
-  'nfnet_f6': 'b16cca40ac1ecec2bd5e3273866da0c1',
-}
 
 # Prefixes of the names in a flat file.
 PARAMS, STATE = 'params', 'state'
@@ -108,7 +104,9 @@ def load_weights(path: str | os.PathLike) -> Weights:
   Pickles are read without running code: they can only yield plain arrays.
 
   Args:
-    path: local, or in a bucket.
+    path: local, or in a bucket. Or what is fetched once into a cache: the name
+      of a model whose weights are published, such as 'nfnet_f0' or 'F0', an
+      address, https://..., or hf:OWNER/REPO on the Hugging Face hub.
 
   Raises:
     WeightsError: if they cannot be used; the message names the path and the
@@ -124,8 +122,8 @@ def load_weights(path: str | os.PathLike) -> Weights:
     ...   print(str(error).replace(folder, 'DIR')[:56])
     Weights 'DIR/mine.npz' cannot be used: they fit no known
   """
-  path = epath.Path(path)
   try:
+    path = download.locate(path)
     if runs.is_folder(path):
       return _describe(*runs.read_run(path))
     return _from_file(path)
@@ -156,7 +154,7 @@ def _from_pickle(data: bytes) -> Weights:
   if not _is_tree(params):
     raise WeightsError('the pickle is no mapping of mappings of arrays')
   weights = _describe(params, {}, {})
-  expected = PUBLISHED_MD5.get(weights.model)
+  expected = download.PUBLISHED_MD5.get(weights.model)
   md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
   if expected not in (None, md5) and weights.num_classes == 1000:
     logging.warning(

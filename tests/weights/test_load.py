@@ -14,7 +14,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax import preprocessing
 from nfnet_jax.models import registry
-from nfnet_jax.weights import arrays, load, timm
+from nfnet_jax.weights import arrays, download, load, timm
 from tests.weights import trees
 
 
@@ -139,7 +139,7 @@ def test_state_keeps_its_dtypes_in_native_byte_order(tmp_path):
 def test_md5_of_published_files(tmp_path, monkeypatch, caplog, published):
   data = pickle.dumps(trees.filled(num_classes=1000)[0])
   md5 = hashlib.md5(data).hexdigest() if published else 32 * '0'
-  monkeypatch.setitem(load.PUBLISHED_MD5, 'nfnet_pico', md5)
+  monkeypatch.setitem(download.PUBLISHED_MD5, 'nfnet_pico', md5)
   (tmp_path / 'F0_haiku.npz').write_bytes(data)
   weights = nfnet_jax.load_weights(tmp_path / 'F0_haiku.npz')
   assert weights.class_names[0] == 'tench'
@@ -155,7 +155,7 @@ def test_md5_of_published_files(tmp_path, monkeypatch, caplog, published):
 def test_md5_of_other_files_is_not_compared(
   tmp_path, monkeypatch, caplog, contents
 ):
-  monkeypatch.setitem(load.PUBLISHED_MD5, 'nfnet_pico', 32 * '0')
+  monkeypatch.setitem(download.PUBLISHED_MD5, 'nfnet_pico', 32 * '0')
   for kind in ('pickle', 'npz'):  # Ten classes; no pickle.
     (tmp_path / 'a').write_bytes(contents[kind])
     nfnet_jax.load_weights(tmp_path / 'a')
@@ -163,11 +163,15 @@ def test_md5_of_other_files_is_not_compared(
 
 
 def test_md5_table():
-  assert list(load.PUBLISHED_MD5) == [f'nfnet_f{i}' for i in range(7)]
-  md5 = load.PUBLISHED_MD5.values()
+  assert list(download.PUBLISHED_MD5) == [f'nfnet_f{i}' for i in range(7)]
+  md5 = download.PUBLISHED_MD5.values()
   assert all(re.fullmatch('[0-9a-f]{32}', value) for value in md5)
-  assert load.PUBLISHED_MD5['nfnet_f0'] == '0a41039da1cb43adf47f1b7d86ddfe0f'
-  assert load.PUBLISHED_MD5['nfnet_f6'] == 'b16cca40ac1ecec2bd5e3273866da0c1'
+  assert (
+    download.PUBLISHED_MD5['nfnet_f0'] == '0a41039da1cb43adf47f1b7d86ddfe0f'
+  )
+  assert (
+    download.PUBLISHED_MD5['nfnet_f6'] == 'b16cca40ac1ecec2bd5e3273866da0c1'
+  )
 
 
 @pytest.mark.parametrize(
