@@ -167,8 +167,9 @@ def explain_file_error(error: Exception) -> errors.InputError:
   if isinstance(error, ValueError):
     return errors.InputError(str(error))
   if isinstance(error, SyntaxError):
-    place = f'{error.filename}:{error.lineno}'
-    return errors.InputError(f'{place}: SyntaxError: {error.msg}')
+    return errors.InputError(
+      f'{error.filename}:{error.lineno}: SyntaxError: {error.msg}'
+    )
   frames = traceback.extract_tb(error.__traceback__)
   is_ours = [
     not _LIBRARIES & set(pathlib.Path(frame.filename).parts) for frame in frames
