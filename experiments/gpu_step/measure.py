@@ -22,72 +22,12 @@ import jax
 import jax.numpy as jnp
 import programs
 import results
+import waves
 
 HERE = pathlib.Path(__file__).parent
-# Placeholder for the fastest form of the first group.
-BEST = 'best'
-# Placeholder for the forms whose time in the first group was at most TOO_SLOW
-# times the plain form's.
-CONTENDERS, TOO_SLOW = 'contenders', 1.25
 TIMM = 'timm'
 THREADS = 6  # Programs that compile in parallel.
 TARGET_S = 2.5  # Seconds of timing per program.
-
-
-# Groups of a wave compile in parallel, and are timed once all have compiled.
-WAVES = (
-  [programs.Group(programs.TRAIN, 'nfnet_f0', 192, 64, [*programs.FORMS])],
-  [
-    programs.Group(
-      programs.TRAIN, 'nfnet_f0', 192, 128, [programs.PLAIN, BEST]
-    ),
-    programs.Group(programs.TRAIN, 'nfnet_f3', 320, 32, [programs.PLAIN, BEST]),
-  ],
-  [
-    programs.Group(
-      programs.TRAIN,
-      'nfnet_f0',
-      192,
-      128,
-      [programs.PLAIN, BEST, 'fused blocks'],
-    ),
-    programs.Group(programs.TRAIN, 'resnet50', 224, 64, [programs.PLAIN]),
-    programs.Group(programs.INFER, 'nfnet_f0', 256, 64, [programs.PLAIN, BEST]),
-  ],
-  [
-    programs.Group(programs.TRAIN, 'nfnet_f0', 192, 256, [CONTENDERS]),
-    programs.Group(programs.TRAIN, 'nfnet_f0', 192, 32, [CONTENDERS]),
-    programs.Group(programs.TRAIN, 'nfnet_f1', 224, 64, [programs.PLAIN, BEST]),
-  ],
-  [
-    programs.Group(
-      programs.TRAIN,
-      'nfnet_f0',
-      192,
-      64,
-      [programs.PLAIN, BEST, *(f'{BEST}, {flag}' for flag in programs.FLAGS)],
-    ),
-    programs.Group(programs.TRAIN, 'bn_resnet50', 224, 64, [programs.PLAIN]),
-    programs.Group(
-      programs.INFER, 'nfnet_f0', 256, 64, [programs.PLAIN, BEST], 'float32'
-    ),
-  ],
-)
-_MINIATURE = 'nfnet_pico', 32, 8
-QUICK = (
-  [programs.Group(programs.TRAIN, *_MINIATURE, [*programs.FORMS], 'float32')],
-  [
-    programs.Group(
-      programs.TRAIN, 'senet_pico', 32, 8, [programs.PLAIN], 'float32'
-    ),
-    programs.Group(
-      programs.TRAIN, *_MINIATURE, [programs.PLAIN, f'{BEST}, NCHW'], 'float32'
-    ),
-    programs.Group(
-      programs.INFER, *_MINIATURE, [programs.PLAIN, BEST], 'float32'
-    ),
-  ],
-)
 
 
 class Study:
@@ -176,14 +116,18 @@ class Study:
       except Exception as error:
         self._fail(group, form, describe(error))
     left = max(self._until - time.monotonic(), 0)
-    concurrent.futures.wait(jobs.values(), timeout=left)
+    _, pending = concurrent.futures.wait(jobs.values(), timeout=left)
+    for job in pending:
+      job.cancel()
+    # A compilation tries kernels on the GPU, so none may run beside the timing.
+    concurrent.futures.wait(jobs.values())
     for group, subject in subjects.values():
       for form in group.forms:
         case = *group.key, form
         job = jobs.get(case)
         if not job:
           continue
-        if not job.done():
+        if job.cancelled():
           self._fail(group, form, 'not compiled before the deadline')
         elif job.exception():
           self._fail(group, form, describe(job.exception()))
@@ -205,10 +149,10 @@ class Study:
     best = min(ratios, key=ratios.get)
     resolved = []
     for form in forms:
-      if form == CONTENDERS:
-        resolved += [name for name, x in ratios.items() if x <= TOO_SLOW]
+      if form == waves.CONTENDERS:
+        resolved += [name for name, x in ratios.items() if x <= waves.TOO_SLOW]
       else:
-        resolved.append(form.replace(BEST, best))
+        resolved.append(form.replace(waves.BEST, best))
     return tuple(dict.fromkeys(resolved))
 
   def _time(
@@ -337,18 +281,17 @@ def main():
     return results.report(args.out)
   # Leave memory for timm's process. JAX reads this when it initialises devices.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  waves = QUICK if args.quick else WAVES
+  chosen = waves.QUICK if args.quick else waves.WAVES
   study = Study(args.out, args.deadline)
   study.measure_peak(256 if args.quick else 8192)
-  for index in args.waves or range(len(waves)):
+  for index in args.waves or range(len(chosen)):
     if not study.is_late():
-      study.measure(waves[index])
+      study.measure(chosen[index])
     if index == 1:
-      study.time_timm(waves[0][0])
+      study.time_timm(chosen[0][0])
   peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
   print(f'peak of the process: {peak / 2**30:.2f} GiB', flush=True)
   results.report(args.out)
-  os._exit(0)  # Without waiting for compilations.
 
 
 if __name__ == '__main__':

@@ -130,7 +130,8 @@ class Training:
 
   def _trainer(self, network: dict) -> step_lib.Trainer:
     batch = self.group.batch
-    normalizer_free = self.group.model.startswith('nf')
+    name = self.group.model
+    agc = name.startswith('nfnet') and not name.endswith('_bn')
     steps_per_epoch = 1_281_167 / batch
     schedule = recipe.warmup_cosine(
       0.1 * batch / 256, 5 * steps_per_epoch, 360 * steps_per_epoch
@@ -138,12 +139,10 @@ class Training:
     return step_lib.Trainer(
       model=nfnet_jax.create(
         self.group.model,
-        stochdepth_rate=0.25 if normalizer_free else 0.0,
+        stochdepth_rate=0.25 if name.startswith('nf') else 0.0,
         **network,
       ),
-      optimizer=nfnet_jax.nfnet_sgd(
-        schedule, clipping=0.01 if normalizer_free else 0
-      ),
+      optimizer=nfnet_jax.nfnet_sgd(schedule, clipping=0.01 if agc else 0),
       schedule=schedule,
       num_classes=1000,
       global_batch=batch,
