@@ -77,16 +77,16 @@ def _nfnet(number: int, measured_ms: float, top1: float) -> Network:
     f'nfnet_f{number}',
     measured_ms,
     top1,
-    (PLAIN, FAST),
+    (PLAIN, FAST) if number <= 3 else (PLAIN,),
   )
 
 
-def _ladder(number: int, step: str, measured_ms: float, top1: float) -> Network:
+def _with_bn(number: int, measured_ms: float, top1: float) -> Network:
   return Network(
-    f'F{number} {step}',
-    f'ladder {step}',
-    f'ladder:f{number}_{step}',
-    f'nfnet_f{number}_{step}',
+    f'NFNet-F{number} with BN',
+    'NFNet with BN',
+    f'ladder:f{number}_bn',
+    f'nfnet_f{number}_bn',
     measured_ms,
     top1,
   )
@@ -110,17 +110,11 @@ TABLE_3 = (
   _nfnet(5, 1398.5, 86.0),
   _nfnet(6, 2774.1, 86.5),
 )
-# Step -> measured milliseconds and top-1 for F0 to F3.
-_LADDER = {
-  'baseline': ((58.0, 116.0, 211.7, 369.5), (80.4, 81.7, 82.0, 82.3)),
-  'modified_width': ((64.1, 133.9, 252.2, 441.5), (80.9, 81.8, 82.0, 82.3)),
-  'default_width': ((65.9, 137.4, 248.8, 452.2), (83.1, 84.5, 85.0, 85.5)),
-  'bn': ((111.7, 258.0, 396.3, 617.7), (83.4, 84.4, 85.1, 85.5)),
-}
-TABLE_6 = tuple(
-  _ladder(number, step, latencies[number], accuracies[number])
-  for number in range(4)
-  for step, (latencies, accuracies) in _LADDER.items()
+TABLE_6 = (
+  _with_bn(0, 111.7, 83.4),
+  _with_bn(1, 258.0, 84.4),
+  _with_bn(2, 396.3, 85.1),
+  _with_bn(3, 617.7, 85.5),
 )
 
 
@@ -136,7 +130,7 @@ def answer(options: study.Options) -> str:
   rows = plan_all(networks, options)
   draw_latencies(rows, options.folder)
   if not options.quick:
-    draw_ladder(rows, options.folder)
+    draw_slowdown(rows, options.folder)
   return verdict(rows)
 
 
@@ -204,7 +198,7 @@ def draw_latencies(rows: pd.DataFrame, folder: pathlib.Path) -> None:
   """Draw accuracy by measured and planned latency, and their ratio."""
   figure, axes = figures.subplots(columns=3)
   measured, planned, ratio = axes.flat
-  table_3 = rows[~rows.family.str.startswith('ladder')]
+  table_3 = rows[rows.family != 'NFNet with BN']
   plain, fast = (table_3[table_3.form == form] for form in FORMS)
   for family, mine in plain.groupby('family', sort=False):
     figures.line(measured, mine.measured_ms, mine.top1, family)
@@ -241,7 +235,7 @@ def slowdown(rows: pd.DataFrame) -> pd.DataFrame:
     Rows F0 to F3, columns `planned` and `measured`: 0.5 is half as slow again.
   """
   plain = rows[rows.form == PLAIN].set_index('network')
-  pairs = {f'F{n}': (f'F{n} bn', f'NFNet-F{n}') for n in range(4)}
+  pairs = {f'F{n}': (f'NFNet-F{n} with BN', f'NFNet-F{n}') for n in range(4)}
   return pd.DataFrame(
     {
       column: {
@@ -253,7 +247,7 @@ def slowdown(rows: pd.DataFrame) -> pd.DataFrame:
   )
 
 
-def draw_ladder(rows: pd.DataFrame, folder: pathlib.Path) -> None:
+def draw_slowdown(rows: pd.DataFrame, folder: pathlib.Path) -> None:
   """Draw the planned and measured cost of batch normalisation."""
   figure, axes = figures.subplots(columns=1)
   table = 100 * slowdown(rows)
@@ -281,7 +275,7 @@ def verdict(rows: pd.DataFrame) -> str:
     if {'EfficientNet-B7', 'NFNet-F1'} <= set(mine.index):
       speed = mine['EfficientNet-B7'] / mine['NFNet-F1']
       text.append(f'F1 is {speed:.1f} times as fast as B7 ({form}).')
-  if 'F3 bn' in set(rows.network):
+  if 'NFNet-F3 with BN' in set(rows.network):
     table = slowdown(rows)
     parts = [
       f'{name} {row.planned:+.0%} (measured {row.measured:+.0%})'
