@@ -7,6 +7,7 @@ import math
 import pathlib
 from typing import Any
 
+from matplotlib import patheffects
 import pandas as pd
 
 from nfnet_jax import plotting
@@ -18,15 +19,27 @@ _STYLES = {
   'AGC 0.1': ('#56B4E9', 'D'),
   'none': ('#D55E00', 's'),
   'global norm': ('#009E73', '^'),
+  'layer': ('#CC79A7', 'v'),
+  'input unit': ('#F0E442', 'D'),
+  'LARS': ('#E69F00', 'P'),
   'BN': ('#000000', 'X'),
   'NF': ('#0072B2', 'o'),
   'NF without weight standardisation': ('#D55E00', 's'),
   'NF without gamma': ('#009E73', '^'),
   'NF without alpha and beta': ('#E69F00', 'P'),
+  'NF with AGC': ('#0072B2', 'o'),
+  'NF without AGC': ('#D55E00', 's'),
   'eps 0.001': ('#0072B2', 'o'),
   'eps 0.01': ('#E69F00', 's'),
   'eps 0.1': ('#000000', '^'),
+  'NFNet': ('#0072B2', 'o'),
+  'EfficientNet': ('#D55E00', 's'),
+  'ResNet-50': ('#000000', 'X'),
+  'SENet-50': ('#009E73', '^'),
+  'planned': ('#0072B2', ''),
+  'measured': ('#E69F00', ''),
 }
+_OUTLINE = patheffects.withStroke(linewidth=2, foreground='black')
 _CHANCE = 10  # Percent; all datasets of the studies have ten classes.
 _WIDTH, _HEIGHT, _DPI = 9.0, 3.4, 110
 
@@ -72,6 +85,34 @@ def band(
   )
 
 
+def line(
+  axis: Any,
+  x: pd.Series,
+  y: pd.Series,
+  method: str,
+  label: str | None = None,
+  dashed: bool = False,
+) -> None:
+  """Draw points, and a line through them."""
+  colour, marker = _STYLES[method]
+  axis.plot(
+    x,
+    y,
+    color=colour,
+    marker=marker,
+    markersize=5,
+    linestyle='--' if dashed else '-',
+    label=label or method,
+  )
+
+
+def bars(axis: Any, x: Sequence[float], heights: pd.Series, name: str) -> None:
+  """Draw bars with their heights above them."""
+  colour, _ = _STYLES[name]
+  drawn = axis.bar(x, heights, width=0.38, color=colour, label=name)
+  axis.bar_label(drawn, fmt='%.0f', fontsize=8)
+
+
 def heat_map(axis: Any, table: pd.DataFrame, **options: Any) -> Any:
   """Draw a table as a map, and return the image for a colour bar.
 
@@ -86,6 +127,25 @@ def heat_map(axis: Any, table: pd.DataFrame, **options: Any) -> Any:
     every = math.ceil(len(labels) / most)
     ticks(range(0, len(labels), every), labels[::every], fontsize=7)
   return image
+
+
+def write_values(axis: Any, table: pd.DataFrame, form: str) -> None:
+  """Write the values of a table into its map."""
+  for y, (_, line) in enumerate(table.iterrows()):
+    for x, value in enumerate(line):
+      text = axis.text(x, y, format(value, form), ha='center', va='center')
+      text.set(fontsize=8, color='white', path_effects=[_OUTLINE])
+
+
+def seeds(axis: Any, rows: pd.DataFrame, name: str, value: str) -> None:
+  """Draw the mean of each name as a bar, and every seed as a point.
+
+  The first name stands at the top.
+  """
+  names = list(dict.fromkeys(rows[name]))[::-1]
+  mean = rows.groupby(name)[value].mean()
+  axis.barh(names, mean[names], height=0.6, color='#56B4E9')
+  axis.plot(rows[value], rows[name], 'o', color='black', markersize=3)
 
 
 def chance(axis: Any) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ from experiments.studies import datasets, networks
 from nfnet_jax import trees
 from nfnet_jax.config import base, lookup, steps
 from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.optim import groups
 from nfnet_jax.training import data_parallel, evaluation, layouts
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.weights import load, save
@@ -33,6 +35,7 @@ ARGUMENTS = (
   'seed',
   'optimizer.learning_rate',
   'optimizer.clipping',
+  'optimizer.trust_coefficient',
 )
 # These are arguments even if they are 0.
 ALWAYS_ARGUMENTS = 'seed', 'optimizer.learning_rate'
@@ -59,6 +62,8 @@ class Run:
     keep_steps: number of steps that a kept row of metrics is the mean of; 0 to
       keep none.
     eps: minimum of the weight norm in AGC.
+    clipped: regular expression of the parameters that are clipped, the
+      classifier's kernel included; by default those of the recipe.
     save: whether other runs may start from its weights, whose setting `weights`
       is then the key of this run.
   """
@@ -68,12 +73,18 @@ class Run:
   settings: Mapping[str, Any]
   keep_steps: int = 0
   eps: float = 1e-3
+  clipped: str = ''
   save: bool = False
 
   @property
   def options(self) -> Row:
     """Options of the optimiser that are no settings."""
-    return {} if self.eps == 1e-3 else {'eps': self.eps}
+    options: Row = {}
+    if self.eps != 1e-3:
+      options['eps'] = self.eps
+    if self.clipped:
+      options['clipped'] = self.clipped
+    return options
 
   @property
   def program(self) -> str:
@@ -193,10 +204,13 @@ def _compile(
   if run.program in _PROGRAMS:
     return _PROGRAMS[run.program]
   layout = layouts.Layout(axis=None)
+  options = dict(run.options)
+  if 'clipped' in options:
+    options['groups'] = clip_only(options.pop('clipped'))
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, batch, arguments):
-    trainer = experiment.trainer_with(arguments, **run.options)
+    trainer = experiment.trainer_with(arguments, **options)
     trainer = dataclasses.replace(trainer, layout=layout)
     return trainer.train_step(state, batch)
 
@@ -213,6 +227,22 @@ def _compile(
 
   _PROGRAMS[run.program] = step, evaluate
   return step, evaluate
+
+
+def clip_only(pattern: str) -> list[groups.Group]:
+  """Return the recipe's groups, where only matching parameters are clipped."""
+  matches = re.compile(pattern).search
+
+  def part(group: groups.Group, clip: bool) -> groups.Group:
+    contains = lambda path: (
+      group.contains(path) and (matches(path) is not None) == clip
+    )
+    name = group.name if clip else f'{group.name}, not clipped'
+    return dataclasses.replace(group, name=name, contains=contains, clip=clip)
+
+  return [
+    part(group, clip) for group in groups.NFNET_GROUPS for clip in (True, False)
+  ]
 
 
 def _read(pending: Sequence[tuple[_Progress, int, Mapping[str, Any]]]) -> None:

@@ -119,7 +119,8 @@ class Experiment:
       values: by dotted names of settings, such as 'optimizer.learning_rate'.
         Only those that the optimiser, the loss and the random keys depend on
         have an effect.
-      **options: of `recipe.make_optimizer` that are no settings, such as `eps`.
+      **options: of `recipe.make_optimizer` that are no settings: `eps` and
+        `groups`.
     """
     setting = {**base.flat(self.config), **values}
     schedule = self._schedule(setting)

@@ -4,6 +4,7 @@ import pytest
 
 from experiments.studies import training
 from nfnet_jax import errors
+from nfnet_jax.optim import groups
 
 RUN = training.Run(
   labels={},
@@ -21,10 +22,28 @@ RUN = training.Run(
 )
 
 
-def test_eps_defines_the_run():
-  other = dataclasses.replace(RUN, eps=0.1)
-  assert other.key != RUN.key
-  assert other.program != RUN.program
+@pytest.mark.parametrize(
+  ('path', 'clip'),
+  [
+    ('NFNet/~/nf_block_1/~/conv0/w', True),
+    ('NFNet/~/linear/w', True),
+    ('NFNet/~/linear/b', False),
+    ('NFNet/~/nf_block_1/skip_gain', False),
+  ],
+)
+def test_only_matching_parameters_are_clipped(path, clip):
+  chosen = groups.group_of(path, training.clip_only('conv0/|linear/w'))
+  assert chosen.clip == clip
+  assert chosen.decay == groups.group_of(path).decay
+
+
+def test_options_of_the_optimizer_define_the_run():
+  other = [
+    dataclasses.replace(RUN, eps=0.1),
+    dataclasses.replace(RUN, clipped='conv0'),
+  ]
+  assert len({run.key for run in (RUN, *other)}) == 3
+  assert len({run.program for run in (RUN, *other)}) == 3
 
 
 @pytest.mark.slow
