@@ -35,7 +35,6 @@ ARGUMENTS = (
   'seed',
   'optimizer.learning_rate',
   'optimizer.clipping',
-  'optimizer.trust_coefficient',
 )
 # These are arguments even if they are 0.
 ALWAYS_ARGUMENTS = 'seed', 'optimizer.learning_rate'
