@@ -45,6 +45,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.11.36',
     'pillow>=10.3',
     'pooch>=1.8',
+    'requests',
     'safetensors>=0.5',
     'scikit-learn>=1.5',
     'tensorboardX>=2.6.2.2',

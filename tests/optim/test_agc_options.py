@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -266,6 +267,19 @@ def test_fractions_of_a_small_example(wrap):
   assert state.clipped == 5 / 8
   assert state.clipped_by_group == {'b': 1 / 2, 'gain': 1 / 2, 'w': 3 / 4}
   assert run(nfnet_jax.agc(0.5), grads, params)[1].clipped_by_group == {}
+
+
+def test_groups_of_nnx_are_the_same_at_init_and_update():
+  network = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  tx = nfnet_jax.agc(1e-6, group_fn=lambda path: path)
+  optimizer = nnx.Optimizer(network, tx, wrt=nnx.Param)
+  loss_of = lambda network: jnp.sum(network(jnp.ones((1, 3))))
+  optimizer.update(network, nnx.grad(loss_of)(network))
+  groups = optimizer.opt_state.clipped_by_group
+  assert {name: float(share) for name, share in groups.items()} == {
+    'bias': 1.0,
+    'kernel': 1.0,
+  }
 
 
 def test_missing_params_are_an_error():
