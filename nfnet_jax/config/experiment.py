@@ -21,7 +21,7 @@ from nfnet_jax.optim import recipe
 from nfnet_jax.training import layouts, loop
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
-from nfnet_jax.weights import identify, load
+from nfnet_jax.weights import identify, network
 
 
 class Dataset(Protocol):
@@ -266,7 +266,7 @@ class Experiment:
 
 
 def _start_from(
-  state: state_lib.TrainState, weights: load.Weights, num_classes: int
+  state: state_lib.TrainState, weights: network.Weights, num_classes: int
 ) -> state_lib.TrainState:
   """Return a state with trained weights instead of initial ones.
 

@@ -17,7 +17,7 @@ from nfnet_jax.config import fast_paths
 from nfnet_jax.models import registry
 from nfnet_jax.optim import clipping
 from nfnet_jax.storage import files
-from nfnet_jax.weights import download, load
+from nfnet_jax.weights import download, load, network
 
 # Data shards of a run that does not ask for a number: the cores of the pod on
 # which the paper's batch of 4,096 was trained.
@@ -108,7 +108,7 @@ def _resolve_step(
 
 
 @functools.lru_cache(maxsize=1)
-def read_weights(path: str) -> load.Weights:
+def read_weights(path: str) -> network.Weights:
   """Read the weights that a run starts from, once.
 
   Raises:
@@ -119,7 +119,7 @@ def read_weights(path: str) -> load.Weights:
 
 
 def set_model_from_weights(
-  config: ml_collections.ConfigDict, weights: load.Weights
+  config: ml_collections.ConfigDict, weights: network.Weights
 ) -> ml_collections.ConfigDict:
   """Return a configuration whose model is the one of some weights.
 

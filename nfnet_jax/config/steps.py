@@ -18,14 +18,14 @@ from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import resolve, validate
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.distributed import collectives
-from nfnet_jax.weights import load
+from nfnet_jax.weights import network
 
 
 def open_experiment(
   config: ml_collections.ConfigDict,
   *,
   workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
+  weights: network.Weights | None = None,
   trains: bool = True,
   platform: str | None = None,
   devices: int | None = None,
@@ -68,7 +68,7 @@ def prepare_config(
   config: ml_collections.ConfigDict,
   *,
   workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
+  weights: network.Weights | None = None,
   trains: bool = True,
   platform: str | None = None,
   devices: int | None = None,
@@ -99,7 +99,7 @@ def prepare_config(
 def _set_model(
   config: ml_collections.ConfigDict,
   workdir: os.PathLike | None,
-  weights: load.Weights | None,
+  weights: network.Weights | None,
 ) -> ml_collections.ConfigDict:
   """Return the configuration with the model of the weights to start from.
 
