@@ -1,6 +1,6 @@
 r"""Write a trained network's pooled features of images to an .npz file.
 
-  python -m nfnet_jax.experiments.features --weights=F0_haiku.npz \
+  python -m nfnet_jax.experiments.features --weights=F0 \
     --to=features.npz a.jpg photos/
 
 writes `features [N, channels]` float32, taken before dropout and classifier,

@@ -1,6 +1,6 @@
 """Print what images show: the five likeliest classes of each, in words.
 
-  python -m nfnet_jax.experiments.predict --weights=F0_haiku.npz a.jpg photos/
+  python -m nfnet_jax.experiments.predict --weights=F0 a.jpg photos/
 
 Takes images of any format that Pillow reads, and folders of them. Size and crop
 are the network's own. `--plot=FILE.png` draws the first images with their

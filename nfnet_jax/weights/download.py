@@ -156,12 +156,8 @@ def _from_hub(name: str) -> str:
   match = _HUB.fullmatch(name)
   if not match:
     raise ValueError(f"'{name}' is not hf:OWNER/REPO[/FILE][@REVISION]")
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise ValueError(
-      f"'{name}' needs huggingface_hub: pip install 'nfnet_jax[hub]'"
-    ) from error
+  import huggingface_hub
+
   repo, file, revision = match['repo'], match['file'] or _HUB_FILE, match['at']
   try:
     return huggingface_hub.hf_hub_download(repo, file, revision=revision)

@@ -72,10 +72,11 @@ def load_weights(path: str | os.PathLike) -> network.Weights:
     Weights 'DIR/mine.npz' cannot be used: they fit no known
   """
   try:
-    path = download.locate(path)
-    if runs.is_folder(path):
-      return _describe(*runs.read_run(path))
-    return _from_file(path)
+    with errors.naming_extras():
+      path = download.locate(path)
+      if runs.is_folder(path):
+        return _describe(*runs.read_run(path))
+      return _from_file(path)
   except FileNotFoundError as error:
     raise network.WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 r"""Fine-tuning of a trained network on another dataset, 15,000 steps of 2048.
 
   python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \
-    --config.weights=F0_haiku.npz --config.dataset=cifar10
+    --config.weights=F0 --config.dataset=cifar10
 
 The model is the one of the weights. The classifier is initialised again if, and
 only if, the number of classes differs. Image sizes are those of the model; the
