@@ -41,7 +41,7 @@ setuptools.setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   packages=setuptools.find_packages(include=['nfnet_jax', 'nfnet_jax.*']),
-  package_data={'nfnet_jax': ['py.typed']},
+  package_data={'nfnet_jax': ['py.typed', 'models/structure.json']},
   entry_points={'console_scripts': ['nfnet = nfnet_jax.__main__:main']},
   python_requires='>=3.11',
   install_requires=[

@@ -208,6 +208,6 @@ def test_wheel_holds_every_source_and_config(tmp_path):
   (wheel,) = tmp_path.glob('*.whl')
   held = set(zipfile.ZipFile(wheel).namelist())
   expected = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob('*.py')}
-  expected.add('nfnet_jax/py.typed')
+  expected |= {'nfnet_jax/py.typed', 'nfnet_jax/models/structure.json'}
   assert expected <= held
   assert not any(name.startswith('tests/') for name in held)
