@@ -16,7 +16,7 @@ from nfnet_jax.experiments.configs import (
   nfnet,
   resnet,
 )
-from nfnet_jax.models import bn_resnet, nf_resnet, registry
+from nfnet_jax.models import bn_resnet, complexity, nf_resnet, registry
 from nfnet_jax.models import efficientnet as efficientnet_lib
 from nfnet_jax.models import nf_regnet as nf_regnet_lib
 from tests import trained_weights
