@@ -47,18 +47,26 @@ def test_prints_the_plan_and_the_cost(run_command, compiler):
   assert '5.00 GiB of 15.48 GiB per core' in out
   assert 'chip-hours' in out
   assert 'convolutions' not in out
-  _, out, _ = run_command(check.main, *flags, '--json')
+  assert 'cost' in out
+
+
+@pytest.mark.slow
+def test_json_has_the_cost(run_command, compiler):
+  flags = [*PICO, '--price_per_chip_hour=1.5', '--json']
+  _, out, _ = run_command(check.main, *flags)
   row = json.loads(out)
   assert row['cost'] == pytest.approx(1.5 * row['chip_hours'])
   assert (row['accelerator_type'], row['devices']) == ('v3-8', 8)
 
 
+@pytest.mark.slow
 def test_prints_no_cost_without_a_price(run_command, compiler):
   code, out, _ = run_command(check.main, *PICO)
   assert code == 0
   assert 'cost' not in out
 
 
+@pytest.mark.slow
 def test_prints_no_cost_where_the_clock_is_unknown(
   run_command, compiler, monkeypatch
 ):

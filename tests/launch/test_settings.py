@@ -144,23 +144,3 @@ def test_missing_gcloud_is_named(cloud):
   _, err = cloud('watch', code=2, PATH=path)
   assert err.startswith('launch: gcloud is not on PATH')
   assert len(cloud('watch', '--dry_run', PATH=path)[0].splitlines()) == 1
-
-
-def test_the_commands_of_the_readme_run(cloud):
-  readme = (ROOT / 'launch' / 'README.md').read_text()
-  blocks = [block.partition('```')[0] for block in readme.split('```sh\n')[1:]]
-  blocks = [block for block in blocks if 'launch/' in block]
-  assert len(blocks) == 2
-  for block, kind in zip(blocks, ('tpu-vm', 'queued-resources')):
-    run = subprocess.run(
-      ['bash', '-euc', block],
-      env={'PATH': f'{cloud.bin}:/usr/bin:/bin', 'DRY_RUN': '1'},
-      cwd=cloud.repo,
-      capture_output=True,
-      text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert f'{kind} create f3' in run.stdout
-    assert f'{kind} delete f3' in run.stdout
-    assert '--accelerator-type=v3-128' in run.stdout
-  assert cloud.calls == []
