@@ -92,7 +92,7 @@ def test_create_waits_in_the_queue(cloud):
   )
   _, err = cloud('create', **QUEUED)
   states = [line.split()[-1] for line in err.splitlines()]
-  assert states[1:] == [
+  assert states[1:-1] == [
     'ABSENT.',
     'WAITING_FOR_RESOURCES.',
     'PROVISIONING.',
