@@ -43,6 +43,7 @@ def main() -> int:
     with collectives.failing_together(), failures.as_command_error():
       if processes.is_primary():
         buckets.check(workdir, to_write=True)
+        files.check_writable(workdir)
     experiment = session.open_experiment(workdir=workdir)
     with collectives.failing_together():
       profile.check_total(traced, experiment.cadence.total)
