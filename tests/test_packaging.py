@@ -90,3 +90,17 @@ def test_a_command_names_the_extra_that_it_lacks(tmp_path, arguments):
   assert (run.returncode, run.stdout) == (2, '')
   (line,) = run.stderr.splitlines()
   assert "orbax is not installed. Run: pip install 'nfnet_jax[train]'." in line
+
+
+@pytest.mark.slow
+def test_a_missing_dataset_is_reported_without_tensorflow(tmp_path):
+  """TensorFlow takes seconds to import."""
+  arguments = 'train', '--config=f0', f'--workdir={tmp_path}/run'
+  arguments += (f'--config.run.data_dir={tmp_path}',)
+  program = WITHOUT.format(absent=['tensorflow'], arguments=arguments)
+  run = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT
+  )
+  assert (run.returncode, run.stdout) == (2, '')
+  (line,) = run.stderr.splitlines()
+  assert f"Dataset 'imagenet2012' is not prepared under {tmp_path}; " in line

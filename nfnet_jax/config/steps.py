@@ -17,6 +17,7 @@ from nfnet_jax import errors
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import resolve, validate
 from nfnet_jax.config import workdir as workdir_lib
+from nfnet_jax.data import known
 from nfnet_jax.distributed import collectives
 from nfnet_jax.weights import network
 
@@ -136,6 +137,9 @@ def _open_dataset(
   Raises:
     errors.InputError: if the dataset or a split is missing.
   """
+  folder = known.missing_folder(config.dataset, config.run.data_dir)
+  if folder:
+    raise errors.InputError(known.how_to_prepare(config.dataset, folder))
   from nfnet_jax.data import sources
 
   # Process 0 builds an embedded dataset.

@@ -13,10 +13,10 @@ import os
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnet_jax.data import devices
+from nfnet_jax.data import devices, known
 
 # Datasets of this project, built on first use without a download.
-EMBEDDED = ('digits',)
+EMBEDDED = [name for name, each in known.DATASETS.items() if each.embedded]
 
 
 class MissingDatasetError(ValueError):
@@ -189,10 +189,7 @@ def load(name: str, data_dir: str | None = None) -> Source:
   if not builder.info.splits:
     if name not in EMBEDDED:
       raise MissingDatasetError(
-        f"Dataset '{name}' is not prepared under {builder.data_dir_root}; run: "
-        f'python -m nfnet_jax.experiments.prepare {name} '
-        f'--data_dir={builder.data_dir_root}; or name another folder with '
-        '--config.run.data_dir.'
+        known.how_to_prepare(name, str(builder.data_dir_root))
       )
     tfds.disable_progress_bar()
     # TFDS prints, but standard output is for the caller's results.
