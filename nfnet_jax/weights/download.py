@@ -92,7 +92,9 @@ def _from_address(url: str, checksum: str | None) -> str:
   try:
     return pooch.retrieve(url, checksum, file, folder, downloader=download)
   except (OSError, ValueError) as error:
-    if isinstance(error, requests.ConnectionError):
+    if 'timed out' in str(error):  # Several types of errors say so.
+      reason = f'no answer for {_SECONDS} s'
+    elif isinstance(error, requests.ConnectionError):
       reason = 'no connection'
     elif isinstance(error, requests.exceptions.ChunkedEncodingError):
       reason = 'the connection ended early'
