@@ -10,16 +10,13 @@ from typing import NamedTuple
 
 from etils import epath
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nfnet_jax import errors
 from nfnet_jax import preprocessing as preprocessing_lib
-from nfnet_jax.data import devices, preprocess
+from nfnet_jax.data import devices, formats, preprocess
 
 # Files that are read ahead.
 _AHEAD = 64
-# Endings that Pillow lists but does not read as images.
-_NO_IMAGES = {'.pdf', '.palm', '.mpg', '.mpeg'}
 
 
 class MissingError(ValueError):
@@ -72,31 +69,16 @@ def _images_under(folder: epath.Path) -> Iterator[str]:
   def refuse(error: OSError):
     raise MissingError(errors.one_line(error)) from error
 
-  Image.init()
-  endings = Image.EXTENSION.keys() - _NO_IMAGES
   for parent, _, names in folder.walk(on_error=refuse):
     for name in names:
-      if os.path.splitext(name)[1].lower() in endings:
+      if formats.is_image(name):
         yield os.path.join(parent, name)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-  """Read the first frame of a file in any format of Pillow, upright.
-
-  Colours are converted to RGB; transparency is dropped.
-
-  Returns:
-    uint8 `[H, W, 3]`.
-
-  Raises:
-    Exception: any error of Pillow's.
-  """
-  with epath.Path(path).open('rb') as file, Image.open(file) as opened:
-    image: Image.Image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith('I;16'):
-      # Pillow would clip these to 255.
-      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.asarray(image.convert('RGB'))
+  """Read a file, local or in a bucket, as `formats.decode` does."""
+  with epath.Path(path).open('rb') as file:
+    return formats.decode(file)
 
 
 def prepare(
@@ -118,10 +100,8 @@ def prepare(
   def read_and_crop(path: str) -> Prepared:
     try:
       pixels = read_image(path)
-    except UnidentifiedImageError:
-      return Prepared(path, None, 'no format that Pillow knows')
-    except Exception as error:  # Pillow's plugins raise errors of any kind.
-      return Prepared(path, None, errors.one_line(error))
+    except Exception as error:
+      return Prepared(path, None, formats.describe_error(error))
     return Prepared(path, preprocess.crop(pixels, preprocessing).numpy())
 
   with futures.ThreadPoolExecutor() as pool:

@@ -1,0 +1,122 @@
+"""Formats of image files: what is read, by TensorFlow or by Pillow.
+
+Pillow reads every format. TensorFlow decodes JPEG, PNG and GIF faster, and
+decodes only the part of a JPEG that is needed. `for_tensorflow` decides between
+them for training and evaluation; `predict` uses Pillow only.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+import tensorflow as tf
+
+from nfnet_jax import errors
+
+# Endings that Pillow lists but does not read as images everywhere.
+_NO_IMAGES = {
+  *('.bufr', '.emf', '.eps', '.grib', '.h5', '.hdf', '.mpeg', '.mpg'),
+  *('.palm', '.pdf', '.ps', '.wmf'),
+}
+_JPEG = b'\xff\xd8\xff'
+# First bytes of the formats that TensorFlow decodes. It decodes BMP and WebP
+# too, but not every kind of them.
+_TENSORFLOW = (_JPEG, b'\x89PNG', b'GIF8')
+# Bytes of a JPEG among which the EXIF segment begins.
+_HEAD = 4096
+
+
+@functools.cache
+def endings() -> frozenset[str]:
+  """Return the endings of image files, such as '.jpg', in lower case."""
+  Image.init()
+  return frozenset(Image.EXTENSION.keys() - _NO_IMAGES)
+
+
+def is_image(name: str) -> bool:
+  """Return whether a file has the ending of an image."""
+  return os.path.splitext(name)[1].lower() in endings()
+
+
+def decode(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
+  """Decode the first frame of an image in any format of Pillow, upright.
+
+  Colours are converted to RGB; transparency is dropped.
+
+  Returns:
+    uint8 `[H, W, 3]`.
+
+  Raises:
+    Exception: any error of Pillow's.
+  """
+  with Image.open(file) as opened:
+    image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith('I;16'):
+      # Pillow would clip these to 255.
+      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert('RGB'))
+
+
+def find_fault(encoded: bytes) -> str:
+  """Return why an image cannot be decoded, in one line; '' if it can.
+
+  A JPEG is decoded at a small size, which is fast and reads the whole file.
+  """
+  try:
+    with Image.open(io.BytesIO(encoded)) as opened:
+      opened.draft(None, (1, 1))
+      opened.load()
+  except Exception as error:
+    return describe_error(error)
+  return ''
+
+
+def describe_error(error: Exception) -> str:
+  """Return one line for an error of Pillow's, whose plugins raise any kind."""
+  if isinstance(error, UnidentifiedImageError):
+    return 'no format that Pillow knows'
+  return errors.one_line(error)
+
+
+def for_tensorflow(encoded: tf.Tensor) -> tf.Tensor:
+  """Return an image in bytes that TensorFlow decodes to the upright image.
+
+  JPEG, PNG and GIF stay as they are, except JPEGs that EXIF says to turn. Those
+  and all other formats are decoded by Pillow and encoded without loss. Bytes
+  that Pillow cannot decode stay as they are, too.
+  """
+  starts_with = lambda magic: tf.strings.substr(encoded, 0, len(magic)) == magic
+  head = tf.strings.substr(encoded, 0, _HEAD)
+  has_exif = tf.strings.regex_full_match(head, r'\C*Exif\C*')
+  is_known = tf.reduce_any([starts_with(magic) for magic in _TENSORFLOW])
+  convert = lambda: tf.ensure_shape(
+    tf.numpy_function(_as_bmp, [encoded], tf.string, stateful=False), []
+  )
+  return tf.cond(
+    is_known & ~(starts_with(_JPEG) & has_exif), lambda: encoded, convert
+  )
+
+
+def _as_bmp(scalar: np.ndarray | bytes) -> bytes:
+  """Encode an image as BMP; JPEGs that need not be turned stay as they are.
+
+  Args:
+    scalar: the image as TensorFlow passes it, bytes in graphs and otherwise an
+      array.
+  """
+  encoded = np.asarray(scalar, object).item()
+  try:
+    if encoded.startswith(_JPEG):
+      with Image.open(io.BytesIO(encoded)) as image:
+        if image.getexif().get(Image.ExifTags.Base.Orientation, 1) == 1:
+          return encoded
+    bmp = io.BytesIO()
+    Image.fromarray(decode(io.BytesIO(encoded))).save(bmp, 'BMP')
+  except Exception:  # TensorFlow reports it as an image that it cannot decode.
+    return encoded
+  return bmp.getvalue()
