@@ -143,6 +143,9 @@ def set_model_from_weights(
 ) -> ml_collections.ConfigDict:
   """Return a configuration whose model is the one of some weights.
 
+  Evaluation preprocesses images as for the weights, too, where the
+  configuration does not say otherwise.
+
   Raises:
     errors.InputError: if the configuration names another model.
   """
@@ -157,6 +160,9 @@ def set_model_from_weights(
   for name, value in weights.options.items():
     if model[name] is None:
       model[name] = value
+  for name, value in dataclasses.asdict(weights.preprocessing).items():
+    if config.data[f'eval_{name}'] is None:
+      config.data[f'eval_{name}'] = value
   return config
 
 

@@ -6,14 +6,14 @@ order, by every command that takes one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 import os
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
 
-from nfnet_jax import errors
+from nfnet_jax import errors, preprocessing
 from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.config import resolve, small_data, validate
 from nfnet_jax.config import workdir as workdir_lib
@@ -122,19 +122,25 @@ def _set_model(
   if workdir is not None and workdir_lib.is_run(workdir):
     saved = workdir_lib.load(workdir)
     if saved.weights == resolve.absolute(config.weights):
-      return _copy_unset(saved.model, config)
+      return _copy_unset(saved, config)
   return resolve.set_model_from_weights(
     config, resolve.read_weights(config.weights)
   )
 
 
 def _copy_unset(
-  model: Mapping[str, Any], config: ml_collections.ConfigDict
+  saved: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
+  """Return a configuration with what a begun run got from its weights."""
   config = config.copy_and_resolve_references()
-  for name, value in model.items():
-    if config.model[name] is None:
-      config.model[name] = value
+  fields = dataclasses.fields(preprocessing.EvalPreprocessing)
+  for section, names in (
+    ('model', list(saved.model)),
+    ('data', [f'eval_{field.name}' for field in fields]),
+  ):
+    for name in names:
+      if config[section][name] is None:
+        config[section][name] = saved[section][name]
   return config
 
 
