@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+import functools
+import io
 import itertools
 import os
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from etils import epath
 import numpy as np
@@ -26,8 +28,11 @@ from nfnet_jax import preprocessing as preprocessing_lib
 _AHEAD = 64
 # TensorFlow rounds the distance to a pixel to this part of a pixel.
 _STEPS_PER_PIXEL = 1024
-# Endings that Pillow lists but does not read as images.
-_NO_IMAGES = {'.pdf', '.palm', '.mpg', '.mpeg'}
+# Endings that Pillow lists but does not read as images everywhere.
+_NO_IMAGES = {
+  *('.bufr', '.emf', '.eps', '.grib', '.h5', '.hdf', '.mpeg', '.mpg'),
+  *('.palm', '.pdf', '.ps', '.wmf'),
+}
 
 
 class MissingError(ValueError):
@@ -84,16 +89,36 @@ def _images_under(folder: epath.Path) -> Iterator[str]:
   def refuse(error: OSError):
     raise MissingError(errors.one_line(error)) from error
 
-  Image.init()
-  endings = Image.EXTENSION.keys() - _NO_IMAGES
   for parent, _, names in folder.walk(on_error=refuse):
     for name in names:
-      if os.path.splitext(name)[1].lower() in endings:
+      if is_image(name):
         yield os.path.join(parent, name)
 
 
+@functools.cache
+def _endings() -> frozenset[str]:
+  Image.init()
+  return frozenset(Image.EXTENSION.keys() - _NO_IMAGES)
+
+
+def is_image(name: str) -> bool:
+  """Return whether a file has the ending of an image.
+
+  Example:
+    >>> is_image('a.WEBP'), is_image('a.txt')
+    (True, False)
+  """
+  return os.path.splitext(name)[1].lower() in _endings()
+
+
 def read_image(path: str | os.PathLike) -> np.ndarray:
-  """Read the first frame of a file in any format of Pillow, upright.
+  """Read an image of any format that Pillow knows; see `decode`."""
+  with epath.Path(path).open('rb') as file:
+    return decode(file)
+
+
+def decode(file: IO[bytes]) -> np.ndarray:
+  """Decode the first frame of an image in any format of Pillow, upright.
 
   Colours are converted to RGB; transparency is dropped.
 
@@ -103,7 +128,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
   Raises:
     Exception: any error of Pillow's.
   """
-  with epath.Path(path).open('rb') as file, Image.open(file) as opened:
+  with Image.open(file) as opened:
     return _to_rgb(opened)
 
 
@@ -152,6 +177,20 @@ def _check_pixels(pixels: np.ndarray) -> None:
     )
   if np.issubdtype(pixels.dtype, np.floating) and pixels.max() <= 1:
     raise ImageError('Pixels are 0 to 255, not 0 to 1. Multiply them by 255.')
+
+
+def find_fault(encoded: bytes) -> str:
+  """Return why an image cannot be decoded, in one line; '' if it can.
+
+  A JPEG is decoded at a small size, which is fast and reads the whole file.
+  """
+  try:
+    with Image.open(io.BytesIO(encoded)) as opened:
+      opened.draft(None, (1, 1))
+      opened.load()
+  except Exception as error:  # Pillow's plugins raise errors of any kind.
+    return _fault(error)
+  return ''
 
 
 def _fault(error: Exception) -> str:

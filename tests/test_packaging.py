@@ -103,4 +103,4 @@ def test_a_missing_dataset_is_reported_without_tensorflow(tmp_path):
   )
   assert (run.returncode, run.stdout) == (2, '')
   (line,) = run.stderr.splitlines()
-  assert f"Dataset 'imagenet2012' is not prepared under {tmp_path}; " in line
+  assert f"Dataset 'imagenet2012' is not prepared under {tmp_path}. " in line

@@ -80,6 +80,7 @@ class Dataset:
 
   num_classes: int
   examples: int | None
+  splits: Sequence[str]
 
   def num_examples(self, split: str) -> float:
     """Return the number of training examples, or NaN if it is unknown."""
@@ -103,13 +104,17 @@ def get_dataset(config: ml_collections.ConfigDict) -> Dataset:
       '--num_classes=N.'
     )
   optimizer = config.optimizer
-  durations = config.train_for, optimizer.warmup, optimizer.decay_every or ''
-  if examples is None and any('epoch' in each for each in durations):
+  durations = config.train_for, optimizer.warmup, optimizer.decay_every
+  # Without a value, it follows from the number of examples.
+  needs_examples = config.train_for is None or any(
+    'epoch' in (each or '') for each in durations
+  )
+  if examples is None and needs_examples:
     raise errors.InputError(
       f"The number of examples of '{split}' of '{config.dataset}' is unknown. "
       'Give --examples=N, or durations in steps.'
     )
-  return Dataset(classes, examples)
+  return Dataset(classes, examples, list(dataset.splits) if dataset else [])
 
 
 def _workload(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -30,6 +30,10 @@ class Dataset(Protocol):
   @property
   def num_classes(self) -> int:
     """Number of classes."""
+
+  @property
+  def splits(self) -> Sequence[str]:
+    """Names of the splits."""
 
   def num_examples(self, split: str) -> float:
     """Return the number of examples of a split."""
@@ -249,6 +253,25 @@ class Experiment:
         process_count=jax.process_count(),
         max_bad_records=run.max_bad_records,
         log_fn=log_fn,
+      )
+
+  def check_data(self) -> list[str]:
+    """Return warnings about the data, after a quick check of its images.
+
+    Raises:
+      errors.InputError: if images of a folder cannot be read, more than
+        `run.max_bad_records`.
+    """
+    from nfnet_jax.data import data_checks
+
+    with self._reporting_faults():
+      return list(
+        data_checks.warnings(
+          self.source,
+          self.config.data.train_split,
+          self.config.data.eval_split,
+          max_bad_records=self.config.run.max_bad_records,
+        )
       )
 
   @contextlib.contextmanager

@@ -6,6 +6,8 @@ import dataclasses
 import os
 import pathlib
 import re
+import shlex
+import sys
 
 _PART = re.compile(r'(\w+)(?:\[(-?\d*):(-?\d*)\])?')
 
@@ -60,8 +62,9 @@ def missing_folder(name: str, data_dir: str | None) -> str | None:
 
 def how_to_prepare(name: str, folder: str) -> str:
   """Return the message for a dataset that is not prepared in a folder."""
+  command = [sys.executable, '-m', 'nfnet_jax.experiments.prepare', name]
   return (
-    f"Dataset '{name}' is not prepared under {folder}; run: "
-    f'python -m nfnet_jax.experiments.prepare {name} --data_dir={folder}; or '
-    'name another folder with --config.run.data_dir.'
+    f"Dataset '{name}' is not prepared under {folder}. Name another folder "
+    'with --config.run.data_dir, or run: '
+    f'{shlex.join([*command, f"--data_dir={folder}"])}'
   )
