@@ -1,8 +1,8 @@
 """Settings that follow from the number of training images.
 
 A configuration that leaves one of `SETTINGS` without a value gets it from its
-dataset, as `--config=finetune:small` does. The figures behind these rules are
-in docs/fine_tuning.md.
+dataset, as `--config=finetune:small` does. docs/fine_tuning.md describes the
+rules.
 """
 
 from __future__ import annotations

@@ -48,10 +48,12 @@ def main() -> int:
     experiment = session.open_experiment(workdir=workdir)
     with collectives.failing_together():
       profile.check_total(traced, experiment.cadence.total)
-      validate.check_run(experiment.config, experiment.units)
       if processes.is_primary():
         profile.check_not_passed(traced, workdir)
-        warnings = experiment.check_data()
+        warnings = []
+        if not workdir_lib.is_run(workdir):
+          validate.check_run(experiment.config, experiment.units)
+          warnings = experiment.check_data()
         log(summary.summary(experiment, cache_folder))
         for line in warnings:
           log(f'warning    {line}')

@@ -15,7 +15,7 @@ of NFNet-F4 and F4+ in table 5: SAM with radius 0.05, weight decay 1e-5, dropout
 0.25 and stochastic depth 0.1; the paper reports similar results without them.
 `--config=finetune:small` is for hundreds to thousands of images, and not from
 the paper. Batch, length, EMA and evaluation split follow from the dataset, see
-`config/small_data.py`; docs/fine_tuning.md has the results behind it.
+`config/small_data.py`.
 
 The paper does not specify: augmentation (here crops and flips), clipping (here
 0.01; for networks that were trained without clipping, use
