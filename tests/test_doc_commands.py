@@ -129,7 +129,7 @@ def test_own_image_commands_run(run_command, tmp_path, monkeypatch):
   """
   monkeypatch.chdir(tmp_path)
   params, _ = trained_weights.randomize(nfnet_jax.create_model('nfnet_pico'))
-  (tmp_path / 'F0_haiku.npz').write_bytes(pickle.dumps(params))
+  (tmp_path / 'F0').write_bytes(pickle.dumps(params))
   for index in range(100):
     path = tmp_path / 'photos' / ('cats', 'dogs')[index % 2] / f'{index}.webp'
     path.parent.mkdir(parents=True, exist_ok=True)
