@@ -51,7 +51,12 @@ def test_command_runs_with_its_flags(arguments, code, output):
 
 
 @pytest.mark.parametrize(
-  'arguments', [['-h'], ['train', '--help'], ['train', '--list_configs']]
+  'arguments',
+  [
+    ['-h'],
+    ['train', '--list_configs'],
+    pytest.param(['train', '--help'], marks=pytest.mark.slow),
+  ],
 )
 def test_a_reader_that_ends_first_is_no_error(arguments):
   program = [sys.executable, '-m', 'nfnet_jax', *arguments]

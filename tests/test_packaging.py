@@ -74,6 +74,7 @@ def test_prediction_needs_no_extra(tmp_path):
   assert len(run.stdout.splitlines()) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'arguments',
   [

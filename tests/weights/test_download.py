@@ -173,6 +173,7 @@ def load_from_hub(server, name):
   )
 
 
+@pytest.mark.slow  # Starts processes.
 def test_weights_of_the_hub_are_fetched_once(server):
   server.headers = {'X-Repo-Commit': 40 * 'a', 'ETag': '"1"'}
   name = 'hf:timm/a_network/weights.pkl@v1'
@@ -182,6 +183,7 @@ def test_weights_of_the_hub_are_fetched_once(server):
   assert load_from_hub(server, name).stdout == 'nfnet_pico\n'
 
 
+@pytest.mark.slow  # Starts processes.
 def test_a_file_that_the_hub_does_not_have(server):
   server.status = 404
   error = load_from_hub(server, 'hf:timm/a_network').stderr.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 import pickle
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -25,21 +26,25 @@ def photos(tmp_path_factory):
   return sorted(folder.iterdir())
 
 
-def probabilities_of(weights, pixels):
-  """Compute probabilities with the model, as `[num_classes]`."""
-  image = inputs.normalize_images(pixels[None])
-  logits, _ = weights.create().apply(
-    weights.params, weights.model_state, None, image, False
-  )
-  logits = np.exp(np.float64(logits[0]))
-  return logits / logits.sum()
+@pytest.fixture(scope='module')
+def probabilities_of(weights):
+  """Return `pixels [S, S, 3] -> probabilities [num_classes]` of the model."""
+  apply = jax.jit(weights.create().apply, static_argnums=4)
+
+  def compute(pixels):
+    image = inputs.normalize_images(pixels[None])
+    logits, _ = apply(weights.params, weights.model_state, None, image, False)
+    powers = np.exp(np.float64(logits[0]))
+    return powers / powers.sum()
+
+  return compute
 
 
-def test_predictions_are_those_of_the_model(weights, photos):
+def test_predictions_are_those_of_the_model(weights, photos, probabilities_of):
   rows = weights.predict(photos, top=3)
   assert len(rows) == 5
   for row, photo in zip(rows, photos):
-    expected = probabilities_of(weights, weights.preprocess(photo))
+    expected = probabilities_of(weights.preprocess(photo))
     order = np.argsort(-expected)[:3].tolist()
     assert [label for label, _, _ in row] == order
     assert [guess.name for guess in row] == [
