@@ -63,7 +63,7 @@ def complete(
     with errors.as_input_error():
       units = durations.Units(config.batch_size, examples)
       steps = max(units.steps(config.train_for), 1 / _AVERAGED)
-    config.ema_decay = round(1 - 1 / (_AVERAGED * steps), 4)
+    config.ema_decay = round(1 - 1 / (_AVERAGED * steps), 6)
   return config
 
 

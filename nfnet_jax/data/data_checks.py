@@ -1,4 +1,4 @@
-"""What looks like a mistake in the data, before a run trains on it."""
+"""Checks of a dataset for likely mistakes, before a run trains on it."""
 
 from __future__ import annotations
 

@@ -69,8 +69,7 @@ def main() -> None:
   config = config_flag.get_config()
   with errors.as_input_error(plan_errors.PlanError):
     accelerator = accelerators.parse(_ACCELERATOR_TYPE.value)
-    _check(config, accelerator.devices)
-    sizes = _sizes(config, accelerator)
+    sizes = _sizes(_check(config, accelerator.devices), accelerator)
     command.log(
       f'The flags are valid for {accelerator.name}: batch '
       f'{sizes["batch_size"]:,}, {sizes["batch_per_device"]} per device.'
@@ -79,8 +78,13 @@ def main() -> None:
   _print(sizes, plan)
 
 
-def _check(config: ml_collections.ConfigDict, devices: int) -> None:
+def _check(
+  config: ml_collections.ConfigDict, devices: int
+) -> ml_collections.ConfigDict:
   """Check the flags as far as training does without its data.
+
+  Returns:
+    The resolved configuration.
 
   Raises:
     errors.InputError: if training would not accept them.
@@ -91,8 +95,8 @@ def _check(config: ml_collections.ConfigDict, devices: int) -> None:
   if _has_known_dataset(config):
     experiment = planners.open_experiment(config, devices)
     profile.check_total(traced, experiment.cadence.total)
-  else:
-    steps.prepare_config(config, platform='tpu', devices=devices)
+    return experiment.config
+  return steps.prepare_config(config, platform='tpu', devices=devices)
 
 
 def _has_known_dataset(config: ml_collections.ConfigDict) -> bool:

@@ -159,3 +159,17 @@ def test_bad_input_is_one_line_before_compiling(
   (line,) = err.splitlines()
   assert message in line
   assert not compiler.lowered
+
+
+def test_batch_that_follows_from_the_dataset(run_command):
+  code, out, err = run_command(
+    check.main,
+    '--config=finetune:small',
+    '--config.model.name=nfnet_pico',
+    '--config.dataset=imagenet2012',
+    '--accelerator_type=v3-8',
+    '--noplan',
+    '--json',
+  )
+  assert code == 0, err
+  assert json.loads(out)['batch_per_device'] == 8
