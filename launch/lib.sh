@@ -41,12 +41,18 @@ need() {
   done
 }
 
+# Checks the value of a setting: one_of NAME VALUE...
+one_of() {
+  [[ " ${*:2} " = *" ${!1} "* ]] ||
+    fail 2 "$1='${!1}' is not possible. Choose one of: ${*:2}."
+}
+
 check_settings() {
   local name
   need PROJECT_ID ZONE TPU_NAME
-  [[ " on_demand spot queued queued_spot " = *" $PROVISIONING "* ]] ||
-    fail 2 "PROVISIONING='$PROVISIONING' is none of on_demand, spot, queued" \
-      "and queued_spot."
+  one_of PROVISIONING on_demand spot queued queued_spot
+  one_of CHECK plan config none
+  one_of DELETE_WHEN_DONE 0 1
   for name in WORKDIR DATA_DIR; do
     [[ -z ${!name} || ${!name} = gs://?* ]] ||
       fail 2 "$name='${!name}' is no bucket (gs://...). A worker's disk is" \
@@ -83,9 +89,17 @@ limited() {
   fi
   # In the foreground, so that Ctrl-C reaches the command.
   timeout --foreground --kill-after=10 "$seconds" "$@" </dev/null || code=$?
-  [[ $code != @(124|137) ]] ||
+  [[ $seconds = 0 || $code != @(124|137) ]] ||
     log "No answer within $seconds s: $(quoted "${@:1:5}")"
   return "$code"
+}
+
+# Logs that the TPU costs money, and how to delete it: report_cost 'still exists'.
+report_cost() {
+  [[ $DRY_RUN ]] ||
+    log "$TPU_NAME $1. It costs money until you delete it:" \
+      "$(quoted "PROJECT_ID=$PROJECT_ID" "ZONE=$ZONE" "TPU_NAME=$TPU_NAME" \
+        "PROVISIONING=$PROVISIONING" launch/delete.sh)"
 }
 
 tpus() {

@@ -20,9 +20,16 @@
 : "${PYTHON_VERSION:=3.12}"
 : "${UV_VERSION:=0.13.9}" # uv installs that Python on the workers.
 
-# The Python and the folder with which data.sh prepares data on this machine.
+# On this machine: the Python that checks flags and prepares data, and the
+# folder for prepared data.
 : "${PYTHON:=.venv/bin/python}"
 : "${DATASETS:=datasets}"
+
+# What is checked before a TPU is rented: plan (also compiles the training step,
+# which takes minutes), config (only the flags) or none.
+: "${CHECK:=plan}"
+: "${PRICE_PER_CHIP_HOUR:=}" # If set, the estimated cost is printed.
+: "${DELETE_WHEN_DONE:=0}"   # 1: supervise.sh deletes the TPU at the end.
 
 # Seconds.
 : "${CALL_TIMEOUT:=300}"

@@ -5,3 +5,4 @@
 source "$(dirname "$0")/lib.sh"
 no_arguments
 ssh_all $((STOP_TIMEOUT + CALL_TIMEOUT)) "$WORKER stop $STOP_TIMEOUT"
+report_cost 'still exists'

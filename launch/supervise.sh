@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Supervises training until it is done: recreates the TPU after a preemption,
-# and resumes. Takes the flags of nfnet_jax.experiments.train.
+# Supervises training until it is done: checks the flags, creates the TPU,
+# recreates it after a preemption, and resumes. Takes the flags of
+# nfnet_jax.experiments.train.
 #
 #   launch/supervise.sh [--dry_run] --config=f3
 #
 # Exits with 0 when training is done, with 2 on bad input or settings, and with
 # 1 if training failed twice at the same checkpoint or RETRIES steps failed in a
-# row. Training that ends in any other way is resumed.
+# row. Training that ends in any other way is resumed. With DELETE_WHEN_DONE=1
+# the TPU is deleted when training is done and after bad input; else it stays.
 source "$(dirname "$0")/lib.sh"
 need WORKDIR
 COMMIT=$(resolved_commit) # A recreated TPU runs this commit too.
 export COMMIT
-failures=0 failed_at=never mixed_since=''
+failed_at=never mixed_since=''
+tpu='' # 'still exists', 'may still exist', or '' if there is none.
+trap '[[ -z $tpu ]] || report_cost "$tpu"' EXIT
 
 # Prints the step of the latest checkpoint. A checkpoint that is being saved
 # has a folder, but not yet this file.
@@ -21,17 +25,47 @@ latest_checkpoint() {
     sed -nE 's|.*/([0-9]+)/commit_success\.txt$|\1|p' | sort -n | tail -1
 }
 
-# Runs another script. Exits if it refuses the settings: a retry cannot help.
+# Repeats a command until it succeeds: retry WHAT COMMAND...
+retry() {
+  local failures=0 delay=$RETRY_SECONDS
+  until "${@:2}"; do
+    ((++failures < RETRIES)) || fail 1 "$failures $1 failed in a row."
+    log "That failed ($failures of $RETRIES); the next attempt is in $delay s."
+    sleep "$delay"
+    delay=$((delay * 2 < MAX_RETRY_SECONDS ? delay * 2 : MAX_RETRY_SECONDS))
+  done
+}
+
+# Ends for good: finish EXIT_CODE MESSAGE.
+finish() {
+  log "${*:2}"
+  if [[ $DELETE_WHEN_DONE = 1 ]]; then
+    tpu='may still exist'
+    retry deletions "$LAUNCH/delete.sh"
+    tpu=''
+    log "$TPU_NAME is deleted."
+  fi
+  exit "$1"
+}
+
+# Runs another script. Ends if it refuses the settings: a retry cannot help.
 script() {
   local code=0
   "$LAUNCH/$1.sh" "${@:2}" || code=$?
-  [[ $code != 2 ]] || fail 2 "Bad settings: see the message of launch/$1.sh above."
+  [[ $code != 2 ]] ||
+    finish 2 "Bad settings: see the message of launch/$1.sh above."
   return "$code"
 }
 
 resume() { script resume "${ARGS[@]}"; }
 
-recreate() { script delete && script create && resume; }
+recreate() {
+  script delete || return
+  tpu=''
+  script create || { tpu='may still exist' && return 1; }
+  tpu='still exists'
+  resume
+}
 
 # Stops the workers that have waited too long for one that has ended.
 stop_stragglers() {
@@ -63,11 +97,8 @@ check_workers() {
       stop_stragglers
       return
       ;;
-    ' 0 ')
-      log 'Training is done.'
-      exit 0
-      ;;
-    *' 2 '*) fail 2 'Bad input: launch/watch.sh shows it.' ;;
+    ' 0 ') finish 0 'Training is done.' ;;
+    *' 2 '*) finish 2 'Bad input: launch/watch.sh shows it.' ;;
   esac
   log "$TPU_NAME is not training:$codes"
   # Interrupted and saved, or never started. All other codes are failures.
@@ -80,7 +111,10 @@ step() {
   local now
   now=$(state) || return
   case $now in
-    READY) check_workers ;;
+    READY)
+      tpu='still exists'
+      check_workers
+      ;;
     ABSENT | PREEMPTED | TERMINATED | STOPPED | SUSPENDED | FAILED | UNKNOWN)
       log "$TPU_NAME is $now: creating it."
       recreate
@@ -89,24 +123,20 @@ step() {
   esac
 }
 
+[[ -z $DRY_RUN ]] || log 'First:'
+"$LAUNCH/check.sh" "${ARGS[@]}"
 if [[ $DRY_RUN ]]; then
   log 'While training:'
   state >/dev/null
   worker_states
   log 'After a preemption:'
   recreate
+  tpu=''
   exit
 fi
 
-delay=$RETRY_SECONDS
+tpu='may still exist'
 while :; do
-  if step; then
-    failures=0 delay=$RETRY_SECONDS
-    sleep "$POLL_SECONDS"
-  else
-    ((++failures < RETRIES)) || fail 1 "$failures steps failed in a row."
-    log "That failed ($failures of $RETRIES); the next attempt is in $delay s."
-    sleep "$delay"
-    delay=$((delay * 2 < MAX_RETRY_SECONDS ? delay * 2 : MAX_RETRY_SECONDS))
-  fi
+  retry steps step
+  sleep "$POLL_SECONDS"
 done

@@ -5,3 +5,4 @@
 source "$(dirname "$0")/lib.sh"
 no_arguments
 ssh_all 0 "$WORKER log 20"
+report_cost 'still exists'

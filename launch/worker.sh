@@ -25,7 +25,7 @@ setup() {
   python3 -m pip install --quiet --user "uv==$2"
   ~/.local/bin/uv venv --quiet --clear --python "$1" venv
   ~/.local/bin/uv pip install --quiet --python venv/bin/python \
-    --constraint source/constraints.txt './source[tpu]'
+    --constraint source/constraints.txt './source[train,tpu]'
   touch ready
 }
 

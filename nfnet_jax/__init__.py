@@ -32,7 +32,8 @@ from nfnet_jax.optim.recipe import (
   warmup_step_decay,
 )
 from nfnet_jax.preprocessing import EvalPreprocessing
-from nfnet_jax.weights.load import load_weights, Weights
+from nfnet_jax.weights.load import load_weights, predict
+from nfnet_jax.weights.network import Weights
 from nfnet_jax.weights.save import save_weights
 
 __version__ = '0.1.0'
@@ -63,6 +64,7 @@ __all__ = [
   'make_optimizer',
   'nfnet_sgd',
   'normalize_images',
+  'predict',
   'register_model',
   'save_weights',
   'warmup_cosine',

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   argv = list(sys.argv if argv is None else argv)
   name, arguments = (argv[1], argv[2:]) if argv[1:] else ('--help', [])
   if name in ('-h', '--help', 'help'):
-    print(_USAGE.format(commands=_table()))
+    with command.ending_with_reader():
+      print(_USAGE.format(commands=_table()))
   elif name == '--version':
     print(nfnet_jax.__version__)
   elif name in _paths():

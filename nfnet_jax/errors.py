@@ -15,6 +15,45 @@ class RunError(RuntimeError):
   """A run cannot continue; one line that says why and what to do."""
 
 
+# Package -> extra of setup.py that installs it.
+_EXTRAS = {
+  'google': 'gcs',
+  'huggingface_hub': 'hub',
+  'matplotlib': 'train',
+  'orbax': 'train',
+  'sklearn': 'train',
+  'tensorboardX': 'train',
+  'tensorflow': 'train',
+  'tensorflow_datasets': 'train',
+}
+
+
+@contextlib.contextmanager
+def naming_extras() -> Iterator[None]:
+  """Convert the error of a missing package into `InputError`.
+
+  Its message names the extra that installs the package.
+
+  Example:
+    >>> try:
+    ...   with naming_extras():
+    ...     raise ModuleNotFoundError(name='orbax.checkpoint')
+    ... except InputError as error:
+    ...   print(error)
+    orbax is not installed. Run: pip install 'nfnet_jax[train]'.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    package = (error.name or '').partition('.')[0]
+    if package not in _EXTRAS:
+      raise
+    raise InputError(
+      f'{package} is not installed. '
+      f"Run: pip install 'nfnet_jax[{_EXTRAS[package]}]'."
+    ) from error
+
+
 @contextlib.contextmanager
 def as_input_error(
   kind: type[Exception] | tuple[type[Exception], ...] = ValueError,

@@ -26,18 +26,19 @@ _TRAINING = {
   'plotting',
   'training',
 }
-_WEIGHTS = {*_STORAGE, 'models', 'training', 'weights'}
+_WEIGHTS = {*_STORAGE, 'images', 'models', 'training', 'weights'}
 _CONFIG = {*_TRAINING, *_WEIGHTS, 'export', 'planning', 'data', 'config'}
 # Package or module -> what of this package it may import.
 RULES = {
   'errors.py': set(),
   'trees.py': set(),
   'preprocessing.py': set(),
+  'images.py': {'errors', 'preprocessing'},
   'plotting.py': {'storage'},
   'storage': _STORAGE,
   'models': {*_BASE, 'models'},
   'optim': {*_BASE, 'optim'},
-  'data': {*_BASE, 'data'},
+  'data': {*_BASE, 'data', 'images'},
   'distributed': {*_STORAGE, 'distributed'},
   'training': _TRAINING,
   'weights': _WEIGHTS,
@@ -207,6 +208,6 @@ def test_wheel_holds_every_source_and_config(tmp_path):
   (wheel,) = tmp_path.glob('*.whl')
   held = set(zipfile.ZipFile(wheel).namelist())
   expected = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob('*.py')}
-  expected.add('nfnet_jax/py.typed')
+  expected |= {'nfnet_jax/py.typed', 'nfnet_jax/models/structure.json'}
   assert expected <= held
   assert not any(name.startswith('tests/') for name in held)

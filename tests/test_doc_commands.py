@@ -29,7 +29,7 @@ from nfnet_jax.experiments import (
 from tests import trained_weights
 from tests.end_to_end import process_groups
 from tests.launch import conftest
-from tests.pages import block, CONSUMER
+from tests.pages import block, blocks, CONSUMER, README
 
 
 def run_commands(run_command, text, expected):
@@ -96,7 +96,8 @@ def test_trained_network_commands_run(
   """With a small network in the published format, otherwise unchanged."""
   monkeypatch.chdir(tmp_path)
   params, _ = trained_weights.randomize(nfnet_jax.create_model('nfnet_pico'))
-  (tmp_path / 'F0_haiku.npz').write_bytes(pickle.dumps(params))
+  # A file in the place of the published weights, which are not fetched then.
+  (tmp_path / 'F0').write_bytes(pickle.dumps(params))
   (tmp_path / 'datasets').symlink_to(imagenet_dir)
   (tmp_path / 'photos').mkdir()
   Image.new('RGB', (60, 40), 'red').save(tmp_path / 'photos' / 'red.jpg')
@@ -118,6 +119,39 @@ def test_trained_network_commands_run(
   for path in ('predictions.png', 'features.npz', 'F0.safetensors'):
     assert (tmp_path / path).is_file()
   assert nfnet_jax.load_weights('runs/cifar10').num_classes == 10
+
+
+@pytest.mark.slow
+def test_own_image_commands_run(run_command, tmp_path, monkeypatch):
+  """With small images and a small network in the published format.
+
+  The run that the first command makes has the names of the classes.
+  """
+  monkeypatch.chdir(tmp_path)
+  params, _ = trained_weights.randomize(nfnet_jax.create_model('nfnet_pico'))
+  (tmp_path / 'F0').write_bytes(pickle.dumps(params))
+  for index in range(100):
+    path = tmp_path / 'photos' / ('cats', 'dogs')[index % 2] / f'{index}.webp'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (20, 20), ('red', 'blue')[index % 2]).save(path)
+  (small,) = [code for code in blocks(README, 'sh') if ':small' in code]
+  short = ['--config.train_for=2 epochs', '--config.run.eval_every=2 epochs']
+  run_commands(run_command, small, {'train': (train, short, {})})
+  config = json.loads((tmp_path / 'runs/photos/config.json').read_text())
+  assert config['data']['eval_split'] == 'train[:20%]'
+  code, out, err = run_command(
+    predict.main,
+    '--weights=runs/photos',
+    'photos/cats/0.webp',
+    takes='IMAGE...',
+  )
+  assert code == 0, err
+  assert 'cats' in out
+  assert 'dogs' in out
+  scratch = block('experiments.md', 'sh', 'eval_split=10%')
+  pico = ['--config.model.name=nfnet_pico', '--config.batch_size=16', *short]
+  pico += ['--config.optimizer.warmup=1 step', '--workdir=runs/scratch']
+  run_commands(run_command, scratch, {'train': (train, pico, {})})
 
 
 @pytest.mark.slow

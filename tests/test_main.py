@@ -48,3 +48,21 @@ def test_command_runs_with_its_flags(arguments, code, output):
   )
   assert done.returncode == code
   assert output in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    ['-h'],
+    ['train', '--list_configs'],
+    pytest.param(['train', '--help'], marks=pytest.mark.slow),
+  ],
+)
+def test_a_reader_that_ends_first_is_no_error(arguments):
+  program = [sys.executable, '-m', 'nfnet_jax', *arguments]
+  with subprocess.Popen(
+    program, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  ) as process:
+    process.stdout.close()
+    assert process.stderr.read() == b''
+  assert process.returncode == 1

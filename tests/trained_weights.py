@@ -12,7 +12,7 @@ from PIL import Image
 from nfnet_jax import preprocessing
 from nfnet_jax.config import steps
 from nfnet_jax.models import registry
-from nfnet_jax.weights import identify, load
+from nfnet_jax.weights import identify, network
 from tests.models import reference
 
 _GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -44,10 +44,10 @@ def random_weights(name: str, *, margin: int = 4, **changes):
       32, model.spec.eval_crop, margin
     ),
   }
-  return model, load.Weights(params, state, name, **{**fields, **changes})
+  return model, network.Weights(params, state, name, **{**fields, **changes})
 
 
-def decisive(weights: load.Weights) -> load.Weights:
+def decisive(weights: network.Weights) -> network.Weights:
   """Scale the classifier, so that logits differ from image to image."""
   rng = np.random.default_rng(5)
   tones = np.arange(1, 17).reshape(16, 1, 1, 1) / 8
@@ -85,7 +85,7 @@ def write_photos(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 
 def write_run(
-  workdir: pathlib.Path, weights: load.Weights, old_config: str | None = None
+  workdir: pathlib.Path, weights: network.Weights, old_config: str | None = None
 ) -> None:
   """Write a run of the digits whose EMA are these weights.
 
@@ -103,7 +103,7 @@ def write_run(
   _write_checkpoint(workdir, weights)
 
 
-def _write_config(workdir: pathlib.Path, weights: load.Weights) -> None:
+def _write_config(workdir: pathlib.Path, weights: network.Weights) -> None:
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.experiments.configs import digits
 
@@ -116,7 +116,7 @@ def _write_config(workdir: pathlib.Path, weights: load.Weights) -> None:
   workdir_lib.save(config, workdir, weights.class_names)
 
 
-def _write_checkpoint(workdir: pathlib.Path, weights: load.Weights) -> None:
+def _write_checkpoint(workdir: pathlib.Path, weights: network.Weights) -> None:
   from nfnet_jax.training import checkpoint, state
 
   raw = jax.tree.map(np.zeros_like, weights.params)

@@ -27,7 +27,7 @@ from nfnet_jax.config import experiment as experiment_lib
 from nfnet_jax.optim import groups
 from nfnet_jax.training import data_parallel, evaluation, layouts
 from nfnet_jax.training import state as state_lib
-from nfnet_jax.weights import load, save
+from nfnet_jax.weights import network, save
 
 # Settings that are arguments of the compiled step, unless they are 0 or None:
 # then the program is another one.
@@ -270,7 +270,7 @@ def _save(
   run: Run, state: state_lib.TrainState, experiment: experiment_lib.Experiment
 ) -> None:
   params, model_state = evaluation.weights_of(state)[evaluation.RAW]
-  weights = load.Weights(
+  weights = network.Weights(
     params=jax.device_get(params),
     model_state=jax.device_get(model_state),
     model=experiment.config.model.name,

@@ -20,13 +20,13 @@ import timm
 import torch
 
 import nfnet_jax
-from nfnet_jax.weights import load, save
+from nfnet_jax.weights import network, save
 
 HERE = pathlib.Path(__file__).parent
 VARIANTS = ('f0', 'f1', 'f2', 'f3', 'f4', 'f5', 'f6')
 
 
-def random_weights(name: str) -> load.Weights:
+def random_weights(name: str) -> network.Weights:
   """Return random weights that give every part of the network an effect."""
   model = nfnet_jax.create(name)
   images = np.zeros((1, 32, 32, 3), np.float32)
@@ -44,7 +44,7 @@ def random_weights(name: str) -> load.Weights:
 
   params = jax.tree.map_with_path(draw, params)
   spec = model.spec
-  return load.Weights(
+  return network.Weights(
     params=params,
     model_state={},
     model=name,
@@ -55,7 +55,7 @@ def random_weights(name: str) -> load.Weights:
   )
 
 
-def our_logits(weights: load.Weights, images: np.ndarray) -> np.ndarray:
+def our_logits(weights: network.Weights, images: np.ndarray) -> np.ndarray:
   apply = weights.create().apply
   run = jax.jit(lambda params, x: apply(params, {}, None, x, False)[0])
   return np.asarray(run(weights.params, images))

@@ -69,7 +69,8 @@ def run(
       if config_flag.PRINT.value:
         print(config_flag.format_resolved())
         return 0
-      return main(*_check_arguments(unparsed[1:], takes))
+      with errors.naming_extras():
+        return main(*_check_arguments(unparsed[1:], takes))
     except errors.InputError as error:
       return _report(error)
     except errors.RunError as error:
@@ -86,8 +87,23 @@ def run(
   except errors.InputError as error:
     sys.exit(_report(error))
   sys.argv = argv  # config_flags looks for overrides there.
-  app.run(call_main, argv=argv, flags_parser=_parse)
+  with ending_with_reader():
+    app.run(call_main, argv=argv, flags_parser=_parse)
   raise AssertionError('app.run does not return')
+
+
+@contextlib.contextmanager
+def ending_with_reader() -> Iterator[None]:
+  """Exit without a traceback if a pipe's reader ends first, as `head` does."""
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    # Or Python would report the text that it cannot write at the exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_FAILED)
 
 
 def _check_arguments(given: Sequence[str], takes: str) -> Sequence[str]:
@@ -161,6 +177,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except errors.RunError as error:  # From the workdir whose config it takes.
     _report(error)
     sys.exit(EXIT_FAILED)
+  except BrokenPipeError:  # From printing the help.
+    raise
   except Exception as error:
     sys.exit(_report(_explain_config_error(error, argv)))
 

@@ -15,7 +15,7 @@ from etils import epath
 from nfnet_jax import errors
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.storage import files
-from nfnet_jax.weights import load
+from nfnet_jax.weights import load, network
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run, a local one or gs://BUCKET/FOLDER.'
@@ -75,7 +75,7 @@ def get_to() -> str:
   return TO.value
 
 
-def get_weights() -> load.Weights:
+def get_weights() -> network.Weights:
   """Read the network of `--weights`, with `--size` and `--timm_forward`.
 
   Raises:

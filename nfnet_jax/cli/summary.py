@@ -35,6 +35,7 @@ def summary(
       *_origin(experiment),
       f'data       {config.dataset}: {experiment.units.examples:,} images, '
       f'{experiment.source.num_classes} classes, {config.data.shards} shards',
+      *_held_out(experiment),
       f'images     {config.data.image_size} px, '
       f'{experiment.augmentation.describe()}',
       f'run        {_schedule(experiment)}, {config.compute_dtype}'
@@ -90,15 +91,21 @@ def _origin(experiment: experiment_lib.Experiment) -> list[str]:
   return [f'weights    {path}{head}']
 
 
+def _held_out(experiment: experiment_lib.Experiment) -> list[str]:
+  """Return a line on the part of a split that is held out, if one is."""
+  split = experiment.config.data.eval_split
+  if '[' not in split:
+    return []
+  count = experiment.source.num_examples(split)
+  return [f'evaluation {split}: {count:,} images']
+
+
 def _schedule(experiment: experiment_lib.Experiment) -> str:
   config, total = experiment.config, experiment.cadence.total
   epochs = total * config.batch_size / experiment.units.examples
-  warmup = experiment.units.steps(config.optimizer.warmup)
-  peak = config.optimizer.learning_rate * min(1, total / max(warmup, 1e-9))
-  cut = ' (warm-up is longer than the run)' if warmup > total else ''
   return (
     f'{total:,} steps of {config.batch_size} ({epochs:.1f} epochs), '
-    f'peak learning rate {peak:g}{cut}'
+    f'peak learning rate {config.optimizer.learning_rate:g}'
   )
 
 

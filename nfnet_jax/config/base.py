@@ -123,7 +123,10 @@ _OPTIMIZER = {
 }
 _DATA = {
   'train_split': Setting('train', 'TFDS split to train on.'),
-  'eval_split': Setting('validation', 'TFDS split to evaluate on.'),
+  'eval_split': Setting(
+    'validation',
+    "TFDS split to evaluate on, or a share of train_split to hold out ('10%').",
+  ),
   'image_size': Setting(
     None,
     "Image size in training, px; by default the model's.",

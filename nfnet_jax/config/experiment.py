@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from nfnet_jax.optim import recipe
 from nfnet_jax.training import layouts, loop
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
-from nfnet_jax.weights import identify, load
+from nfnet_jax.weights import identify, network
 
 
 class Dataset(Protocol):
@@ -30,6 +30,10 @@ class Dataset(Protocol):
   @property
   def num_classes(self) -> int:
     """Number of classes."""
+
+  @property
+  def splits(self) -> Sequence[str]:
+    """Names of the splits."""
 
   def num_examples(self, split: str) -> float:
     """Return the number of examples of a split."""
@@ -251,6 +255,25 @@ class Experiment:
         log_fn=log_fn,
       )
 
+  def check_data(self) -> list[str]:
+    """Return warnings about the data, after a quick check of its images.
+
+    Raises:
+      errors.InputError: if images of a folder cannot be read, more than
+        `run.max_bad_records`.
+    """
+    from nfnet_jax.data import data_checks
+
+    with self._reporting_faults():
+      return list(
+        data_checks.warnings(
+          self.source,
+          self.config.data.train_split,
+          self.config.data.eval_split,
+          max_bad_records=self.config.run.max_bad_records,
+        )
+      )
+
   @contextlib.contextmanager
   def _reporting_faults(self) -> Iterator[None]:
     from nfnet_jax.data import faults
@@ -266,7 +289,7 @@ class Experiment:
 
 
 def _start_from(
-  state: state_lib.TrainState, weights: load.Weights, num_classes: int
+  state: state_lib.TrainState, weights: network.Weights, num_classes: int
 ) -> state_lib.TrainState:
   """Return a state with trained weights instead of initial ones.
 

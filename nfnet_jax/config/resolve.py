@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 
 import ml_collections
 
@@ -17,11 +18,15 @@ from nfnet_jax.config import fast_paths
 from nfnet_jax.models import registry
 from nfnet_jax.optim import clipping
 from nfnet_jax.storage import files
-from nfnet_jax.weights import download, load
+from nfnet_jax.weights import download, load, network
 
 # Data shards of a run that does not ask for a number: the cores of the pod on
 # which the paper's batch of 4,096 was trained.
 _MAX_SHARDS = 128
+
+# A share of the training split as `data.eval_split`, and a whole split.
+_SHARE = re.compile(r'([1-9]\d?)%')
+_WHOLE_SPLIT = re.compile(r'[^\[\]+]+')
 
 # How 32 images per core fit the 16 GiB of a TPU v3: in microbatches of eight or
 # more, or else by recomputing blocks. The key is True if the update is sharded
@@ -50,6 +55,7 @@ def resolve(
   for section, key in ((config.run, 'data_dir'), (config, 'weights')):
     if section[key]:
       section[key] = absolute(section[key])
+  hold_out(config.data)
   _resolve_optimizer(config)
   if config.model.name in registry.list_models():
     spec = registry.get_model_spec(config.model.name)
@@ -58,6 +64,20 @@ def resolve(
   if config.run.eval_batch_size is None:
     config.run.eval_batch_size = config.batch_size
   return config.lock()
+
+
+def hold_out(data: ml_collections.ConfigDict) -> None:
+  """Cut a share of the training split off for evaluation, if it is asked for.
+
+  With `eval_split` '10%' and `train_split` 'train', they become 'train[:10%]'
+  and 'train[10%:]': the first images in the fixed order of the dataset. Others
+  stay as they are.
+  """
+  share = _SHARE.fullmatch(data.eval_split)
+  if share and _WHOLE_SPLIT.fullmatch(data.train_split):
+    split = data.train_split
+    data.eval_split = f'{split}[:{share[1]}%]'
+    data.train_split = f'{split}[{share[1]}%:]'
 
 
 def _resolve_optimizer(config: ml_collections.ConfigDict) -> None:
@@ -108,7 +128,7 @@ def _resolve_step(
 
 
 @functools.lru_cache(maxsize=1)
-def read_weights(path: str) -> load.Weights:
+def read_weights(path: str) -> network.Weights:
   """Read the weights that a run starts from, once.
 
   Raises:
@@ -119,9 +139,12 @@ def read_weights(path: str) -> load.Weights:
 
 
 def set_model_from_weights(
-  config: ml_collections.ConfigDict, weights: load.Weights
+  config: ml_collections.ConfigDict, weights: network.Weights
 ) -> ml_collections.ConfigDict:
   """Return a configuration whose model is the one of some weights.
+
+  Evaluation preprocesses images as for the weights, too, where the
+  configuration does not say otherwise.
 
   Raises:
     errors.InputError: if the configuration names another model.
@@ -137,6 +160,9 @@ def set_model_from_weights(
   for name, value in weights.options.items():
     if model[name] is None:
       model[name] = value
+  for name, value in dataclasses.asdict(weights.preprocessing).items():
+    if config.data[f'eval_{name}'] is None:
+      config.data[f'eval_{name}'] = value
   return config
 
 

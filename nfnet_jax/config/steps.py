@@ -6,26 +6,30 @@ order, by every command that takes one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
 
-from nfnet_jax import errors
+from nfnet_jax import errors, preprocessing
 from nfnet_jax.config import experiment as experiment_lib
-from nfnet_jax.config import resolve, validate
+from nfnet_jax.config import resolve, small_data, validate
 from nfnet_jax.config import workdir as workdir_lib
+from nfnet_jax.data import known
 from nfnet_jax.distributed import collectives
-from nfnet_jax.weights import load
+from nfnet_jax.weights import network
+
+if TYPE_CHECKING:
+  from nfnet_jax.data import sources
 
 
 def open_experiment(
   config: ml_collections.ConfigDict,
   *,
   workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
+  weights: network.Weights | None = None,
   trains: bool = True,
   platform: str | None = None,
   devices: int | None = None,
@@ -56,6 +60,7 @@ def open_experiment(
       trains=trains,
       platform=platform,
       devices=devices,
+      dataset=dataset,
     ).to_dict()
   )
   resolved = ml_collections.ConfigDict(values).lock()
@@ -68,12 +73,15 @@ def prepare_config(
   config: ml_collections.ConfigDict,
   *,
   workdir: os.PathLike | None = None,
-  weights: load.Weights | None = None,
+  weights: network.Weights | None = None,
   trains: bool = True,
   platform: str | None = None,
   devices: int | None = None,
+  dataset: experiment_lib.Dataset | None = None,
 ) -> ml_collections.ConfigDict:
-  """Resolve and validate a configuration in this process; no data is touched.
+  """Resolve and validate a configuration in this process.
+
+  The dataset is opened only if settings are left to it; see `small_data`.
 
   Args:
     config: see `open_experiment`, like all other arguments.
@@ -82,12 +90,15 @@ def prepare_config(
     trains: likewise.
     platform: likewise.
     devices: likewise.
+    dataset: likewise.
 
   Raises:
     errors.InputError: in one line, what is wrong and what to do.
   """
   machine = platform or jax.default_backend(), devices or jax.device_count()
   config = _set_model(config, workdir, weights)
+  if not small_data.is_complete(config):
+    config = small_data.complete(config, dataset or _load_dataset(config))
   resolved = resolve.resolve(config, *machine)
   validate.validate(resolved, machine[1] if trains else None)
   if workdir is not None and workdir_lib.is_run(workdir):
@@ -99,7 +110,7 @@ def prepare_config(
 def _set_model(
   config: ml_collections.ConfigDict,
   workdir: os.PathLike | None,
-  weights: load.Weights | None,
+  weights: network.Weights | None,
 ) -> ml_collections.ConfigDict:
   """Return the configuration with the model of the weights to start from.
 
@@ -112,39 +123,62 @@ def _set_model(
   if workdir is not None and workdir_lib.is_run(workdir):
     saved = workdir_lib.load(workdir)
     if saved.weights == resolve.absolute(config.weights):
-      return _copy_unset(saved.model, config)
+      return _copy_unset(saved, config)
   return resolve.set_model_from_weights(
     config, resolve.read_weights(config.weights)
   )
 
 
 def _copy_unset(
-  model: Mapping[str, Any], config: ml_collections.ConfigDict
+  saved: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
+  """Return a configuration with what a begun run got from its weights."""
   config = config.copy_and_resolve_references()
-  for name, value in model.items():
-    if config.model[name] is None:
-      config.model[name] = value
+  fields = dataclasses.fields(preprocessing.EvalPreprocessing)
+  for section, names in (
+    ('model', list(saved.model)),
+    ('data', [f'eval_{field.name}' for field in fields]),
+  ):
+    for name in names:
+      if config[section][name] is None:
+        config[section][name] = saved[section][name]
   return config
+
+
+def _load_dataset(config: ml_collections.ConfigDict) -> sources.Source:
+  """Open the dataset of a configuration; this imports TensorFlow.
+
+  Raises:
+    errors.InputError: if it is missing.
+  """
+  folder = known.missing_folder(config.dataset, config.run.data_dir)
+  if folder:
+    raise errors.InputError(known.how_to_prepare(config.dataset, folder))
+  from nfnet_jax.data import sources as sources_lib
+
+  with errors.as_input_error():
+    return sources_lib.load(config.dataset, config.run.data_dir)
 
 
 def _open_dataset(
   config: ml_collections.ConfigDict, trains: bool
 ) -> experiment_lib.Dataset:
-  """Open the dataset of a resolved configuration; this imports TensorFlow.
+  """Open the dataset of a resolved configuration, and check its splits.
 
   Raises:
     errors.InputError: if the dataset or a split is missing.
   """
-  from nfnet_jax.data import sources
-
   # Process 0 builds an embedded dataset.
-  with collectives.primary_first(), errors.as_input_error():
-    source = sources.load(config.dataset, config.run.data_dir)
+  with collectives.primary_first():
+    source = _load_dataset(config)
     needed = {'train_split': config.data.shards} if trains else {}
     for name, minimum in {**needed, 'eval_split': 1}.items():
       split = config.data[name]
-      examples = source.num_examples(split)
+      try:
+        examples = source.num_examples(split)
+      except ValueError as error:
+        raise validate.missing_split(name, error) from error
       validate.check_examples(name, split, examples, minimum)
-      source.check_files(split)
+      with errors.as_input_error():
+        source.check_files(split)
   return source

@@ -45,6 +45,7 @@ def validate(
   spec = registry.get_model_spec(config.model.name)
   _check_model_options(config, spec)
   _check_shift(config)
+  _check_hold_out(config)
   _check_fast_paths(config, spec)
   if devices is not None:
     _check_layout(config, devices)
@@ -146,6 +147,24 @@ def _check_shift(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def _check_hold_out(config: ml_collections.ConfigDict) -> None:
+  """Check that a share to hold out could be cut off; see `resolve.hold_out`."""
+  split, train_split = config.data.eval_split, config.data.train_split
+  if not split.endswith('%'):
+    return
+  if '[' in train_split or '+' in train_split:
+    raise errors.InputError(
+      f"data.eval_split '{split}' is held out from a whole split, not from "
+      f"'{train_split}'. Give both as slices, such as "
+      "--config.data.train_split='train[10%:]' "
+      "--config.data.eval_split='train[:10%]'."
+    )
+  raise errors.InputError(
+    f"data.eval_split '{split}' is not a share from 1% to 99%. Use "
+    '--config.data.eval_split=10%.'
+  )
+
+
 def _check_fast_paths(
   config: ml_collections.ConfigDict, spec: registry.ModelSpec
 ) -> None:
@@ -208,6 +227,20 @@ def check_divides(
   )
 
 
+def missing_split(split_setting: str, error: Exception) -> errors.InputError:
+  """Return the error for a split that is not there, with the flag to use.
+
+  Args:
+    split_setting: 'train_split' or 'eval_split'.
+    error: what the dataset says.
+  """
+  flag = f'--config.data.{split_setting}'
+  advice = f'Name another with {flag}=SPLIT'
+  if split_setting == 'eval_split':
+    advice += f', or hold out a share of the training split with {flag}=10%'
+  return errors.InputError(f'{error} {advice}.')
+
+
 def check_examples(
   split_setting: str, split: str, examples: int, minimum: int
 ) -> None:
@@ -241,6 +274,32 @@ def check_steps(
         f"{name} '{duration}' is less than one step of {config.batch_size} "
         'examples.'
       )
+
+
+def check_run(
+  config: ml_collections.ConfigDict, units: durations.Units
+) -> None:
+  """Check that a run fits its data and its own length.
+
+  Raises:
+    errors.InputError: if a batch is larger than an epoch, or the warm-up is
+      longer than the run.
+  """
+  if config.batch_size > units.examples:
+    shards = config.data.shards
+    largest = int(units.examples) // shards * shards
+    raise errors.InputError(
+      f'batch_size {config.batch_size} is more than the {units.examples} '
+      f"images of data.train_split '{config.data.train_split}'. Use "
+      f'--config.batch_size={largest} or less.'
+    )
+  warmup = config.optimizer.warmup
+  if units.steps(warmup) > units.steps(config.train_for):
+    raise errors.InputError(
+      f"optimizer.warmup '{warmup}' is longer than train_for "
+      f"'{config.train_for}'. Use a longer run, or a shorter warm-up such as "
+      "--config.optimizer.warmup='0 steps'."
+    )
 
 
 def check_same_experiment(

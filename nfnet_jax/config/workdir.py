@@ -19,6 +19,10 @@ _CONFIG = 'config.json'
 _CLASSES = 'classes.txt'
 
 
+class _DamagedError(ValueError):
+  """The text of a file is not a configuration that was saved."""
+
+
 def parse_path(name: str) -> epath.Path:
   """Return the absolute path of a workdir.
 
@@ -90,15 +94,28 @@ def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     )
   path = epath.Path(workdir) / _CONFIG
   with failures.as_command_error(), failures.as_os_error(f'Reading {path}'):
-    text = path.read_text()
-  config = base.get_config()
+    text = path.read_bytes()
   try:
-    config.update(_upgrade(json.loads(text)))
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    return _parse(text)
+  except _DamagedError as error:
     raise errors.InputError(
-      f"'{path}' cannot be used: {error!r}. Restore the file, or use another "
+      f"'{path}' cannot be used: {error}. Restore the file, or use another "
       '--workdir.'
     ) from error
+
+
+def _parse(text: bytes) -> ml_collections.ConfigDict:
+  config = base.get_config()
+  try:
+    saved = ml_collections.ConfigDict(_upgrade(json.loads(text)))
+    for name in base.flat(saved):
+      if name not in base.settings():
+        raise _DamagedError(f"this version has no setting '{name}'")
+    config.update(saved)
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise _DamagedError('it is not JSON') from error
+  except (AttributeError, KeyError, TypeError) as error:
+    raise _DamagedError('it is not the configuration of a run') from error
   return config
 
 

@@ -19,7 +19,7 @@ LogFn = Callable[[str], None]
 # as long as filling its shuffle buffers.
 _SKIPPING_BATCHES = 1000
 # Errors of a file or its permissions, which do not go away on a retry.
-_PERMANENT = (
+PERMANENT = (
   tf.errors.DataLossError,
   tf.errors.FailedPreconditionError,
   tf.errors.InvalidArgumentError,
@@ -103,7 +103,7 @@ class BadRecords:
         for _ in self.source.read(file):
           read += 1
       except tf.errors.OpError as reason:
-        kind = BadDataError if isinstance(reason, _PERMANENT) else ReadError
+        kind = BadDataError if isinstance(reason, PERMANENT) else ReadError
         return kind(
           f'{where}: after record {file.skip + read} of {file.path}: '
           f'{errors.first_line(reason)}'

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
 import hashlib
 import os
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnet_jax.data import sources
+from nfnet_jax import images as images_lib
+from nfnet_jax.data import formats, sources
 
-_ENDINGS = ('.jpg', '.jpeg', '.png', '.gif', '.bmp')
+# Where images that are left out lie, in place of an ending.
+ELSEWHERE = 'images outside SPLIT/CLASS/ and CLASS/'
+
+
+@dataclasses.dataclass
+class Listing:
+  """The contents of a folder; hidden files are not in it.
+
+  Attributes:
+    images: (split, class, path) of each image.
+    left_out: ending, or `ELSEWHERE` -> paths of files that are not used.
+    empty: folders without any file, of a split or a class.
+  """
+
+  images: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+  left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  empty: list[str] = dataclasses.field(default_factory=list)
 
 
 class FolderSource(sources.Source):
@@ -20,6 +38,9 @@ class FolderSource(sources.Source):
   The classes are the folders of all splits, sorted by name. The images of a
   split are sorted by a hash of their paths, so that a slice such as
   'train[:10%]' holds all classes.
+
+  Attributes:
+    listing: what the folder contains.
   """
 
   def __init__(self, root: str):
@@ -29,11 +50,12 @@ class FolderSource(sources.Source):
       sources.MissingDatasetError: if it holds no images by class.
     """
     root = root.rstrip('/')
-    images = list(_list_images(root))
+    self.listing = _list(root)
+    images = self.listing.images
     if not images:
       raise sources.MissingDatasetError(
-        f"'{root}' holds no images. Put them into SPLIT/CLASS/ or CLASS/, with "
-        f'one of the endings {", ".join(_ENDINGS)}.'
+        f"'{root}' holds no images in SPLIT/CLASS/ or CLASS/. Put them there, "
+        'with endings such as .jpg, .png or .webp.'
       )
     names = sorted({class_name for _, class_name, _ in images})
     label = {name: index for index, name in enumerate(names)}
@@ -73,24 +95,49 @@ class FolderSource(sources.Source):
   def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Read the image of a line to (encoded image, int32 label)."""
     fields = tf.strings.split(record, '\t', maxsplit=1)
-    return tf.io.read_file(fields[1]), tf.strings.to_number(fields[0], tf.int32)
+    image = formats.for_tensorflow(tf.io.read_file(fields[1]))
+    return image, tf.strings.to_number(fields[0], tf.int32)
+
+  def images(self, split: str) -> list[tuple[int, str]]:
+    """Return the label and the path of each image of a split, in its order."""
+    found = []
+    for part in self.shards(split, 1)[0]:
+      for line in self._lines[part.skip : part.skip + part.take]:
+        label, _, path = line.decode().partition('\t')
+        found.append((int(label), path))
+    return found
 
   def key(self, record: bytes) -> str:
     """Return the path."""
     return record.decode().partition('\t')[2]
 
 
-def _list_images(root: str) -> Iterator[tuple[str, str, str]]:
-  """Yield (split, class, path) of every image under a folder."""
-  for folder, _, files in tf.io.gfile.walk(root):
-    parts = folder[len(root) :].strip('/').split('/')
-    if len(parts) == 1 and parts[0]:
-      parts = ['train', *parts]
-    if len(parts) != 2:
+def _list(root: str) -> Listing:
+  """List a folder in one pass."""
+  listing = Listing()
+  for folder, subfolders, files in tf.io.gfile.walk(root):
+    parts = [part for part in folder[len(root) :].split('/') if part]
+    files = [name for name in files if not name.startswith('.')]
+    if any(part.startswith('.') for part in parts):
       continue
+    if not files and not subfolders and len(parts) in (1, 2):
+      listing.empty.append(folder)
     for name in files:
-      if name.lower().endswith(_ENDINGS):
-        yield *parts, os.path.join(folder, name)
+      _add(listing, parts, os.path.join(folder, name))
+  return listing
+
+
+def _add(listing: Listing, parts: Sequence[str], path: str) -> None:
+  """Add a file in the subfolder `parts` to a listing."""
+  is_image = images_lib.is_image(path)
+  if is_image and len(parts) in (1, 2):
+    split, class_name = ('train', *parts)[-2:]
+    listing.images.append((split, class_name, path))
+    return
+  ending = os.path.splitext(path)[1].lower() or 'no ending'
+  listing.left_out.setdefault(ELSEWHERE if is_image else ending, []).append(
+    path
+  )
 
 
 def _hash(image: tuple[str, str, str]) -> bytes:

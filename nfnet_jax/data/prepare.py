@@ -11,6 +11,7 @@ import tarfile
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from nfnet_jax import errors
 from nfnet_jax.data import known, sources
 
 IMAGENET = 'imagenet2012'
@@ -46,6 +47,7 @@ def prepare(
     PrepareError: naming the file that is missing or incomplete, or the split
       whose size is wrong.
     sources.MissingDatasetError: if TFDS does not know the dataset.
+    errors.RunError: if it cannot be downloaded or written now.
   """
   builder = sources.get_builder(name, data_dir)
   is_imagenet = builder.name == IMAGENET
@@ -57,7 +59,14 @@ def prepare(
     )
     # TFDS prints, but standard output is for the caller's results.
     with contextlib.redirect_stdout(sys.stderr):
-      builder.download_and_prepare(download_config=config)
+      try:
+        builder.download_and_prepare(download_config=config)
+      except (OSError, tfds.download.DownloadError) as error:
+        raise errors.RunError(
+          f"'{name}' could not be downloaded or written: "
+          f'{errors.one_line(error)}. Check the connection and the disk, then '
+          'run the same command again.'
+        ) from error
   source = sources.load(name, data_dir)
   assert isinstance(source, sources.TFDSSource)  # A folder has no builder.
   for split in source.splits:

@@ -13,10 +13,10 @@ import os
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnet_jax.data import devices
+from nfnet_jax.data import devices, known
 
 # Datasets of this project, built on first use without a download.
-EMBEDDED = ('digits',)
+EMBEDDED = [name for name, each in known.DATASETS.items() if each.embedded]
 
 
 class MissingDatasetError(ValueError):
@@ -99,8 +99,13 @@ class Source(abc.ABC):
       return self._splits[split]
     except (KeyError, ValueError, AssertionError) as error:
       known = ', '.join(self._splits)
+      hint = (
+        " A slice ends within its split, as in 'train[:100]' or 'train[90%:]'."
+        if '[' in str(split)
+        else ''
+      )
       raise MissingDatasetError(
-        f"Dataset '{self.name}' has no split '{split}'; it has: {known}."
+        f"Dataset '{self.name}' has no split '{split}'; it has: {known}.{hint}"
       ) from error
 
   def _file_slices(
@@ -167,7 +172,8 @@ def load(name: str, data_dir: str | None = None) -> Source:
 
   Args:
     name: a TFDS name such as 'imagenet2012', 'mnist:3.0.1' or 'digits'; or the
-      path of a folder of images by class, see `data.folders`.
+      path of a folder of images by class, see `data.folders`. A path without a
+      '/' that is also a TFDS name stands for the TFDS dataset.
     data_dir: folder of TFDS datasets; None for TFDS's default.
 
   Raises:
@@ -179,7 +185,7 @@ def load(name: str, data_dir: str | None = None) -> Source:
   """
   devices.hide_accelerators()
   _listing.cache_clear()
-  if '/' in name and tf.io.gfile.isdir(name):
+  if _is_folder(name):
     from nfnet_jax.data import folders  # Imports this module.
 
     return folders.FolderSource(name)
@@ -188,18 +194,25 @@ def load(name: str, data_dir: str | None = None) -> Source:
   builder = get_builder(name, data_dir)
   if not builder.info.splits:
     if name not in EMBEDDED:
-      raise MissingDatasetError(
-        f"Dataset '{name}' is not prepared under {builder.data_dir_root}; run: "
-        f'python -m nfnet_jax.experiments.prepare {name} '
-        f'--data_dir={builder.data_dir_root}; or name another folder with '
-        '--config.run.data_dir.'
-      )
+      root = str(builder.data_dir_root)
+      raise MissingDatasetError(known.how_to_prepare(name, root))
     tfds.disable_progress_bar()
     # TFDS prints, but standard output is for the caller's results.
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
   _check_kind(name, builder)
   return TFDSSource(name, builder)
+
+
+def _is_folder(name: str) -> bool:
+  """Return whether a dataset is a folder of images, not one of TFDS."""
+  if not tf.io.gfile.isdir(name):
+    return False
+  return '/' in name or name not in _tfds_names()
+
+
+def _tfds_names() -> set[str]:
+  return {*EMBEDDED, *tfds.list_builders(with_community_datasets=False)}
 
 
 def get_builder(
@@ -240,6 +253,17 @@ def _check_kind(name: str, builder: tfds.core.DatasetBuilder) -> None:
     raise ValueError(
       f"Dataset '{name}' is stored as {file_format}. Prepare it as tfrecord."
     )
+
+
+def count_common(source: Source, split: str, other: str) -> int:
+  """Return how many examples two splits have in common."""
+  (slices,), (others,) = source.shards(split, 1), source.shards(other, 1)
+  return sum(
+    max(0, min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip))
+    for a in slices
+    for b in others
+    if a.path == b.path
+  )
 
 
 def total_examples(slices: Sequence[FileSlice]) -> int:

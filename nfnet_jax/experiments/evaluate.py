@@ -5,7 +5,7 @@
 evaluates the raw and the EMA weights of a run with its own settings; those
 under `run` may be overridden, for example `--config.run.data_dir=DIR`.
 
-  python -m nfnet_jax.experiments.evaluate --weights=F0_haiku.npz --config=f0
+  python -m nfnet_jax.experiments.evaluate --weights=F0 --config=f0
 
 evaluates any weights on the data of any config. Images are preprocessed as for
 the weights, unless `--config.data.eval_...` overrides it. `--json` prints one

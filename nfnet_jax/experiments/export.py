@@ -34,7 +34,7 @@ if TYPE_CHECKING:
   import jax.export
 
   from nfnet_jax.export import fold
-  from nfnet_jax.weights import load
+  from nfnet_jax.weights import network
 
 for _name in ('weights', 'timm_forward', 'size', 'out', 'json'):
   flags.declare_key_flag(_name)
@@ -77,7 +77,7 @@ def _get_empty_out() -> pathlib.Path:
   return out
 
 
-def _fold(weights: load.Weights) -> tuple[fold.Folded, float]:
+def _fold(weights: network.Weights) -> tuple[fold.Folded, float]:
   """Return the folded network, and the largest change of its logits.
 
   Raises:
@@ -97,7 +97,7 @@ def _fold(weights: load.Weights) -> tuple[fold.Folded, float]:
 
 
 def _write(
-  out: pathlib.Path, weights: load.Weights, folded: fold.Folded
+  out: pathlib.Path, weights: network.Weights, folded: fold.Folded
 ) -> dict[str, Any]:
   """Write all files or, if one fails, none; return what model.json holds."""
   import numpy as np
@@ -126,7 +126,7 @@ def _write(
 
 
 def _facts(
-  weights: load.Weights, exported: jax.export.Exported
+  weights: network.Weights, exported: jax.export.Exported
 ) -> dict[str, Any]:
   """Return what a user of the program has to know."""
   import jax

@@ -1,6 +1,6 @@
 r"""Write a trained network's pooled features of images to an .npz file.
 
-  python -m nfnet_jax.experiments.features --weights=F0_haiku.npz \
+  python -m nfnet_jax.experiments.features --weights=F0 \
     --to=features.npz a.jpg photos/
 
 writes `features [N, channels]` float32, taken before dropout and classifier,
@@ -79,21 +79,22 @@ def _features_of_files(
   """Return the arrays of files, and (path, reason) of those not read."""
   import numpy as np
 
-  from nfnet_jax.data import files
+  from nfnet_jax import images
   from nfnet_jax.weights import inference
 
   with errors.as_input_error():
-    paths = files.find_images(arguments)
+    paths = images.find_images(arguments)
   weights = common_flags.get_weights()
-  predictor = inference.Predictor(weights, min(_BATCH, len(paths)))
-  prepared = files.prepare(paths, weights.preprocessing)
+  size = min(_BATCH, len(paths))
+  predictor = inference.Predictor(weights)
+  prepared = images.prepare(paths, weights.preprocessing)
   features, kept, unreadable = [], [], []
-  for batch in inference.batched_with_progress(prepared, _BATCH, len(paths)):
+  for batch in inference.batched_with_progress(prepared, size, len(paths)):
     unreadable += [(item.path, item.fault) for item in batch if item.fault]
     kept += [item.path for item in batch if not item.fault]
-    images = [item.image for item in batch if item.image is not None]
-    if images:
-      features.append(predictor(images)['features'])
+    readable = [item.image for item in batch if item.image is not None]
+    if readable:
+      features.append(predictor(readable, size)['features'])
   if not kept:
     raise errors.InputError(f'No image could be read: {unreadable[0][1]}.')
   return {'features': np.concatenate(features), 'paths': kept}, unreadable
@@ -106,11 +107,11 @@ def _features_of_dataset(dataset: str) -> dict[str, Any]:
   from nfnet_jax.weights import inference
 
   weights = common_flags.get_weights()
-  predictor = inference.Predictor(weights, _BATCH)
+  predictor = inference.Predictor(weights)
   features, labels = [], []
   for batch in _read_batches(dataset, weights.preprocessing):
     kept = batch['mask'] > 0
-    features.append(predictor(batch['image'])['features'][kept])
+    features.append(predictor(batch['image'], _BATCH)['features'][kept])
     labels.append(batch['label'][kept])
   return {
     'features': np.concatenate(features),

@@ -2,14 +2,12 @@
 
   python -m nfnet_jax.experiments.models 'nfnet_f?'
 
-lists the models whose names match. Without a pattern it lists all, which takes
-minutes: every network is built (not run) to be counted. Multiply-adds are those
-of one image at the test size. `--json` prints one object, name -> row.
+lists the models whose names match, without a pattern all. Multiply-adds are
+those of one image at the test size. `--json` prints one object, name -> row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import fnmatch
 import json
 from typing import Any
@@ -34,43 +32,31 @@ def main(pattern: str = '*') -> None:
       f"'*' matches all {len(known)}."
     )
   if common_flags.JSON.value:
-    print(json.dumps({row['name']: row for row in _rows(names)}))
+    print(json.dumps({name: _row(name) for name in names}))
     return
   print(
     f'{"model":<26}{"parameters":>13}{"G mult-adds":>13}{"train":>7}{"test":>6}'
     '  reported top-1'
   )
-  for row in _rows(names):
+  for row in map(_row, names):
     reported = row['reported_top1'] and (
       f'{row["reported_top1"]} % ({row["source"]})'
     )
     print(
       f'{row["name"]:<26}{row["parameters"]:>13,}{row["macs"] / 1e9:>13.3f}'
-      f'{row["train_size"]:>7}{row["test_size"]:>6}  {reported or "-"}',
-      flush=True,
+      f'{row["train_size"]:>7}{row["test_size"]:>6}  {reported or "-"}'
     )
-
-
-def _rows(names: list[str]) -> Iterator[dict[str, Any]]:
-  import tqdm
-
-  with tqdm.tqdm(names, leave=False, disable=None) as progress:
-    for name in progress:
-      progress.set_description(name)
-      yield _row(name)
 
 
 def _row(name: str) -> dict[str, Any]:
   from nfnet_jax.models import complexity, registry
-  from nfnet_jax.weights import identify
 
-  model = registry.create(name)
-  spec = model.spec
-  params, state = identify.abstract_trees(name, 1000, {})
+  spec = registry.get_model_spec(name)
+  parameters, macs = complexity.count_model(name)
   return {
     'name': name,
-    'parameters': complexity.count_parameters(params),
-    'macs': complexity.count_image_macs(model, params, state, spec.test_size),
+    'parameters': parameters,
+    'macs': macs,
     'train_size': spec.train_size,
     'test_size': spec.test_size,
     'reported_top1': spec.reported_top1,

@@ -16,29 +16,18 @@ list, `plans`. `--out` also writes plan.png. Compiled programs are cached in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-import dataclasses
-import functools
+from collections.abc import Iterator
 import json
 import re
-from typing import TYPE_CHECKING
 
 from absl import flags
 import ml_collections
 
 from nfnet_jax import errors
-from nfnet_jax.cli import command, common_flags, config_flag
+from nfnet_jax.cli import command, common_flags, config_flag, planners
 from nfnet_jax.config import lookup
-from nfnet_jax.data import known
 
-if TYPE_CHECKING:
-  import jax
-
-  from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.planning import planner as planner_lib
-  from nfnet_jax.planning import workload as workload_lib
-
-for _name in (*config_flag.FLAGS, 'json', 'out'):
+for _name in (*config_flag.FLAGS, *planners.FLAGS, 'json', 'out'):
   flags.declare_key_flag(_name)
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Pod: GENERATION:LAYOUT in chips, such as v3:8x8.'
@@ -48,18 +37,6 @@ _QUICK = flags.DEFINE_bool(
 )
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Configs, batch sizes and topologies to compare with.'
-)
-_EXAMPLES = flags.DEFINE_integer(
-  'examples',
-  None,
-  'Number of training examples, for datasets of unknown size.',
-  lower_bound=1,
-)
-_NUM_CLASSES = flags.DEFINE_integer(
-  'num_classes',
-  None,
-  'Number of classes, for datasets where it is unknown.',
-  lower_bound=1,
 )
 
 
@@ -79,9 +56,10 @@ def main() -> None:
   effort = 'quick' if _QUICK.value else 'full'
   with errors.as_input_error(plan_errors.PlanError):
     # All input is checked before anything is compiled.
-    planners = [_planner(*variant) for variant in _variants(_TOPOLOGY.value)]
+    variants = _variants(_TOPOLOGY.value)
+    made = [planners.make(*variant) for variant in variants]
     out = common_flags.get_out() if common_flags.OUT.present else None
-    plans = [planner.plan(effort) for planner in planners]
+    plans = [planner.plan(effort) for planner in made]
   if common_flags.JSON.value:
     rows = [plan.numbers() for plan in plans]
     print(json.dumps({'plans': rows} if _COMPARE.value else rows[0]))
@@ -110,181 +88,6 @@ def _variants(
       yield base_name, base_config, item
     else:
       yield item, lookup.load(item, config_flag.get_overrides()), topology
-
-
-def _planner(
-  name: str, config: ml_collections.ConfigDict, topology_name: str
-) -> planner_lib.Planner:
-  """Check a config on a topology.
-
-  Raises:
-    errors.InputError: if training would not accept the config.
-    plan_errors.PlanError: if libtpu does not provide the topology.
-  """
-  from nfnet_jax.planning import planner as planner_lib
-  from nfnet_jax.planning import topology
-
-  pod = topology.get_pod(topology_name)
-  experiment = _experiment(config, len(pod.devices))
-  return planner_lib.Planner(
-    workload=_workload(name, experiment, len(pod.devices)),
-    pod=pod,
-    lower=functools.partial(_lower, experiment, pod.devices),
-    accept=functools.partial(_accept, config, experiment, len(pod.devices)),
-    progress=command.working,
-  )
-
-
-def _experiment(
-  config: ml_collections.ConfigDict, devices: int
-) -> experiment_lib.Experiment:
-  """Check a config as for training on TPUs, without opening its dataset.
-
-  Raises:
-    errors.InputError: if training would not accept the config.
-  """
-  from nfnet_jax.config import steps
-
-  return steps.open_experiment(
-    config, platform='tpu', devices=devices, dataset=get_dataset(config)
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """The numbers of a dataset, in place of a `data.sources.Source`."""
-
-  num_classes: int
-  examples: int | None
-
-  def num_examples(self, split: str) -> float:
-    """Return the number of training examples, or NaN if it is unknown."""
-    return float('nan') if self.examples is None else self.examples
-
-
-def get_dataset(config: ml_collections.ConfigDict) -> Dataset:
-  """Return the numbers of a config's dataset without opening it.
-
-  Raises:
-    errors.InputError: if a number that the plan needs is unknown.
-  """
-  dataset, split = known.DATASETS.get(config.dataset), config.data.train_split
-  classes, examples = _NUM_CLASSES.value, _EXAMPLES.value
-  if dataset:
-    classes = classes or dataset.num_classes
-    examples = examples or dataset.num_examples(split)
-  if classes is None:
-    raise errors.InputError(
-      f"The number of classes of '{config.dataset}' is unknown. Give "
-      '--num_classes=N.'
-    )
-  optimizer = config.optimizer
-  durations = config.train_for, optimizer.warmup, optimizer.decay_every or ''
-  if examples is None and any('epoch' in each for each in durations):
-    raise errors.InputError(
-      f"The number of examples of '{split}' of '{config.dataset}' is unknown. "
-      'Give --examples=N, or durations in steps.'
-    )
-  return Dataset(classes, examples)
-
-
-def _workload(
-  name: str, experiment: experiment_lib.Experiment, devices: int
-) -> workload_lib.Workload:
-  """Return the sizes and settings that a plan depends on.
-
-  Raises:
-    errors.InputError: if the config's durations are invalid.
-  """
-  from nfnet_jax.config import fast_paths
-  from nfnet_jax.models import complexity
-  from nfnet_jax.planning import workload as workload_lib
-  from nfnet_jax.training import sam
-
-  config, state = experiment.config, experiment.abstract_state()
-  data, optimizer, run = config.data, config.optimizer, config.run
-  layout = experiment.trainer_on(devices).layout
-  per_device = config.batch_size // devices
-  sam_examples = sam.sub_size(per_device, optimizer.sam_share)
-  chosen = [
-    path
-    for path in experiment.fast_paths
-    if path != fast_paths.SHARD_UPDATE or layout.sharded
-  ]
-  titles = {name: path.title for name, path in fast_paths.FAST_PATHS.items()}
-  mixes = data.mixup or data.cutmix
-  return workload_lib.Workload(
-    config=name,
-    model=config.model.name,
-    image_size=data.image_size,
-    dtype=config.compute_dtype,
-    batch=config.batch_size,
-    steps=experiment.cadence.total,
-    examples=get_dataset(config).examples,
-    decoded=2 if mixes and data.partners == 'fresh' else 1,
-    macs=complexity.count_image_macs(
-      experiment.plain_model, state.params, state.model_state, data.image_size
-    ),
-    parameter_bytes=workload_lib.num_bytes(state.params),
-    state_bytes=workload_lib.num_bytes(state),
-    state_bytes_per_device=workload_lib.num_bytes(layout.shard_shapes(state)),
-    microbatches=run.accumulate,
-    sam_examples=sam_examples if optimizer.sam_rho else 0,
-    remat=run.remat,
-    fast_paths=tuple(chosen),
-    fast_path_titles=titles,
-  )
-
-
-def _lower(
-  experiment: experiment_lib.Experiment,
-  devices: Sequence[jax.Device],
-  batch: int,
-) -> jax.stages.Lowered:
-  """Lower the training step for a global batch size."""
-  from nfnet_jax.training import data_parallel
-
-  config = experiment.config.copy_and_resolve_references()
-  with config.unlocked():
-    config.batch_size = batch
-  experiment = dataclasses.replace(experiment, config=config)
-  return data_parallel.DataParallel(devices).lower(
-    experiment.trainer_on(len(devices)),
-    experiment.abstract_state(),
-    experiment.train_shapes(),
-  )
-
-
-def _accept(
-  config: ml_collections.ConfigDict,
-  experiment: experiment_lib.Experiment,
-  devices: int,
-  batch: int,
-) -> tuple[int, int | None]:
-  """Return a batch per device that training accepts, and its data shards.
-
-  Args:
-    config: the config of the experiment before it was resolved.
-    experiment: the planned experiment, whose number of microbatches must stay.
-    devices: number of devices.
-    batch: the batch per device that fits.
-
-  Returns:
-    The batch per device, and the `data.shards` to set with it; None if the
-    config leads to a valid number.
-  """
-  if experiment.config.data.partners == 'in_batch':
-    batch -= batch % 2  # The examples of a shard are mixed in pairs.
-  if not batch:
-    return 0, None
-  config = config.copy_and_resolve_references()
-  config.batch_size = batch * devices
-  try:
-    run = _experiment(config, devices).config.run
-  except errors.InputError:
-    return batch, devices
-  same = run.accumulate == experiment.config.run.accumulate
-  return batch, None if same else devices
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Print what images show: the five likeliest classes of each, in words.
 
-  python -m nfnet_jax.experiments.predict --weights=F0_haiku.npz a.jpg photos/
+  python -m nfnet_jax.experiments.predict --weights=F0 a.jpg photos/
 
 Takes images of any format that Pillow reads, and folders of them. Size and crop
 are the network's own. `--plot=FILE.png` draws the first images with their
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import json
 import os
 import pathlib
-from typing import Any, TYPE_CHECKING
+from typing import Any, TYPE_CHECKING, TypeAlias
 
 from absl import flags
 
@@ -24,10 +24,8 @@ from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags
 
 if TYPE_CHECKING:
-  import numpy as np
-
-  from nfnet_jax.data import files
-  from nfnet_jax.weights import load
+  from nfnet_jax import images
+  from nfnet_jax.weights import inference, network
 
 for _name in ('weights', 'size', 'timm_forward', 'json'):
   flags.declare_key_flag(_name)
@@ -40,16 +38,16 @@ _TOP = 5
 # Images in a plot. More would be too small to see, or make too large a file.
 _MAX_PLOTTED = 24
 
-# The likeliest classes of an image, each with class, name and probability.
-Guesses = list[dict[str, Any]]
+# A file, and its likeliest classes: none if it cannot be read.
+Answer: TypeAlias = 'tuple[images.Prepared, list[inference.Prediction]]'
 
 
 def main(*arguments: str) -> int:
   """Print the likeliest classes of images, and draw them to `--plot`."""
-  from nfnet_jax.data import files
+  from nfnet_jax import images
 
   with errors.as_input_error():
-    paths = files.find_images(arguments)
+    paths = images.find_images(arguments)
   plot = _check_plot(pathlib.Path(_PLOT.value)) if _PLOT.value else None
   weights = common_flags.get_weights()
   rows, unreadable, plotted = _collect(weights, paths)
@@ -65,19 +63,23 @@ def main(*arguments: str) -> int:
 
 
 def _collect(
-  weights: load.Weights, paths: Sequence[str]
-) -> tuple[list[dict], list[dict], list[tuple[files.Prepared, Guesses]]]:
+  weights: network.Weights, paths: Sequence[str]
+) -> tuple[
+  list[dict],
+  list[dict],
+  list[Answer],
+]:
   """Return the rows of the report, and what a plot shows.
 
   Without `--json` each row is printed at once.
   """
   rows, unreadable = [], []
-  plotted: list[tuple[files.Prepared, Guesses]] = []
+  plotted: list[Answer] = []
   for prepared, guesses in _predict(weights, paths):
     if prepared.fault:
       unreadable.append({'path': prepared.path, 'reason': prepared.fault})
       continue
-    rows.append({'path': prepared.path, 'top5': guesses})
+    rows.append({'path': prepared.path, 'top5': list(map(_row, guesses))})
     if len(plotted) < _MAX_PLOTTED:
       plotted.append((prepared, guesses))
     if not common_flags.JSON.value:
@@ -86,34 +88,31 @@ def _collect(
 
 
 def _predict(
-  weights: load.Weights, paths: Sequence[str]
-) -> Iterator[tuple[files.Prepared, Guesses]]:
+  weights: network.Weights, paths: Sequence[str]
+) -> Iterator[Answer]:
   """Yield each prepared file and its guesses, none if it cannot be read."""
-  from nfnet_jax.data import files
+  from nfnet_jax import images
   from nfnet_jax.weights import inference
 
   size = min(_BATCH.value, len(paths))
-  predictor = inference.Predictor(weights, size)
-  images = files.prepare(paths, weights.preprocessing)
-  for batch in inference.batched_with_progress(images, size, len(paths)):
+  predictor = inference.Predictor(weights)
+  prepared = images.prepare(paths, weights.preprocessing)
+  for batch in inference.batched_with_progress(prepared, size, len(paths)):
     readable = [item.image for item in batch if item.image is not None]
-    outputs = iter(predictor(readable)['probabilities'] if readable else ())
+    rows = iter(predictor(readable, size)['probabilities'] if readable else ())
     for item in batch:
-      is_readable = item.image is not None
-      names = weights.class_names
-      yield item, _guess(next(outputs), names) if is_readable else []
+      if item.image is None:
+        yield item, []
+      else:
+        yield item, inference.likeliest(next(rows), weights.class_names, _TOP)
 
 
-def _guess(probabilities: np.ndarray, names: Sequence[str]) -> Guesses:
-  order = (-probabilities).argsort(stable=True)[:_TOP]
-  return [
-    {
-      'class': int(index),
-      'name': names[index],
-      'probability': float(probabilities[index]),
-    }
-    for index in order
-  ]
+def _row(guess: inference.Prediction) -> dict[str, Any]:
+  return {
+    'class': guess.label,
+    'name': guess.name,
+    'probability': guess.probability,
+  }
 
 
 def _format(row: dict[str, Any]) -> str:
@@ -135,7 +134,8 @@ def _check_plot(path: pathlib.Path) -> pathlib.Path:
 
 
 def _draw(
-  path: pathlib.Path, plotted: Sequence[tuple[files.Prepared, Guesses]]
+  path: pathlib.Path,
+  plotted: Sequence[Answer],
 ) -> None:
   from nfnet_jax import plotting
 
@@ -161,8 +161,8 @@ def _draw(
     picture.set_title(pathlib.Path(prepared.path).name, **style)
     bars.axis('on')
     positions = range(len(guesses))
-    bars.barh(positions, [guess['probability'] for guess in guesses])
-    bars.set_yticks(positions, [guess['name'] for guess in guesses], **style)
+    bars.barh(positions, [guess.probability for guess in guesses])
+    bars.set_yticks(positions, [guess.name for guess in guesses], **style)
     bars.set_xlim(0, 1)
     bars.invert_yaxis()
   plotting.save(figure, path, dpi=100)

@@ -33,6 +33,7 @@ for _name in (
 def main() -> int:
   """Train `--config` in `--workdir`, and return the exit code."""
   from nfnet_jax.cli import summary
+  from nfnet_jax.config import validate
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.distributed import collectives, compilation_cache, processes
   from nfnet_jax.storage import buckets
@@ -43,12 +44,19 @@ def main() -> int:
     with collectives.failing_together(), failures.as_command_error():
       if processes.is_primary():
         buckets.check(workdir, to_write=True)
+        files.check_writable(workdir)
     experiment = session.open_experiment(workdir=workdir)
     with collectives.failing_together():
       profile.check_total(traced, experiment.cadence.total)
       if processes.is_primary():
         profile.check_not_passed(traced, workdir)
+        warnings = []
+        if not workdir_lib.is_run(workdir):
+          validate.check_run(experiment.config, experiment.units)
+          warnings = experiment.check_data()
         log(summary.summary(experiment, cache_folder))
+        for line in warnings:
+          log(f'warning    {line}')
         class_names = experiment.source.class_names
         workdir_lib.save(experiment.config, workdir, class_names)
       else:

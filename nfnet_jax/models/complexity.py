@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+import json
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +13,53 @@ from jax.extend import core
 import jax.numpy as jnp
 
 from nfnet_jax.models import registry
+
+# Sizes of this package's models, which tests compare with the models.
+STRUCTURE = pathlib.Path(__file__).with_name('structure.json')
+
+
+def count_model(name: str) -> tuple[int, int]:
+  """Return the numbers of parameters and of multiply-adds of a model.
+
+  The sizes of this package's models are stored, because tracing a deep network
+  takes seconds. Other registered models are traced.
+
+  Args:
+    name: registry name.
+
+  Returns:
+    Parameters, and multiply-adds of one image of the test size.
+
+  Example:
+    >>> count_model('nfnet_f0')
+    (71489284, 12384198656)
+  """
+  stored = json.loads(STRUCTURE.read_text()).get(name)
+  if stored:
+    return stored['parameters'], stored['macs_at_test_size']
+  params, _, macs = trace_model(name)
+  return count_parameters(params), macs
+
+
+def trace_model(name: str) -> tuple[Any, Any, int]:
+  """Return shapes of a model's parameters and state, and its multiply-adds.
+
+  One image of the test size goes through initialisation, which computes what
+  evaluation does.
+  """
+  model = registry.create_model(name)
+  size = model.spec.test_size
+  shapes = []
+
+  def init(key: jax.Array, images: jax.Array) -> Any:
+    variables = model.init(key, images, False)
+    shapes.append(jax.eval_shape(lambda: variables))
+    return variables
+
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  macs = count_macs(init, jax.random.key(0), images)
+  params, state = shapes[0]
+  return params, state, macs
 
 
 def count_parameters(params: Any) -> int:

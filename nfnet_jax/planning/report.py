@@ -18,6 +18,13 @@ _BAR = 24
 
 
 def summary(plan: estimate.Plan) -> str:
+  """Format one plan, a line per subject, and its cycles by category."""
+  if not plan.schedule:
+    return overview(plan)
+  return f'{overview(plan)}\n\n{breakdown(plan.schedule)}'
+
+
+def overview(plan: estimate.Plan) -> str:
   """Format one plan, a line per subject."""
   row, work = plan.numbers(), plan.workload
   lines = [
@@ -41,7 +48,7 @@ def summary(plan: estimate.Plan) -> str:
   ]
   if row['step_ms'] is not None:
     lines += _schedule_lines(plan, row)
-  lines += [f'estimate     {_kind(plan, row)}', '', breakdown(plan.schedule)]
+  lines.append(f'estimate     {_kind(plan, row)}')
   return '\n'.join(lines)
 
 

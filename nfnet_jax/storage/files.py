@@ -51,6 +51,27 @@ def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
     raise
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+  """Check that a local folder exists and can be written to, or can be made.
+
+  Nothing is left there. Folders in buckets pass.
+
+  Raises:
+    OSError: naming the folder that cannot be written to.
+  """
+  if is_in_bucket(folder):
+    return
+  path = pathlib.Path(folder).absolute()
+  nearest = next(each for each in (path, *path.parents) if each.exists())
+  try:
+    tempfile.TemporaryFile(dir=nearest).close()
+  except OSError as error:
+    text = f"'{folder}' cannot be written to: {nearest}: {error.strerror}"
+    refused = type(error)(text)
+    refused.errno = error.errno
+    raise refused from error
+
+
 def upload(local: epath.Path, path: epath.Path) -> None:
   """Copy a local file into a bucket and replace the object that is there.
 

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 import tensorboardX
 
+from nfnet_jax import errors
 from nfnet_jax.distributed import collectives, processes
 from nfnet_jax.storage import failures, files
 
@@ -142,14 +143,29 @@ def read_metrics(path: str | os.PathLike) -> list[Row]:
 
   Raises:
     OSError: if the file exists but cannot be read.
+    errors.InputError: if it is damaged.
   """
   file = epath.Path(path)
   with failures.as_os_error(f'Reading {file}'):
     if not file.exists():
       return []
-    lines = file.read_text().splitlines(keepends=True)
-  rows = [json.loads(line) for line in lines if line.endswith('\n')]
+    lines = file.read_bytes().splitlines(keepends=True)
   return [
-    {name: math.nan if value is None else value for name, value in row.items()}
-    for row in rows
+    _parse_row(line, f'line {number} of {file}')
+    for number, line in enumerate(lines, 1)
+    if line.endswith(b'\n')
   ]
+
+
+def _parse_row(line: bytes, place: str) -> Row:
+  try:
+    row = json.loads(line)
+    row['step'] = int(row['step'])
+  except (KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(
+      f'{place} holds no metrics of a step. Restore the file, or delete it: '
+      'then the run goes on without its earlier metrics.'
+    ) from error
+  return {
+    name: math.nan if value is None else value for name, value in row.items()
+  }

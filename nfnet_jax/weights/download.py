@@ -92,7 +92,9 @@ def _from_address(url: str, checksum: str | None) -> str:
   try:
     return pooch.retrieve(url, checksum, file, folder, downloader=download)
   except (OSError, ValueError) as error:
-    if isinstance(error, requests.ConnectionError):
+    if 'timed out' in str(error):  # Several types of errors say so.
+      reason = f'no answer for {_SECONDS} s'
+    elif isinstance(error, requests.ConnectionError):
       reason = 'no connection'
     elif isinstance(error, requests.exceptions.ChunkedEncodingError):
       reason = 'the connection ended early'
@@ -156,12 +158,8 @@ def _from_hub(name: str) -> str:
   match = _HUB.fullmatch(name)
   if not match:
     raise ValueError(f"'{name}' is not hf:OWNER/REPO[/FILE][@REVISION]")
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise ValueError(
-      f"'{name}' needs huggingface_hub: pip install 'nfnet_jax[hub]'"
-    ) from error
+  import huggingface_hub
+
   repo, file, revision = match['repo'], match['file'] or _HUB_FILE, match['at']
   try:
     return huggingface_hub.hf_hub_download(repo, file, revision=revision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TYPE_CHECKING, TypeVar
 
 import jax
 import numpy as np
@@ -11,23 +11,54 @@ import tqdm
 
 from nfnet_jax import errors
 from nfnet_jax.models import inputs
-from nfnet_jax.weights import load
+
+if TYPE_CHECKING:
+  from nfnet_jax.weights import network
 
 T = TypeVar('T')
+
+
+class Prediction(NamedTuple):
+  """A class that an image may show.
+
+  Attributes:
+    label: index of the class.
+    name: name of the class.
+    probability: from 0 to 1.
+  """
+
+  label: int
+  name: str
+  probability: float
+
+
+def likeliest(
+  probabilities: np.ndarray, names: Sequence[str], count: int
+) -> list[Prediction]:
+  """Return the likeliest classes of an image, the likeliest first.
+
+  Args:
+    probabilities: `[num_classes]`.
+    names: names of the classes.
+    count: number of classes to return, at most.
+
+  Example:
+    >>> likeliest(np.array([0.25, 0.75]), ['cat', 'dog'], 1)
+    [Prediction(label=1, name='dog', probability=0.75)]
+  """
+  order = (-probabilities).argsort(stable=True)[:count].tolist()
+  return [
+    Prediction(label, names[label], float(probabilities[label]))
+    for label in order
+  ]
 
 
 class Predictor:
   """A trained network that maps pixels to features and probabilities."""
 
-  def __init__(self, weights: load.Weights, batch_size: int):
-    """Put the weights on the default device.
-
-    Args:
-      weights: the network.
-      batch_size: images per call of the one program that is compiled.
-    """
+  def __init__(self, weights: network.Weights):
+    """Put the weights on the default device."""
     endpoints = weights.create().endpoints
-    self._batch_size = batch_size
     self._variables = jax.device_put((weights.params, weights.model_state))
 
     @jax.jit
@@ -42,12 +73,14 @@ class Predictor:
     self._run = run
 
   def __call__(
-    self, images: Sequence[np.ndarray] | np.ndarray
+    self, images: Sequence[np.ndarray] | np.ndarray, batch_size: int
   ) -> dict[str, np.ndarray]:
     """Run the network on up to `batch_size` images.
 
     Args:
       images: each `[S, S, 3]`, pixels in 0..255; at least one.
+      batch_size: images that the program takes, which is compiled once for
+        each batch size.
 
     Returns:
       `features [n, channels]`, pooled, and `probabilities [n, num_classes]`.
@@ -55,7 +88,7 @@ class Predictor:
     Raises:
       errors.InputError: if the network gives NaN.
     """
-    padded = np.zeros((self._batch_size, *images[0].shape), images[0].dtype)
+    padded = np.zeros((batch_size, *images[0].shape), images[0].dtype)
     padded[: len(images)] = images
     outputs = jax.device_get(self._run(*self._variables, padded))
     outputs = {name: value[: len(images)] for name, value in outputs.items()}

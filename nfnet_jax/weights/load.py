@@ -22,6 +22,8 @@ from nfnet_jax.weights import (
   classes,
   download,
   identify,
+  inference,
+  network,
   pickles,
   runs,
   timm,
@@ -42,60 +44,7 @@ _METADATA_CHECKS = {
 }
 
 
-class WeightsError(ValueError):
-  """Weights cannot be used; the message names the file and the reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-  """A trained network, and how images are prepared for it.
-
-  Attributes:
-    params: float32 `{module path: {name: array}}`, under the published paths.
-    model_state: running statistics likewise; empty for normalizer-free models.
-    model: registry name.
-    num_classes: size of the logits.
-    options: arguments of the model's constructor that are not its defaults.
-    class_names: names of the classes, in the order of the logits.
-    preprocessing: preprocessing of images for evaluation.
-  """
-
-  params: Tree
-  model_state: Tree
-  model: str
-  num_classes: int
-  options: Mapping[str, Any]
-  class_names: Sequence[str]
-  preprocessing: preprocessing_lib.EvalPreprocessing
-
-  def create(self) -> registry.Model:
-    """Build the model that the weights belong to."""
-    return registry.create_model(self.model, self.num_classes, **self.options)
-
-  def with_options(self, **options: Any) -> Weights:
-    """Return the same weights for a model with other options.
-
-    Raises:
-      WeightsError: if the model has no such option.
-    """
-    known = identify.constructor_defaults(self.model)
-    for name in options:
-      if name not in known:
-        raise WeightsError(f"'{self.model}' has no option {name}.")
-    return dataclasses.replace(self, options={**self.options, **options})
-
-  def metadata(self) -> dict[str, Any]:
-    """Return everything but the arrays, as files of weights store it."""
-    return {
-      'model': self.model,
-      'num_classes': self.num_classes,
-      'options': dict(self.options),
-      'class_names': list(self.class_names),
-      **dataclasses.asdict(self.preprocessing),
-    }
-
-
-def load_weights(path: str | os.PathLike) -> Weights:
+def load_weights(path: str | os.PathLike) -> network.Weights:
   """Load a trained network from a file or folder; its kind is detected.
 
   Known are the published files (pickles, with any ending), safetensors of
@@ -109,8 +58,8 @@ def load_weights(path: str | os.PathLike) -> Weights:
       address, https://..., or hf:OWNER/REPO on the Hugging Face hub.
 
   Raises:
-    WeightsError: if they cannot be used; the message names the path and the
-      reason in one line.
+    network.WeightsError: if they cannot be used; the message names the path and
+      the reason in one line.
 
   Example:
     >>> import tempfile
@@ -118,23 +67,52 @@ def load_weights(path: str | os.PathLike) -> Weights:
     >>> np.savez(f'{folder}/mine.npz', w=np.ones(2))
     >>> try:
     ...   load_weights(f'{folder}/mine.npz')
-    ... except WeightsError as error:
+    ... except ValueError as error:
     ...   print(str(error).replace(folder, 'DIR')[:56])
     Weights 'DIR/mine.npz' cannot be used: they fit no known
   """
   try:
-    path = download.locate(path)
-    if runs.is_folder(path):
-      return _describe(*runs.read_run(path))
-    return _from_file(path)
+    with errors.naming_extras():
+      path = download.locate(path)
+      if runs.is_folder(path):
+        return _describe(*runs.read_run(path))
+      return _from_file(path)
   except FileNotFoundError as error:
-    raise WeightsError(f"There are no weights '{path}'.") from error
+    raise network.WeightsError(f"There are no weights '{path}'.") from error
   except (OSError, ValueError) as error:
     reason = errors.one_line(error).removesuffix('.')
-    raise WeightsError(f"Weights '{path}' cannot be used: {reason}.") from error
+    raise network.WeightsError(
+      f"Weights '{path}' cannot be used: {reason}."
+    ) from error
 
 
-def _from_file(path: epath.Path) -> Weights:
+def predict(
+  path: str | os.PathLike,
+  images: network.Image | Sequence[network.Image],
+  top: int = 5,
+) -> list[list[inference.Prediction]]:
+  """Load a trained network, and return what images show.
+
+  To ask it again, keep the result of `load_weights` and call its `predict`,
+  which does not load and compile the network again.
+
+  Args:
+    path: as for `load_weights`.
+    images: files, Pillow images or arrays `[H, W, 3]` of pixels 0 to 255;
+      several, or a single one.
+    top: number of classes to return for each image, at most.
+
+  Returns:
+    A list for each image, of (label, name, probability), the likeliest first.
+
+  Raises:
+    ValueError: if the weights or an image cannot be used; the message says why
+      in one line.
+  """
+  return load_weights(path).predict(images, top)
+
+
+def _from_file(path: epath.Path) -> network.Weights:
   with failures.as_os_error('reading them'):
     data = path.read_bytes()
   if data.startswith(b'PK'):
@@ -143,16 +121,16 @@ def _from_file(path: epath.Path) -> Weights:
     return _from_pickle(data)
   if data[8:9] == b'{':
     return _from_arrays(*arrays_lib.read_safetensors(data))
-  raise WeightsError(
+  raise network.WeightsError(
     'they begin neither like a pickle nor like .npz or safetensors'
   )
 
 
-def _from_pickle(data: bytes) -> Weights:
+def _from_pickle(data: bytes) -> network.Weights:
   """Read a published file: `{module path: {name: array}}`."""
   params = pickles.read_pickle(data)
   if not _is_tree(params):
-    raise WeightsError('the pickle is no mapping of mappings of arrays')
+    raise network.WeightsError('the pickle is no mapping of mappings of arrays')
   weights = _describe(params, {}, {})
   expected = download.PUBLISHED_MD5.get(weights.model)
   md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -178,7 +156,7 @@ def _is_tree(value: Any) -> bool:
 
 def _from_arrays(
   arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
-) -> Weights:
+) -> network.Weights:
   """Build trees of flat names: timm's, or the paths of this project."""
   if timm.is_timm(arrays):
     return _describe(timm.from_timm(arrays), {}, metadata)
@@ -194,7 +172,7 @@ def _from_arrays(
 
 def _describe(
   params: Tree, model_state: Tree, metadata: Mapping[str, Any]
-) -> Weights:
+) -> network.Weights:
   """Check trees against their model, and fill in what the metadata lack."""
   _check_metadata(metadata)
   trees = (params, model_state)
@@ -207,11 +185,11 @@ def _describe(
     identify.check(name, num_classes, options, trees)
   class_names = classes.readable_names(metadata.get('class_names'), num_classes)
   if len(class_names) != num_classes:
-    raise WeightsError(
+    raise network.WeightsError(
       f'they have {num_classes} classes and {len(class_names)} names for them'
     )
   defaults = identify.constructor_defaults(name)
-  return Weights(
+  return network.Weights(
     params=_convert(params, np.float32),
     model_state=_convert(model_state),
     model=name,
@@ -233,14 +211,14 @@ def _preprocessing(
   try:
     return dataclasses.replace(spec.preprocessing, **given)
   except ValueError as error:
-    raise WeightsError(f'their metadata are wrong: {error}') from error
+    raise network.WeightsError(f'their metadata are wrong: {error}') from error
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
   for key, is_valid in _METADATA_CHECKS.items():
     value = metadata.get(key)
     if value is not None and not is_valid(value):
-      raise WeightsError(f'their metadata have {value!r} as {key}')
+      raise network.WeightsError(f'their metadata have {value!r} as {key}')
 
 
 def _convert(tree: Tree, dtype: type | None = None) -> Tree:

@@ -11,7 +11,7 @@ from nfnet_jax import trees as trees_lib
 from nfnet_jax.models import nfnet, registry
 from nfnet_jax.storage import files
 from nfnet_jax.weights import arrays as arrays_lib
-from nfnet_jax.weights import load, timm
+from nfnet_jax.weights import load, network, timm
 
 _WRITERS = {
   '.npz': arrays_lib.write_npz,
@@ -21,7 +21,7 @@ LAYOUTS = ('haiku', 'timm')
 
 
 def save_weights(
-  path: str | os.PathLike, weights: load.Weights, layout: str = 'haiku'
+  path: str | os.PathLike, weights: network.Weights, layout: str = 'haiku'
 ) -> None:
   """Write weights to `.npz` (flat, no pickle) or `.safetensors`, atomically.
 
@@ -47,7 +47,7 @@ def save_weights(
     _WRITERS[target.suffix](temporary, arrays, weights.metadata())
 
 
-def _arrays(weights: load.Weights, layout: str) -> dict[str, np.ndarray]:
+def _arrays(weights: network.Weights, layout: str) -> dict[str, np.ndarray]:
   if layout == 'timm':
     spec = registry.get_model_spec(weights.model)
     if spec.family is not nfnet.NFNet:

@@ -53,8 +53,20 @@ def test_settings_that_a_run_does_not_know_have_their_defaults(tmp_path):
   assert values['data.flip'] is True
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"run": {}}', '{"model": 3}'])
-def test_a_damaged_config_is_bad_input(tmp_path, text):
-  (tmp_path / 'config.json').write_text(text)
-  with pytest.raises(errors.InputError, match=r'config\.json'):
+@pytest.mark.parametrize(
+  ('data', 'problem'),
+  [
+    (b'{', 'it is not JSON'),
+    (b'\x00\xff', 'it is not JSON'),
+    (b'[]', 'not the configuration of a run'),
+    (b'{"run": {}}', 'not the configuration of a run'),
+    (b'{"run": {}, "model": 3}', 'not the configuration of a run'),
+    (b'{"run": {}, "model": {"colour": 1}}', "no setting 'model.colour'"),
+  ],
+)
+def test_a_damaged_config_is_bad_input(tmp_path, data, problem):
+  (tmp_path / 'config.json').write_bytes(data)
+  with pytest.raises(errors.InputError, match=problem) as info:
     workdir_lib.load(tmp_path)
+  assert 'config.json' in str(info.value)
+  assert 'Error' not in str(info.value)

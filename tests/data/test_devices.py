@@ -7,29 +7,19 @@ import sys
 import pytest
 import tensorflow as tf
 
-from nfnet_jax import preprocessing
-from nfnet_jax.data import files, sources
+from nfnet_jax.data import sources
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-  'read',
-  [
-    lambda data_dir: sources.load('digits', data_dir),
-    lambda _: next(
-      files.prepare(['a.png'], preprocessing.EvalPreprocessing(8))
-    ),
-  ],
-)
-def test_readers_hide_accelerators(read, data_dir, monkeypatch):
+def test_opening_a_dataset_hides_accelerators(data_dir, monkeypatch):
   hidden = []
   monkeypatch.setattr(
     tf.config,
     'set_visible_devices',
     lambda devices, kind: hidden.append((kind, devices)),
   )
-  read(data_dir)
+  sources.load('digits', data_dir)
   assert hidden == [('GPU', []), ('TPU', [])]
 
 

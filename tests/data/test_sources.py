@@ -16,7 +16,7 @@ from tests import imagenet
   [
     (
       'cifar10',
-      'is not prepared under .*; run: python -m nfnet_jax.experiments.prepare '
+      'is not prepared under .* run: .* -m nfnet_jax.experiments.prepare '
       'cifar10 --data_dir=',
     ),
     ('no_such_set', "TFDS knows no dataset 'no_such_set'.*digits"),

@@ -94,7 +94,11 @@ class Process:
   def last_message(self):
     """The last line of nfnet_jax, else that of JAX's abort; '' if none."""
     ours = re.findall('^nfnet_jax: .*', self.output, re.M)
-    aborts = re.findall('Terminating process because [^.\\n]*', self.output)
+    # After a loss, CPU collectives may also mix up what the survivors send.
+    aborts = re.findall(
+      "Terminating process because [^.\\n]*|Received data size doesn't match",
+      self.output,
+    )
     return (ours or aborts or [''])[-1]
 
   def wait_for(self, text):

@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.storage import files
 from nfnet_jax.training import checkpoint, metrics
-from nfnet_jax.weights import load, save
+from nfnet_jax.weights import load, network, save
 from tests import trained_weights
 from tests.end_to_end import linear, process_groups
 
@@ -304,7 +304,7 @@ def test_weights_are_saved_and_loaded():
 def test_error_names_weights_that_cannot_be_read(buckets):
   buckets.fault = lambda method, name: 403
   message = "^Weights 'gs://runs/one' cannot .*403[^\n]*$"
-  with pytest.raises(load.WeightsError, match=message):
+  with pytest.raises(network.WeightsError, match=message):
     load.load_weights('gs://runs/one')
 
 

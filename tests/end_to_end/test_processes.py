@@ -136,7 +136,7 @@ def test_killed_process_ends_the_others(whole, tmp_path, killed):
   codes = group.finish(60)
   assert codes[killed] == -signal.SIGKILL
   assert codes[1 - killed] in process_groups.LOST, group.output
-  assert group[1 - killed].last_message
+  assert group[1 - killed].last_message, group.output
   assert process_groups.checkpoints_of(tmp_path / 'run')[-1] >= 3
   first, _ = resume(tmp_path / 'run')
   assert 'Resuming after step ' in first.output

@@ -16,7 +16,7 @@ from nfnet_jax.experiments.configs import (
   nfnet,
   resnet,
 )
-from nfnet_jax.models import bn_resnet, nf_resnet, registry
+from nfnet_jax.models import bn_resnet, complexity, nf_resnet, registry
 from nfnet_jax.models import efficientnet as efficientnet_lib
 from nfnet_jax.models import nf_regnet as nf_regnet_lib
 from tests import trained_weights
@@ -177,15 +177,18 @@ def test_unknown_activation_is_refused():
     resolved(config)
 
 
-@pytest.mark.slow
-def test_table_of_models_without_a_pattern_is_complete(
-  run_command, monkeypatch
-):
-  names = ['nfnet_pico', 'senet_pico']
-  monkeypatch.setattr(registry, 'list_models', lambda: names)
+def test_table_of_models_without_a_pattern_is_complete(run_command):
   code, out, _ = run_command(models.main, takes='[PATTERN]')
   assert code == 0
-  assert [line.split()[0] for line in out.splitlines()] == ['model', *names]
+  names = [line.split()[0] for line in out.splitlines()]
+  assert names == ['model', *registry.list_models()]
+
+
+def test_a_model_without_stored_sizes_is_traced(tmp_path, monkeypatch):
+  expected = complexity.count_model('nf_resnet_pico')
+  monkeypatch.setattr(complexity, 'STRUCTURE', tmp_path / 'none.json')
+  (tmp_path / 'none.json').write_text('{}')
+  assert complexity.count_model('nf_resnet_pico') == expected
 
 
 def test_table_of_models(run_command):

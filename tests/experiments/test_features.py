@@ -8,8 +8,9 @@ from PIL import Image
 import pytest
 
 import nfnet_jax
+from nfnet_jax import images as images_lib
 from nfnet_jax import preprocessing
-from nfnet_jax.data import files, pipeline
+from nfnet_jax.data import pipeline
 from nfnet_jax.experiments import convert, features
 from nfnet_jax.models import inputs
 from nfnet_jax.weights import inference
@@ -78,7 +79,7 @@ class TestFeatures:
     images = np.stack(
       [
         item.image
-        for item in files.prepare(
+        for item in images_lib.prepare(
           paths, preprocessing.EvalPreprocessing(32, 'squash', 5)
         )
       ]
@@ -128,7 +129,7 @@ class TestFeatures:
     assert code == 0, err
     weights = nfnet_jax.load_weights(tmp_path / 'run')
     assert weights.preprocessing.margin == 0
-    (item,) = files.prepare([path], weights.preprocessing)
+    (item,) = images_lib.prepare([path], weights.preprocessing)
     expected = by_hand(weights, item.image[None])
     np.testing.assert_allclose(
       arrays['features'], expected, rtol=1e-3, atol=1e-5
@@ -138,7 +139,7 @@ class TestFeatures:
   def test_size(self, extract, folder, trained):
     path = str(folder / 'photos' / '03.png')
     _, _, arrays = extract(path, '--size=48')
-    (item,) = files.prepare(
+    (item,) = images_lib.prepare(
       [path], preprocessing.EvalPreprocessing(48, 'squash', 5)
     )
     expected = by_hand(trained, item.image[None])

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import nfnet_jax
+from nfnet_jax import preprocessing
 from nfnet_jax.cli import summary
 from nfnet_jax.config import base, resolve, steps
 from nfnet_jax.config import experiment as experiment_lib
+from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.experiments import evaluate, features, predict, train
 from nfnet_jax.experiments.configs import digits as digits_config
 from nfnet_jax.experiments.configs import finetune, pretrain
@@ -188,6 +190,33 @@ class TestSettings:
     nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
     config = settings(tmp_path / 'w.npz', data_dir)
     assert steps.prepare_config(config).model.alpha == 0.3
+
+  @pytest.mark.parametrize('recipe', ['plain', 'small'])
+  def test_images_are_preprocessed_as_for_the_weights(
+    self, tmp_path, trained, data_dir, recipe
+  ):
+    used = preprocessing.EvalPreprocessing(48, 'centre', 3)
+    weights = dataclasses.replace(trained, preprocessing=used)
+    nfnet_jax.save_weights(tmp_path / 'w.npz', weights)
+    config = finetune.get_config(recipe)
+    config.dataset, config.run.data_dir = 'digits', data_dir
+    config.weights = str(tmp_path / 'w.npz')
+    config.data.shards = 8
+    config.data.eval_split = '10%'
+    begun = steps.prepare_config(config)
+    assert (
+      base.read_fields(preprocessing.EvalPreprocessing, begun.data, 'eval_')
+      == used
+    )
+    # A run that has begun needs neither the weights nor a second choice.
+    workdir_lib.save(begun, tmp_path / 'run', trained.class_names)
+    (tmp_path / 'w.npz').unlink()
+    again = steps.prepare_config(config, workdir=tmp_path / 'run')
+    assert again.to_dict() == begun.to_dict()
+    config.data.eval_size = 64
+    config.weights = None
+    config.model.name = 'nfnet_pico'
+    assert steps.prepare_config(config).data.eval_size == 64
 
   def test_paths_become_absolute(self, folder, data_dir, monkeypatch):
     monkeypatch.chdir(folder)

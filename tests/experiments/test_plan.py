@@ -1,8 +1,6 @@
 """The command plan: what it compiles, checks and prints."""
 
 import json
-import pathlib
-import types
 
 from absl import flags as flags_lib
 import jax
@@ -13,70 +11,18 @@ from nfnet_jax.cli import command, config_flag
 from nfnet_jax.config import steps
 from nfnet_jax.data import known
 from nfnet_jax.experiments import plan
-from nfnet_jax.planning import compilation, plan_errors, topology
+from nfnet_jax.planning import compilation, plan_errors
 from nfnet_jax.training import data_parallel
+from tests.planning import compilers
 
 flags_lib.declare_key_flag('config')  # For the command defined here.
 
-TEXT = (
-  pathlib.Path(__file__).parents[1] / 'planning' / 'fixtures' / 'step.hlo'
-).read_text()
-GIB = 2**30
 PICO = [
   '--config=f0',
   '--config.model.name=nfnet_pico',
   '--config.batch_size=64',
   '--topology=v3:2x2',
 ]
-
-
-class Compiler:
-  """Replaces libtpu; a step needs 1 GiB, and 0.5 GiB per image."""
-
-  def __init__(self):
-    self.lowered = []
-
-  def compile_step(self, lowered, pod, effort, progress):
-    images = lowered.args_info[0][1]['image'].shape
-    self.lowered.append((pod, images, effort))
-    with progress():
-      needed = GIB + images[1] * GIB // 2
-    available = topology.parse(pod).memory_bytes
-    if needed > available:
-      raise plan_errors.DoesNotFitError(needed, available)
-    return compilation.Compiled(TEXT, needed, 0, 0, 0, 0, 1e12, 2.0)
-
-
-def provide(monkeypatch, devices, hosts=2):
-  """Provide CPU devices as the pod of any topology."""
-  monkeypatch.setattr(
-    topology,
-    'get_pod',
-    lambda name: topology.Pod(name, topology.parse(name), devices, hosts),
-  )
-
-
-@pytest.fixture
-def lowering_compiler(monkeypatch):
-  """A `Compiler` of steps that are lowered, for 8 CPU devices."""
-  made = Compiler()
-  monkeypatch.setattr(compilation, 'compile_step', made.compile_step)
-  provide(monkeypatch, jax.devices())
-  return made
-
-
-@pytest.fixture
-def compiler(lowering_compiler, monkeypatch):
-  """A `Compiler` of steps that are not lowered, which would take seconds."""
-
-  def lower(self, trainer, state, batch):
-    image, devices = batch['image'], self.num_local
-    shape = devices, image.shape[0] // devices, *image.shape[1:]
-    sharded = {'image': jax.ShapeDtypeStruct(shape, image.dtype)}
-    return types.SimpleNamespace(args_info=((state, sharded), {}))
-
-  monkeypatch.setattr(data_parallel.DataParallel, 'lower', lower)
-  return lowering_compiler
 
 
 def test_plan(run_command, lowering_compiler, tmp_path, monkeypatch):
@@ -136,7 +82,7 @@ def test_settings_are_resolved_for_the_devices_of_the_pod(
   code, _, err = run_command(plan.main, *flags)
   assert code == 2
   assert 'not a positive multiple of the number of devices 8' in err
-  provide(monkeypatch, jax.devices()[:4], hosts=1)
+  compilers.provide(monkeypatch, jax.devices()[:4], hosts=1)
   code, _, err = run_command(plan.main, *flags)
   assert code == 0, err
   assert compiler.lowered[0][1][:2] == (4, 15)
@@ -183,7 +129,7 @@ def test_a_batch_that_does_not_fit_leads_to_the_largest_that_does(
   code, out, _ = run_command(plan.main, *flags)
   row = json.loads(out)
   assert (code, row['fits']) == (0, False)
-  assert row['lacking_bytes'] == 17 * GIB - int(15.48 * GIB)
+  assert row['lacking_bytes'] == 17 * compilers.GIB - int(15.48 * compilers.GIB)
   # 28 images need 15 GiB, 29 need 15.5.
   assert row['largest_batch_per_device'] == 28
   assert row['largest_batch_size'] == 224

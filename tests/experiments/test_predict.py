@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 
 import nfnet_jax
+from nfnet_jax import images as images_lib
 from nfnet_jax import preprocessing
-from nfnet_jax.data import files
 from nfnet_jax.experiments import predict
 from nfnet_jax.weights import inference
 from tests import trained_weights
@@ -73,7 +73,7 @@ def by_hand(weights, paths):
   """Compute probabilities with the model, one image at a time."""
   run = jax.jit(weights.create().apply, static_argnums=4)
   rows = []
-  for prepared in files.prepare(
+  for prepared in images_lib.prepare(
     [str(path) for path in paths], weights.preprocessing
   ):
     image = (prepared.image / 255 - np.array(MEAN)) / np.array(STD)
@@ -165,16 +165,16 @@ def test_one_program_is_compiled(trained):
     if event == '/jax/core/compile/backend_compile_duration':
       compiled.append(details.get('fun_name', ''))
 
-  predictor = inference.Predictor(trained, 3)
+  predictor = inference.Predictor(trained)
   images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3))
   images = np.float32(images)
   jax.monitoring.register_event_duration_secs_listener(record)
-  whole = predictor(images)
+  whole = predictor(images, 3)
   assert whole['features'].shape == (3, 192)
   assert whole['probabilities'].shape == (3, 10)
   np.testing.assert_allclose(whole['probabilities'].sum(1), 1, rtol=1e-5)
   for count in (1, 2):
-    part = predictor(images[:count])
+    part = predictor(images[:count], 3)
     for name, value in part.items():
       assert len(value) == count
       np.testing.assert_array_equal(value, whole[name][:count])

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 
 import pytest
+import tensorflow_datasets as tfds
 
 from nfnet_jax.data import known, sources
 from nfnet_jax.experiments import prepare
@@ -40,6 +41,18 @@ def test_partial_imagenet_is_built_and_counted(
   assert "split 'train'" in err
   assert '96 examples and should have 1,281,167' in err
   assert prepared(run_command, tmp_path, '--partial')[0] == 0
+
+
+def test_a_failed_download_is_one_line(run_command, tmp_path, monkeypatch):
+  def fail(self, **options):
+    raise ConnectionError('no route')
+
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail)
+  code, out, err = run_command(
+    prepare.main, 'mnist', f'--data_dir={tmp_path}', takes='DATASET'
+  )
+  assert (code, out, len(err.splitlines())) == (1, '', 1)
+  assert "'mnist' could not be downloaded or written: no route." in err
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ class Cloud:
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      start_new_session=True,  # A test can interrupt it as Ctrl-C does.
     )
 
   def __call__(self, script, *words, code=0, **settings):
@@ -89,6 +90,25 @@ class Cloud:
     out, err = run.communicate(timeout=60)
     assert run.returncode == code, err
     return out, err
+
+  def python(self, code=0, imports=True):
+    """Make a local Python, which records its arguments, and return its path.
+
+    Args:
+      code: exit code of the check.
+      imports: whether `nfnet_jax` can be imported.
+    """
+    text = (
+      f'if [ "$1" = -c ]; then exit {int(not imports)}; fi\n'
+      f'printf "%s\\n" "$@" >>{self.fake}/python\nexit {code}'
+    )
+    write_scripts(self.bin, {'python': text})
+    return str(self.bin / 'python')
+
+  def checked(self):
+    """Return the words with which the local Python ran."""
+    path = self.fake / 'python'
+    return path.read_text().splitlines() if path.exists() else []
 
   def ready(self, **settings):
     """Create a TPU and set it up."""

@@ -92,7 +92,7 @@ def test_create_waits_in_the_queue(cloud):
   )
   _, err = cloud('create', **QUEUED)
   states = [line.split()[-1] for line in err.splitlines()]
-  assert states[1:] == [
+  assert states[1:-1] == [
     'ABSENT.',
     'WAITING_FOR_RESOURCES.',
     'PROVISIONING.',
@@ -150,7 +150,7 @@ def test_setup_installs_the_same_commit_and_packages_on_every_worker(cloud):
       'python3 -m pip install --quiet --user uv==1.2.3',
       'uv venv --quiet --clear --python 3.11 venv',
       'uv pip install --quiet --python venv/bin/python '
-      '--constraint source/constraints.txt ./source[tpu]',
+      '--constraint source/constraints.txt ./source[train,tpu]',
     ]
 
 

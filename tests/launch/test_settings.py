@@ -12,6 +12,7 @@ from tests.launch import conftest
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = [
+  'check',
   'create',
   'data',
   'delete',
@@ -62,6 +63,9 @@ def test_dry_run_prints_every_command_and_calls_nothing(cloud, script):
   out, _ = cloud(script, '--dry_run', *words)
   assert cloud.calls == []
   printed = [shlex.split(line) for line in out.splitlines()]
+  if script == 'supervise':
+    check = printed.pop(0)
+    assert check[1:4] == ['-m', 'nfnet_jax.experiments.check', '--config=f3']
   tpus = [words for words in printed if words[0] == 'gcloud']
   assert [' '.join(words[3:5]) for words in tpus] == DRY[script]
   assert all({'--project=project', '--zone=zone-a'} <= set(w) for w in tpus)
@@ -118,6 +122,8 @@ def test_missing_setting_is_named_before_any_call(cloud, script, setting):
     (['data'], {'DATA_DIR': 'gs://b/d'}, "Pass 'prepare DATASET' or 'mount'"),
     (['data', 'prepare'], {'DATA_DIR': 'gs://b/d'}, 'Name the dataset'),
     (['create'], {'PROVISIONING': 'free'}, "PROVISIONING='free'"),
+    (['create'], {'CHECK': 'all'}, "CHECK='all' is not possible"),
+    (['supervise'], {'DELETE_WHEN_DONE': 'yes'}, 'Choose one of: 0 1.'),
     (['create'], {'ACCELERATOR_TYPE': 'tpu7x-128'}, 'v2 to v6e'),
     (['delete', 'another'], {}, "Unexpected argument 'another'"),
     (['setup'], {'COMMIT': 'nowhere'}, "COMMIT='nowhere' is no commit"),
@@ -138,23 +144,3 @@ def test_missing_gcloud_is_named(cloud):
   _, err = cloud('watch', code=2, PATH=path)
   assert err.startswith('launch: gcloud is not on PATH')
   assert len(cloud('watch', '--dry_run', PATH=path)[0].splitlines()) == 1
-
-
-def test_the_commands_of_the_readme_run(cloud):
-  readme = (ROOT / 'launch' / 'README.md').read_text()
-  blocks = [block.partition('```')[0] for block in readme.split('```sh\n')[1:]]
-  blocks = [block for block in blocks if 'launch/' in block]
-  assert len(blocks) == 2
-  for block, kind in zip(blocks, ('tpu-vm', 'queued-resources')):
-    run = subprocess.run(
-      ['bash', '-euc', block],
-      env={'PATH': f'{cloud.bin}:/usr/bin:/bin', 'DRY_RUN': '1'},
-      cwd=cloud.repo,
-      capture_output=True,
-      text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert f'{kind} create f3' in run.stdout
-    assert f'{kind} delete f3' in run.stdout
-    assert '--accelerator-type=v3-128' in run.stdout
-  assert cloud.calls == []

@@ -1,4 +1,4 @@
-"""Write the rows of `golden/structure.json` again, from today's models.
+"""Write rows of `nfnet_jax/models/structure.json` again, from today's models.
 
   python -m tests.models.regenerate nf_regnet_b0 'efficientnet_*'
 
@@ -15,35 +15,14 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 
 from nfnet_jax import trees
 from nfnet_jax.models import complexity, registry
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-STRUCTURE = GOLDEN / 'structure.json'
 
 
-@functools.cache
-def trace(name):
-  """Return the shapes of a model's parameters and state, and its MACs.
-
-  One image of the test size goes through initialisation, which computes what
-  evaluation does.
-  """
-  model = registry.create_model(name)
-  size = model.spec.test_size
-  shapes = []
-
-  def init(key, images):
-    variables = model.init(key, images, False)
-    shapes.append(jax.eval_shape(lambda: variables))
-    return variables
-
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  macs = complexity.count_macs(init, jax.random.key(0), images)
-  params, state = shapes[0]
-  return params, state, macs
+trace = functools.cache(complexity.trace_model)
 
 
 def describe(name):
@@ -68,10 +47,10 @@ def describe(name):
 
 def read_golden():
   """Return the rows of the golden file by model."""
-  return json.loads(STRUCTURE.read_text())
+  return json.loads(complexity.STRUCTURE.read_text())
 
 
-def regenerate(patterns, path=STRUCTURE):
+def regenerate(patterns, path=complexity.STRUCTURE):
   """Write the rows of some models again, in the order of the registry."""
   golden = json.loads(path.read_text())
   names = registry.list_models()

@@ -6,6 +6,7 @@ import math
 from PIL import Image
 import pytest
 
+from nfnet_jax import errors
 from nfnet_jax.storage import files
 from nfnet_jax.training import curves, metrics
 
@@ -84,3 +85,13 @@ def test_curves_are_written_as_png(tmp_path, clipped):
   assert picture.read_bytes().startswith(b'\x89PNG')
   # The map of layers stands below the other panels.
   assert (Image.open(picture).height > 1_000) == ('/' in clipped)
+
+
+@pytest.mark.parametrize(
+  'damage', [b'\x00\xff\n', b'{"loss": 1}\n', b'[]\n', b'{"step": null}\n']
+)
+def test_damaged_metrics_are_named(tmp_path, damage):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"step": 1}\n' + damage)
+  with pytest.raises(errors.InputError, match=r'line 2 of .*metrics\.jsonl'):
+    metrics.read_metrics(path)

@@ -2,8 +2,10 @@
 
 import hashlib
 import http.server
+import os
 import pickle
 import re
+import subprocess
 import sys
 import threading
 
@@ -21,23 +23,44 @@ class Server:
   Attributes:
     data: its bytes.
     breaks_after: bytes after which it closes the connection; None for never.
+    waits_after: bytes after which it waits until it is stopped; None for never.
     status: status of its answers.
+    headers: additional headers of its answers.
     ranges: first byte that each request asked for.
+    paths: path of each request.
   """
 
   def __init__(self, data):
-    self.data, self.breaks_after, self.status, self.ranges = data, None, 206, []
+    self.data, self.status, self.headers = data, 206, {}
+    self.ranges, self.paths = [], []
+    self.breaks_after = self.waits_after = None
+    self._stopped = threading.Event()
     server = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
+      def do_HEAD(self):
+        self.begin(server.data)
+
       def do_GET(self):
-        start = int(re.search(r'\d+', self.headers['Range'])[0])
+        range_ = re.search(r'\d+', self.headers['Range'] or '')
+        start = int(range_[0]) if range_ else 0
         server.ranges.append(start)
         body = server.data[start:] if server.status == 206 else server.data
-        self.send_response(server.status if body else 416)
+        self.begin(body)
+        self.wfile.write(body[: server.breaks_after][: server.waits_after])
+        if server.waits_after is not None:
+          server._stopped.wait()
+
+      def begin(self, body):
+        server.paths.append(self.path)
+        status = server.status if self.headers['Range'] else 200
+        if server.status == 404:
+          status = 404
+        self.send_response(status if body else 416)
         self.send_header('Content-Length', str(len(body)))
+        for name, value in server.headers.items():
+          self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body[: server.breaks_after])
 
       def log_message(self, *args):
         pass
@@ -47,6 +70,7 @@ class Server:
     threading.Thread(target=self._http.serve_forever).start()
 
   def stop(self):
+    self._stopped.set()
     self._http.shutdown()
     self._http.server_close()
 
@@ -103,6 +127,16 @@ def test_interrupted_download_continues(server):
   assert server.ranges == [0, 1 << 16, 2 << 16]  # Whole chunks are kept.
 
 
+@pytest.mark.parametrize('sent', [0, 100_000])
+def test_server_that_does_not_answer(server, monkeypatch, sent):
+  monkeypatch.setattr(download, '_SECONDS', 0.3)
+  server.waits_after = sent
+  assert 'no answer for 0.3 s. Try again' in refuse('F0')
+  server.waits_after = None
+  assert nfnet_jax.load_weights('F0').model == 'nfnet_pico'
+  assert server.ranges == [0, sent // (1 << 16) * (1 << 16)]
+
+
 def test_server_without_ranges_starts_over(server):
   server.breaks_after = 100_000
   refuse('F0')
@@ -126,6 +160,35 @@ def test_wrong_checksum_is_refused_and_nothing_kept(server):
   server.data = right
   assert nfnet_jax.load_weights('F0').model == 'nfnet_pico'
   assert server.ranges == [0, 0]
+
+
+def load_from_hub(server, name):
+  """Load weights in a process whose Hugging Face hub is a server."""
+  program = f'import nfnet_jax; print(nfnet_jax.load_weights({name!r}).model)'
+  return subprocess.run(
+    [sys.executable, '-c', program],
+    env=os.environ | {'HF_ENDPOINT': server.url, 'HF_HOME': 'hub'},
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.mark.slow  # Starts processes.
+def test_weights_of_the_hub_are_fetched_once(server):
+  server.headers = {'X-Repo-Commit': 40 * 'a', 'ETag': '"1"'}
+  name = 'hf:timm/a_network/weights.pkl@v1'
+  assert load_from_hub(server, name).stdout == 'nfnet_pico\n'
+  assert '/timm/a_network/resolve/v1/weights.pkl' in server.paths
+  server.stop()
+  assert load_from_hub(server, name).stdout == 'nfnet_pico\n'
+
+
+@pytest.mark.slow  # Starts processes.
+def test_a_file_that_the_hub_does_not_have(server):
+  server.status = 404
+  error = load_from_hub(server, 'hf:timm/a_network').stderr.splitlines()[-1]
+  assert "'hf:timm/a_network' could not be downloaded: " in error
+  assert '/timm/a_network/resolve/main/model.safetensors' in server.paths
 
 
 def test_failures_are_one_line(server, monkeypatch):

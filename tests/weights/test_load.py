@@ -14,7 +14,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax import preprocessing
 from nfnet_jax.models import registry
-from nfnet_jax.weights import arrays, download, load, timm
+from nfnet_jax.weights import arrays, download, network, timm
 from tests.weights import trees
 
 
@@ -61,7 +61,7 @@ KINDS = (
 
 def assert_refused(path, match=None):
   """Check that loading fails, and return the message of one line."""
-  with pytest.raises(load.WeightsError, match=match) as info:
+  with pytest.raises(network.WeightsError, match=match) as info:
     nfnet_jax.load_weights(path)
   assert '\n' not in str(info.value)
   assert f"'{path}'" in str(info.value)

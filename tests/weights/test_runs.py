@@ -15,7 +15,7 @@ from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.experiments.configs import digits
 from nfnet_jax.models import registry
 from nfnet_jax.training import checkpoint, state
-from nfnet_jax.weights import load
+from nfnet_jax.weights import network
 from tests import trained_weights
 from tests.weights import trees
 
@@ -82,7 +82,7 @@ def assert_holds(weights, step, model):
 
 
 def assert_refused(path, match):
-  with pytest.raises(load.WeightsError, match=match) as info:
+  with pytest.raises(network.WeightsError, match=match) as info:
     nfnet_jax.load_weights(path)
   assert '\n' not in str(info.value)
   assert f"'{path}'" in str(info.value)

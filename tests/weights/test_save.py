@@ -10,7 +10,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax import preprocessing
 from nfnet_jax.storage import files
-from nfnet_jax.weights import load
+from nfnet_jax.weights import network
 from tests.weights import trees
 
 FORMATS = [
@@ -23,7 +23,7 @@ FORMATS = [
 
 def weights_of(name, **changes):
   params, state = trees.filled(name)
-  return load.Weights(
+  return network.Weights(
     **{
       'params': params,
       'model_state': state,
@@ -46,7 +46,7 @@ def assert_equal(ours, theirs):
   trees.assert_equal(ours.params, theirs.params)
   trees.assert_equal(ours.model_state, theirs.model_state)
   assert ours.metadata() == theirs.metadata()
-  for field in dataclasses.fields(load.Weights):
+  for field in dataclasses.fields(network.Weights):
     ours_type = type(getattr(ours, field.name))
     assert ours_type is type(getattr(theirs, field.name)), field.name
 

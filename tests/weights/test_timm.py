@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.models import nfnet
-from nfnet_jax.weights import identify, load, timm
+from nfnet_jax.weights import identify, load, network, timm
 from tests.weights import trees
 
 F0 = nfnet.VARIANTS['f0'].depth
@@ -200,12 +200,14 @@ def test_shapes_that_cannot_be_converted_are_named(pico_of_timm, name, shape):
 def test_other_shapes_are_named_under_our_paths(tmp_path, pico_of_timm):
   wrong = {**pico_of_timm, 'stem.conv1.weight': np.zeros((4, 3, 5, 5), 'f4')}
   np.savez(tmp_path / 'a.npz', **wrong)
-  with pytest.raises(load.WeightsError, match=r'stem_conv0/w is \[5, 5, 3, 4'):
+  with pytest.raises(
+    network.WeightsError, match=r'stem_conv0/w is \[5, 5, 3, 4'
+  ):
     load.load_weights(tmp_path / 'a.npz')
 
 
 def test_a_missing_array_is_named_under_our_paths(tmp_path, pico_of_timm):
   less = {k: v for k, v in pico_of_timm.items() if 'conv2b.gain' not in k}
   np.savez(tmp_path / 'a.npz', **less)
-  with pytest.raises(load.WeightsError, match='conv1b/gain is missing'):
+  with pytest.raises(network.WeightsError, match='conv1b/gain is missing'):
     load.load_weights(tmp_path / 'a.npz')

@@ -1,7 +1,7 @@
 r"""Fine-tuning of a trained network on another dataset, 15,000 steps of 2048.
 
   python -m nfnet_jax.experiments.train --config=finetune --workdir=DIR \
-    --config.weights=F0_haiku.npz --config.dataset=cifar10
+    --config.weights=F0 --config.dataset=cifar10
 
 The model is the one of the weights. The classifier is initialised again if, and
 only if, the number of classes differs. Image sizes are those of the model; the
@@ -13,6 +13,10 @@ This is the recipe of table 4 of arXiv 2102.06171 (appendix A.5): learning rate
 stochastic depth, EMA with decay 0.9999. `--config=finetune:sam` is the recipe
 of NFNet-F4 and F4+ in table 5: SAM with radius 0.05, weight decay 1e-5, dropout
 0.25 and stochastic depth 0.1; the paper reports similar results without them.
+`--config=finetune:small` is for hundreds to thousands of images, and not from
+the paper. Batch, length, EMA and evaluation split follow from the dataset, see
+`config/small_data.py`.
+
 The paper does not specify: augmentation (here crops and flips), clipping (here
 0.01; for networks that were trained without clipping, use
 `--config.optimizer.clipping=0`), label smoothing (here 0.1), and, for F4, the
@@ -26,7 +30,7 @@ from ml_collections import config_dict
 
 from nfnet_jax.config import base
 
-_RECIPES = ('plain', 'sam')
+_RECIPES = ('plain', 'sam', 'small')
 
 
 def get_config(recipe: str = 'plain') -> ml_collections.ConfigDict:
@@ -56,4 +60,16 @@ def get_config(recipe: str = 'plain') -> ml_collections.ConfigDict:
     config.model.dropout_rate = 0.25
     config.optimizer.weight_decay = 1e-5
     config.optimizer.sam_rho = 0.05
+  elif recipe == 'small':
+    config.batch_size = config_dict.placeholder(int)
+    config.train_for = config_dict.placeholder(str)
+    config.ema_decay = config_dict.placeholder(float)
+    config.optimizer.learning_rate = config_dict.placeholder(float)
+    config.optimizer.base_rate = 0.4
+    config.optimizer.warmup = '1 epoch'
+    config.data.eval_split = config_dict.placeholder(str)
+    config.data.shards = 8
+    config.run.log_every = '50 steps'
+    config.run.eval_every = '1 epoch'
+    config.run.checkpoint_every = '1 epoch'
   return config

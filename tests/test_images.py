@@ -4,12 +4,14 @@ import os
 import struct
 import zlib
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import tensorflow as tf
 
-from nfnet_jax import preprocessing
-from nfnet_jax.data import files, pipeline, preprocess, sources
+from nfnet_jax import images, preprocessing
+from nfnet_jax.data import pipeline, preprocess, sources
 
 
 def smooth(height=40, width=60):
@@ -58,7 +60,7 @@ def big_endian_tiff(pixels):
 
 
 def prepared(path, size=24, crop='squash', margin=8):
-  (result,) = files.prepare(
+  (result,) = images.prepare(
     [os.fspath(path)], preprocessing.EvalPreprocessing(size, crop, margin)
   )
   return result
@@ -69,19 +71,19 @@ class TestFormats:
 
   @pytest.mark.parametrize('name', ['a.png', 'a.bmp', 'a.tiff', 'a.ppm'])
   def test_lossless(self, tmp_path, name):
-    pixels = files.read_image(save(tmp_path / name))
+    pixels = images.read_image(save(tmp_path / name))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, PICTURE)
 
   @pytest.mark.parametrize('compression', ['tiff_lzw', 'tiff_deflate'])
   def test_compressed_tiff(self, tmp_path, compression):
     path = save(tmp_path / 'a.tif', compression=compression)
-    np.testing.assert_array_equal(files.read_image(path), PICTURE)
+    np.testing.assert_array_equal(images.read_image(path), PICTURE)
 
   def test_webp(self, tmp_path):
     path = save(tmp_path / 'a.webp', lossless=True)
-    np.testing.assert_array_equal(files.read_image(path), PICTURE)
-    lossy = files.read_image(save(tmp_path / 'b.webp', quality=95)).astype(int)
+    np.testing.assert_array_equal(images.read_image(path), PICTURE)
+    lossy = images.read_image(save(tmp_path / 'b.webp', quality=95)).astype(int)
     assert np.abs(lossy - PICTURE).mean() < 3
 
   def test_palette(self, tmp_path):
@@ -90,20 +92,20 @@ class TestFormats:
     image.save(path)
     assert Image.open(path).mode == 'P'
     expected = np.asarray(image.convert('RGB'))
-    np.testing.assert_array_equal(files.read_image(path), expected)
+    np.testing.assert_array_equal(images.read_image(path), expected)
     image.save(tmp_path / 'b.png', transparency=3)
     np.testing.assert_array_equal(
-      files.read_image(tmp_path / 'b.png'), expected
+      images.read_image(tmp_path / 'b.png'), expected
     )
 
   def test_transparency_is_dropped(self, tmp_path):
     alpha = np.random.default_rng(1).integers(0, 256, (*NOISE.shape[:2], 1))
     pixels = np.concatenate([NOISE, alpha], -1).astype(np.uint8)
     Image.fromarray(pixels, 'RGBA').save(tmp_path / 'a.png')
-    np.testing.assert_array_equal(files.read_image(tmp_path / 'a.png'), NOISE)
+    np.testing.assert_array_equal(images.read_image(tmp_path / 'a.png'), NOISE)
     Image.fromarray(pixels[..., 2:], 'LA').save(tmp_path / 'b.png')
     np.testing.assert_array_equal(
-      files.read_image(tmp_path / 'b.png'), in_three(NOISE[..., 2])
+      images.read_image(tmp_path / 'b.png'), in_three(NOISE[..., 2])
     )
 
   def test_jpegs(self, tmp_path):
@@ -114,7 +116,7 @@ class TestFormats:
     ):
       path = save(tmp_path / f'{mode}.jpg', mode=mode, quality=98)
       assert Image.open(path).mode == mode
-      pixels = files.read_image(path).astype(int)
+      pixels = images.read_image(path).astype(int)
       assert pixels.shape == expected.shape
       assert np.abs(pixels - expected).mean() < limit
 
@@ -123,7 +125,7 @@ class TestFormats:
     for name in ('a.png', 'a.tif'):
       Image.fromarray(deep).save(tmp_path / name)
       np.testing.assert_array_equal(
-        files.read_image(tmp_path / name), in_three((deep >> 8).astype('u1'))
+        images.read_image(tmp_path / name), in_three((deep >> 8).astype('u1'))
       )
 
   def test_big_endian_tiff_of_16_bits(self, tmp_path):
@@ -131,13 +133,13 @@ class TestFormats:
     (tmp_path / 'a.tif').write_bytes(big_endian_tiff(deep))
     assert Image.open(tmp_path / 'a.tif').mode == 'I;16B'
     np.testing.assert_array_equal(
-      files.read_image(tmp_path / 'a.tif'), in_three((deep >> 8).astype('u1'))
+      images.read_image(tmp_path / 'a.tif'), in_three((deep >> 8).astype('u1'))
     )
 
   def test_black_and_white(self, tmp_path):
     path = save(tmp_path / 'a.png', mode='1')
     assert Image.open(path).mode == '1'
-    assert set(np.unique(files.read_image(path))) == {0, 255}
+    assert set(np.unique(images.read_image(path))) == {0, 255}
 
   @pytest.mark.parametrize('name', ['a.gif', 'a.webp', 'a.png', 'a.tiff'])
   def test_first_frame_of_several(self, tmp_path, name):
@@ -150,7 +152,7 @@ class TestFormats:
     )
     assert Image.open(tmp_path / name).n_frames == 3
     expected = np.full((10, 20, 3), [255, 0, 0])
-    np.testing.assert_array_equal(files.read_image(tmp_path / name), expected)
+    np.testing.assert_array_equal(images.read_image(tmp_path / name), expected)
 
   @pytest.mark.parametrize('orientation', range(1, 9))
   def test_orientation_in_exif(self, tmp_path, orientation):
@@ -169,12 +171,12 @@ class TestFormats:
     exif[0x0112] = orientation
     Image.fromarray(NOISE).save(tmp_path / 'a.png', exif=exif)
     np.testing.assert_array_equal(
-      files.read_image(tmp_path / 'a.png'), turn(NOISE)
+      images.read_image(tmp_path / 'a.png'), turn(NOISE)
     )
 
   def test_format_is_known_by_the_contents(self, tmp_path):
     path = save(tmp_path / 'a.jpg', format='PNG')
-    np.testing.assert_array_equal(files.read_image(path), PICTURE)
+    np.testing.assert_array_equal(images.read_image(path), PICTURE)
 
 
 class TestFaults:
@@ -225,22 +227,51 @@ class TestFaults:
     def fail(path):
       raise PermissionError(13, 'Permission\ndenied')
 
-    monkeypatch.setattr(files, 'read_image', fail)
+    monkeypatch.setattr(images, 'read_image', fail)
     assert prepared('a.png').fault == '[Errno 13] Permission denied'
 
   def test_an_error_without_a_message(self, monkeypatch):
     def fail(path):
       raise SyntaxError('')
 
-    monkeypatch.setattr(files, 'read_image', fail)
+    monkeypatch.setattr(images, 'read_image', fail)
     assert prepared('a.png').fault == 'SyntaxError'
+
+
+class TestPreprocess:
+  """Files, Pillow images and arrays become the same pixels."""
+
+  PLAIN = preprocessing.EvalPreprocessing(24, 'squash', 8)
+
+  def test_kinds_of_images(self, tmp_path):
+    path = save(tmp_path / 'a.png')
+    expected = prepared(path).image
+    for image in (path, str(path), Image.open(path), PICTURE):
+      pixels = images.preprocess(image, self.PLAIN)
+      np.testing.assert_array_equal(pixels, expected)
+    pixels = images.preprocess(jnp.float32(PICTURE), self.PLAIN)
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-4)
+
+  @pytest.mark.parametrize(
+    ('image', 'message'),
+    [
+      ('gone.png', r"'gone\.png' cannot be read: .*No such file"),
+      (PICTURE[..., 0], r'\[H, W, 3\], not \[40, 60\]'),
+      (PICTURE[None], r'not \[1, 40, 60, 3\]'),
+      (PICTURE[:0], r'not \[0, 60, 3\]'),
+      (PICTURE / 255, '0 to 255, not 0 to 1'),
+    ],
+  )
+  def test_what_cannot_be_used(self, image, message):
+    with pytest.raises(images.ImageError, match=message):
+      images.preprocess(image, self.PLAIN)
 
 
 class TestFind:
   """Files and folders are expanded to a list of files."""
 
   def names(self, folder, *arguments):
-    found = files.find_images([f'{folder}/{name}' for name in arguments])
+    found = images.find_images([f'{folder}/{name}' for name in arguments])
     assert all(isinstance(path, str) for path in found)
     return [os.path.relpath(path, folder) for path in found]
 
@@ -296,7 +327,7 @@ class TestFind:
     assert 'photos/link.png' in found
     assert 'photos/dangling.png' in found  # Its fault says so below.
     assert 'No such file' in prepared(photos / 'dangling.png').fault
-    with pytest.raises(files.MissingError, match='dangling'):
+    with pytest.raises(images.MissingError, match='dangling'):
       self.names(folder, 'photos/dangling.png')
 
   def test_a_cycle_of_links(self, folder):
@@ -314,7 +345,7 @@ class TestFind:
       return real(path)
 
     monkeypatch.setattr(os, 'scandir', fail)
-    with pytest.raises(files.MissingError, match=r'denied.*photos/sub/deep'):
+    with pytest.raises(images.MissingError, match=r'denied.*photos/sub/deep'):
       self.names(folder, 'photos')
 
   @pytest.mark.parametrize(
@@ -331,21 +362,23 @@ class TestFind:
     (folder / 'texts').mkdir()
     (folder / 'texts' / 'a.txt').write_text('')
     arguments = [f'{folder}/photos', f'{folder}/{argument}']
-    with pytest.raises(files.MissingError, match=f"{message} '{arguments[1]}'"):
-      files.find_images(arguments)
+    with pytest.raises(
+      images.MissingError, match=f"{message} '{arguments[1]}'"
+    ):
+      images.find_images(arguments)
 
   def test_no_arguments(self):
-    assert files.find_images([]) == []
+    assert images.find_images([]) == []
 
 
 def test_a_bucket(buckets, tmp_path):
   data = save(tmp_path / 'a.png').read_bytes()
   buckets.objects['ours'] = {'photos/a.png': data}
   url = 'gs://ours/photos/a.png'
-  assert files.find_images([url]) == [url]
+  assert images.find_images([url]) == [url]
   result = prepared(url)
-  with pytest.raises(files.MissingError, match=r'//ours/photos/b\.png'):
-    files.find_images(['gs://ours/photos/b.png'])
+  with pytest.raises(images.MissingError, match=r'//ours/photos/b\.png'):
+    images.find_images(['gs://ours/photos/b.png'])
   assert (result.path, result.fault) == (url, '')
   expected = prepared(tmp_path / 'a.png').image
   np.testing.assert_array_equal(result.image, expected)
@@ -371,7 +404,8 @@ def test_pixels_are_those_of_evaluation(tmp_path, crop, mode):
     ours = prepared(path, size, crop, margin)
     assert ours.fault == ''
     assert ours.image.dtype == np.float32
-    np.testing.assert_array_equal(ours.image, next(batches)['image'][0])
+    theirs = next(batches)['image'][0]
+    np.testing.assert_allclose(ours.image, theirs, rtol=0, atol=1e-3)
 
 
 def test_the_two_crops_differ(tmp_path):
@@ -382,8 +416,12 @@ def test_the_two_crops_differ(tmp_path):
   assert np.abs(squashed - cut).max() > 10
 
 
-def test_a_jpeg_is_close_to_what_evaluation_decodes(tmp_path):
-  path = save(tmp_path / 'a.jpg', quality=95)
+@pytest.mark.parametrize('subsampling', [0, 2])
+def test_a_jpeg_is_close_to_what_evaluation_decodes(tmp_path, subsampling):
+  """Pixels equal those of TensorFlow's exact transform."""
+  path = save(tmp_path / 'a.jpg', quality=95, subsampling=subsampling)
+  exact = tf.io.decode_jpeg(path.read_bytes(), dct_method='INTEGER_ACCURATE')
+  np.testing.assert_array_equal(images.read_image(path), exact)
   for crop in preprocessing.CROPS:
     theirs = preprocess.decode_and_crop(
       path.read_bytes(), preprocessing.EvalPreprocessing(24, crop, 8)
@@ -404,7 +442,7 @@ def test_extreme_shapes(tmp_path, crop, size):
 
 def test_many_files_keep_their_order(tmp_path):
   paths = []
-  for index in range(files._AHEAD + 20):
+  for index in range(images._AHEAD + 20):
     path = tmp_path / f'{index}.png'
     if index % 7 == 3:
       path.write_bytes(b'no')
@@ -412,7 +450,7 @@ def test_many_files_keep_their_order(tmp_path):
       Image.new('RGB', (4, 4), (index, 0, 0)).save(path)
     paths.append(str(path))
   results = list(
-    files.prepare(paths, preprocessing.EvalPreprocessing(4, 'squash', 0))
+    images.prepare(paths, preprocessing.EvalPreprocessing(4, 'squash', 0))
   )
   assert [result.path for result in results] == paths
   for index, result in enumerate(results):
@@ -428,9 +466,11 @@ def test_number_of_files_read_ahead_is_limited(monkeypatch):
     opened.append(path)
     return PICTURE
 
-  monkeypatch.setattr(files, 'read_image', read)
-  paths = [f'{index}.png' for index in range(4 * files._AHEAD)]
-  stream = files.prepare(paths, preprocessing.EvalPreprocessing(8, 'squash', 0))
+  monkeypatch.setattr(images, 'read_image', read)
+  paths = [f'{index}.png' for index in range(4 * images._AHEAD)]
+  stream = images.prepare(
+    paths, preprocessing.EvalPreprocessing(8, 'squash', 0)
+  )
   assert next(stream).path == '0.png'
   stream.close()
-  assert len(opened) <= files._AHEAD + 1
+  assert len(opened) <= images._AHEAD + 1
