@@ -73,8 +73,10 @@ class Cloud:
 
   def start(self, script, *words, **settings):
     path = f'{self.bin}:/usr/bin:/bin'
+    # Tests that run in the background ignore SIGINT, and so do their children.
+    reset = '/usr/bin/env', '--default-signal=INT'
     return subprocess.Popen(
-      [self.repo / 'launch' / f'{script}.sh', *words],
+      [*reset, self.repo / 'launch' / f'{script}.sh', *words],
       env={'PATH': path, 'HOME': str(self.fake), 'FAKE': str(self.fake)}
       | SETTINGS
       | settings,
