@@ -2,9 +2,9 @@
 
 Training, evaluation, prediction, feature extraction and export share these two
 classes. `data` applies them; `config` and `weights` store them. An option is
-added here, as a field, and applied in `data/preprocess.py` (evaluation) or
-`data/examples.py` (training). Its setting in the config, with the setting's
-checks and documentation, is made from the field.
+added here, as a field, and applied in `data/preprocess.py` and `images.py`
+(evaluation) or in `data/examples.py` (training). Its setting in the config,
+with the setting's checks and documentation, is made from the field.
 """
 
 from __future__ import annotations

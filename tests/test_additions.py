@@ -120,6 +120,12 @@ EVALUATION = {
       '  if preprocessing.mirror:\n    image = image[:, ::-1]\n',
     ),
   ],
+  'images.py': [
+    (
+      '  size, margin = preprocessing.size, preprocessing.margin\n',
+      '  if preprocessing.mirror:\n    image = image[:, ::-1]\n',
+    ),
+  ],
 }
 CLIPPING = {
   'optim/clipping.py': [
@@ -156,6 +162,7 @@ print(json.dumps({
 RUNS = """
 import json
 import numpy as np
+from nfnet_jax import images
 from nfnet_jax.config import lookup, steps
 
 def prepare(**settings):
@@ -181,6 +188,10 @@ plain = steps.open_experiment(prepare(), devices=1)
 mirrored, usual = (
   next(each.eval_batches(print))['image'] for each in (experiment, plain))
 found['mirrored'] = bool(np.allclose(mirrored, usual[:, :, ::-1], atol=0.1))
+picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+mirrored, usual = (
+  images.crop(picture, each.preprocessing) for each in (experiment, plain))
+found['mirrored'] &= bool(np.allclose(mirrored, usual[:, ::-1], atol=0.1))
 print(json.dumps(found))
 """
 
@@ -250,8 +261,8 @@ def test_an_augmentation_is_two_files(runs):
 
 
 @pytest.mark.slow
-def test_an_evaluation_option_is_two_files(runs):
-  assert len(EVALUATION) == 2
+def test_an_evaluation_option_is_three_files(runs):
+  assert len(EVALUATION) == 3
   assert runs['mirrored']
 
 
