@@ -19,6 +19,9 @@ _STYLES = {
   'AGC 0.1': ('#56B4E9', 'D'),
   'none': ('#D55E00', 's'),
   'global norm': ('#009E73', '^'),
+  'layer': ('#CC79A7', 'v'),
+  'input unit': ('#F0E442', 'D'),
+  'LARS': ('#E69F00', 'P'),
   'BN': ('#000000', 'X'),
   'NF': ('#0072B2', 'o'),
   'NF without weight standardisation': ('#D55E00', 's'),
@@ -29,6 +32,12 @@ _STYLES = {
   'eps 0.001': ('#0072B2', 'o'),
   'eps 0.01': ('#E69F00', 's'),
   'eps 0.1': ('#000000', '^'),
+  'NFNet': ('#0072B2', 'o'),
+  'EfficientNet': ('#D55E00', 's'),
+  'ResNet-50': ('#000000', 'X'),
+  'SENet-50': ('#009E73', '^'),
+  'planned': ('#0072B2', ''),
+  'measured': ('#E69F00', ''),
 }
 _OUTLINE = patheffects.withStroke(linewidth=2, foreground='black')
 _CHANCE = 10  # Percent; all datasets of the studies have ten classes.
@@ -74,6 +83,34 @@ def band(
   axis.fill_between(
     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, linewidth=0
   )
+
+
+def line(
+  axis: Any,
+  x: pd.Series,
+  y: pd.Series,
+  method: str,
+  label: str | None = None,
+  dashed: bool = False,
+) -> None:
+  """Draw points, and a line through them."""
+  colour, marker = _STYLES[method]
+  axis.plot(
+    x,
+    y,
+    color=colour,
+    marker=marker,
+    markersize=5,
+    linestyle='--' if dashed else '-',
+    label=label or method,
+  )
+
+
+def bars(axis: Any, x: Sequence[float], heights: pd.Series, name: str) -> None:
+  """Draw bars with their heights above them."""
+  colour, _ = _STYLES[name]
+  drawn = axis.bar(x, heights, width=0.38, color=colour, label=name)
+  axis.bar_label(drawn, fmt='%.0f', fontsize=8)
 
 
 def heat_map(axis: Any, table: pd.DataFrame, **options: Any) -> Any:

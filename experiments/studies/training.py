@@ -35,6 +35,7 @@ ARGUMENTS = (
   'seed',
   'optimizer.learning_rate',
   'optimizer.clipping',
+  'optimizer.trust_coefficient',
 )
 # These are arguments even if they are 0.
 ALWAYS_ARGUMENTS = 'seed', 'optimizer.learning_rate'
