@@ -1,4 +1,4 @@
-"""Train with several clipping rules over thresholds, in four settings.
+"""Train with several clipping rules over thresholds, in five settings.
 
 python -m experiments.clipping_rules.run
 """
@@ -14,11 +14,12 @@ from experiments.studies import figures, study, sweep, training
 SEEDS = (0, 1, 2)
 EPOCHS, SIZE = 50, 16
 _SMALL, _DEEP = 'nf_resnet_pico', 'nf_resnet38'
-# Setting -> model, batch and learning rate. Each differs from the first in one.
+# Setting -> model, batch and learning rate.
 SETTINGS = {
   'first': (_SMALL, 64, 0.4),
   'rate x 4': (_SMALL, 64, 1.6),
   'batch x 8': (_SMALL, 512, 0.4),
+  'batch, rate x 4': (_SMALL, 256, 1.6),
   '12 blocks': (_DEEP, 64, 0.4),
 }
 _RATIOS = (0.0025, 0.01, 0.04, 0.16, 0.64)
@@ -96,6 +97,7 @@ def draw(rows: pd.DataFrame, folder: pathlib.Path) -> None:
     image = figures.heat_map(axis, table, vmin=0, vmax=100)
     figures.write_values(axis, table, '.0f')
     axis.set_xlabel('threshold')
+    axis.tick_params(axis='x', labelrotation=90)
   figure.colorbar(image, ax=axes, label='held-out top-1 (%)')
   figures.titles(axes.flat, rules)
   figures.save(figure, folder, 'results.png')

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from nfnet_jax.models import bn_resnet, nf_resnet, nfnet, registry
+from nfnet_jax.models import nf_resnet, nfnet, registry
 
 _WIDTH, _STEM = (16, 32, 64, 128), 8
 # Of 12 and 24 blocks of three convolutions.
@@ -19,12 +19,6 @@ _NANO = nfnet.VARIANTS['nano']
 
 class DeepNFResNet(nf_resnet.NFResNet):
   """A narrow normalizer-free ResNet."""
-
-  variants = _DEEP
-
-
-class DeepBNResNet(bn_resnet.BNResNet):
-  """A narrow batch-normalised ResNet."""
 
   variants = _DEEP
 
@@ -86,7 +80,6 @@ class NFNetParts(nfnet.NFNet):
 
 _NETWORKS = (
   ('nf_resnet38', DeepNFResNet, '38'),
-  ('bn_resnet38', DeepBNResNet, '38'),
   ('nf_resnet_deep', DeepNFResNet, 'deep'),
   ('nfnet_parts_nano', NFNetParts, 'nano'),
   ('nfnet_parts_nano_single', NFNetParts, 'nano_single'),
