@@ -16,25 +16,27 @@ SEEDS = (0, 1, 2)
 # The learning rate is proportional to the batch. At the smallest batch the
 # network trains without clipping. AGC holds gains back that start at 0, so runs
 # must be long: fewer epochs would measure that.
-RATE, RATE_BATCH = 0.05, 64
+RATE, NFNET_RATE, RATE_BATCH = 0.05, 0.02, 64
 EPOCHS, SIZE = 160, 16
 BN, WITHOUT, WITH = 'BN', 'NF without AGC', 'NF with AGC'
-MODELS = {
-  BN: 'bn_resnet_pico',
-  WITHOUT: 'nf_resnet_pico',
-  WITH: 'nf_resnet_pico',
-}
 THRESHOLDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+# Method -> model, learning rate at RATE_BATCH and thresholds.
+METHODS = {
+  BN: ('bn_resnet_pico', RATE, (0.0,)),
+  WITHOUT: ('nf_resnet_pico', RATE, (0.0,)),
+  WITH: ('nf_resnet_pico', RATE, THRESHOLDS),
+  'NFNet without AGC': ('nfnet_nano', NFNET_RATE, (0.0,)),
+  'NFNet with AGC': ('nfnet_nano', NFNET_RATE, (0.01,)),
+}
 TRAINED = 0.9  # Held-out accuracy that counts as trained.
 
 
 def runs(quick: bool) -> list[training.Run]:
   """Return the runs over methods, thresholds, batches and seeds."""
-  thresholds = THRESHOLDS[2:3] if quick else THRESHOLDS
   return [
     _run(method, threshold, batch, seed, quick)
-    for method in MODELS
-    for threshold in (thresholds if method == WITH else (0.0,))
+    for method, (_, _, thresholds) in METHODS.items()
+    for threshold in (thresholds[:1] if quick else thresholds)
     for batch in (BATCHES[1:2] if quick else BATCHES)
     for seed in (SEEDS[:1] if quick else SEEDS)
   ]
@@ -43,6 +45,7 @@ def runs(quick: bool) -> list[training.Run]:
 def _run(
   method: str, threshold: float, batch: int, seed: int, quick: bool
 ) -> training.Run:
+  model, rate, _ = METHODS[method]
   return training.Run(
     labels={
       'method': method,
@@ -52,7 +55,7 @@ def _run(
     },
     config='digits',
     settings={
-      'model.name': MODELS[method],
+      'model.name': model,
       'data.image_size': SIZE,
       'data.eval_size': SIZE,
       'batch_size': batch,
@@ -60,7 +63,7 @@ def _run(
       'seed': seed,
       'train_for': '10 steps' if quick else f'{EPOCHS} epochs',
       'optimizer.clipping': threshold,
-      'optimizer.learning_rate': RATE * batch / RATE_BATCH,
+      'optimizer.learning_rate': rate * batch / RATE_BATCH,
       **({'optimizer.warmup': '2 steps'} if quick else {}),
     },
   )
@@ -89,22 +92,25 @@ def best(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 def draw(rows: pd.DataFrame, table: pd.DataFrame, folder: pathlib.Path) -> None:
   """Draw accuracy by batch, and by batch and threshold."""
-  figure, axes = figures.subplots(columns=2)
-  by_batch, by_threshold = axes.flat
+  figure, axes = figures.subplots(columns=3)
+  resnets, nfnets, by_threshold = axes.flat
   chosen = best(rows, table).assign(percent=100 * rows.top1)
   for method, mine in chosen.groupby('method', sort=False):
-    figures.band(by_batch, mine, 'batch', 'percent', method)
-  by_batch.set_xscale('log', base=2)
-  by_batch.set_xticks(table.columns, table.columns)
-  by_batch.set(xlabel='batch size', ylabel='held-out top-1 (%)')
-  figures.chance(by_batch)
-  by_batch.legend(loc='center right', fontsize=8)
+    axis = nfnets if method.startswith('NFNet') else resnets
+    figures.band(axis, mine, 'batch', 'percent', method)
+  for axis in (resnets, nfnets):
+    axis.set_xscale('log', base=2)
+    axis.set_xticks(table.columns, table.columns)
+    axis.set_xlabel('batch size')
+    figures.chance(axis)
+    axis.legend(loc='center left', fontsize=8)
+  resnets.set_ylabel('held-out top-1 (%)')
   image = figures.heat_map(by_threshold, 100 * table, origin='lower')
   figures.write_values(by_threshold, 100 * table, '.1f')
   by_threshold.set(xlabel='batch size', ylabel='threshold of AGC')
   figure.colorbar(image, ax=by_threshold, label='held-out top-1 (%)')
   figures.titles(
-    axes.flat, ('best threshold for each batch', 'NF with AGC, by threshold')
+    axes.flat, ('ResNet, best threshold', 'NFNet-nano', 'NF with AGC')
   )
   figures.save(figure, folder, 'results.png')
 

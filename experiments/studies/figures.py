@@ -29,6 +29,8 @@ _STYLES = {
   'NF without alpha and beta': ('#E69F00', 'P'),
   'NF with AGC': ('#0072B2', 'o'),
   'NF without AGC': ('#D55E00', 's'),
+  'NFNet with AGC': ('#0072B2', 'o'),
+  'NFNet without AGC': ('#D55E00', 's'),
   'eps 0.001': ('#0072B2', 'o'),
   'eps 0.01': ('#E69F00', 's'),
   'eps 0.1': ('#000000', '^'),
