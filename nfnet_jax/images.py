@@ -104,7 +104,7 @@ def _endings() -> frozenset[str]:
 def is_image(name: str) -> bool:
   """Return whether a file has the ending of an image.
 
-  Example:
+  Examples:
     >>> is_image('a.WEBP'), is_image('a.txt')
     (True, False)
   """

@@ -58,7 +58,7 @@ class EvalPreprocessing:
   Raises:
     ValueError: if a value is invalid.
 
-  Example:
+  Examples:
     >>> EvalPreprocessing(256).crop
     'squash'
 
@@ -104,7 +104,7 @@ class Augmentation:
     randaugment_layers: operations of RandAugment; 0 for none.
     randaugment_magnitude: strength of RandAugment.
 
-  Example:
+  Examples:
     >>> Augmentation(flip=True, mixup=True).describe()
     'whole crop, flip, MixUp (fresh)'
 

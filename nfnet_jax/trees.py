@@ -17,7 +17,7 @@ def path_string(key_path: tuple[Any, ...]) -> str:
   NNX optimiser creates its state with boxes and updates it without them. So
   this attribute of an entry of a dictionary is left out.
 
-  Example:
+  Examples:
     >>> tree = {'NFNet/~/linear': {'w': 1.0}}
     >>> [path_string(path) for path, _ in jax.tree.leaves_with_path(tree)]
     ['NFNet/~/linear/w']

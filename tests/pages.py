@@ -8,7 +8,7 @@ README = ROOT / 'README.md'
 PAGES = [
   README,
   ROOT / 'CONTRIBUTING.md',
-  *sorted((ROOT / 'docs').glob('*.md')),
+  *sorted((ROOT / 'docs').rglob('*.md')),
 ]
 
 

@@ -97,12 +97,16 @@ def test_other_commands_exist(page):
     match words:
       case ['.venv/bin/python', '-m', module, *_]:
         assert importlib.util.find_spec(module), command
+      case ['.venv/bin/python', script, *_]:
+        assert (ROOT / script).is_file(), command
       case ['python3', '-m', 'venv', '.venv']:
         pass
       case [
         (
           '.venv/bin/pip'
           | '.venv/bin/ruff'
+          | '.venv/bin/jupyter'
+          | '.venv/bin/mkdocs'
           | '.venv/bin/mypy'
           | '.venv/bin/xprof'
         ),

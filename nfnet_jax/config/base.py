@@ -203,7 +203,7 @@ _RECIPE_MODEL = {'stochdepth_rate': 0.25}
 def settings() -> dict[str, Setting]:
   """Return all settings by their dotted names, in the order of the tables.
 
-  Example:
+  Examples:
     >>> settings()['optimizer.momentum'].default
     0.9
   """
@@ -274,7 +274,7 @@ def read_fields(
 ) -> T:
   """Return the dataclass whose fields are settings of a section.
 
-  Example:
+  Examples:
     >>> data = get_config().data
     >>> read_fields(preprocessing.Augmentation, data).mixup
     True

@@ -16,7 +16,7 @@ def parse(duration: str) -> tuple[float, str]:
   Raises:
     ValueError: if it is not a duration.
 
-  Example:
+  Examples:
     >>> parse('5 epochs')
     (5.0, 'epoch')
   """
@@ -37,7 +37,7 @@ class Units:
     batch_size: examples per step.
     examples: per epoch.
 
-  Example:
+  Examples:
     >>> Units(batch_size=4096, examples=1_281_167).steps('5 epochs')
     1563.924560546875
   """

@@ -150,7 +150,7 @@ def choose(
 def names(setting: str) -> tuple[str, ...]:
   """Return the names in a setting that is not `auto`.
 
-  Example:
+  Examples:
     >>> names('fast_stem,fused_blocks')
     ('fast_stem', 'fused_blocks')
     >>> names('none')

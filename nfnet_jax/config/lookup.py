@@ -198,7 +198,7 @@ def unknown_setting(name: str, value: str = '') -> errors.InputError:
 def suggest_setting(name: str, value: str = '') -> str:
   """Return a sentence with the setting that a name may mean, or ''.
 
-  Example:
+  Examples:
     >>> suggest_setting('lr', '0.1')
     ' Use --config.optimizer.learning_rate=0.1.'
     >>> suggest_setting('optimizer.momentun')

@@ -106,7 +106,7 @@ def _check_value(name: str, value: Any, setting: base.Setting) -> None:
 def in_interval(value: float, interval: str) -> bool:
   """Return whether a number lies in an interval.
 
-  Example:
+  Examples:
     >>> in_interval(1, '(0, 1]'), in_interval(1, '[0, 1)')
     (True, False)
   """

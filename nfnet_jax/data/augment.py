@@ -59,7 +59,7 @@ class RandAugment:
     layers: number of operations.
     magnitude: strength of all operations, 0 to 30; published are 5, 10 and 15.
 
-  Example:
+  Examples:
     >>> augment = RandAugment(size=32, layers=4, magnitude=5)
     >>> image = tf.zeros((32, 32, 3), tf.uint8)
     >>> augment(image, seed=tf.constant([0, 1])).shape

@@ -80,7 +80,7 @@ def folder_warnings(
 def _is_like(name: str, other: str) -> bool:
   """Return whether one name begins like the other, as 'val' and 'Validation'.
 
-  Example:
+  Examples:
     >>> _is_like('val', 'Validation'), _is_like('train', 'test')
     (True, False)
   """
@@ -154,7 +154,7 @@ def _find_fault(path: str) -> str:
 def _some(names: Sequence[str]) -> str:
   """Return the first names, and how many more there are.
 
-  Example:
+  Examples:
     >>> _some(list('abcde'))
     'a, b, c and 2 more'
   """

@@ -29,7 +29,7 @@ class Known:
   def num_examples(self, split: str) -> int | None:
     """Return the size of a split such as 'train[10000:]', None if unknown.
 
-    Example:
+    Examples:
       >>> DATASETS['imagenet2012'].num_examples('train[10000:]')
       1271167
     """

@@ -28,7 +28,7 @@ def all_gather(value: Any) -> list[Any]:
   Args:
     value: must be serializable as JSON; of any size.
 
-  Example:
+  Examples:
     >>> all_gather({'seed': 0})
     [{'seed': 0}]
   """
@@ -94,7 +94,7 @@ def from_primary(make: Callable[[], Any]) -> Any:
   Args:
     make: called only in process 0; its result must be serializable as JSON.
 
-  Example:
+  Examples:
     >>> from_primary(lambda: [1, 2])
     [1, 2]
   """

@@ -27,7 +27,7 @@ _PREFIXES = ('jax', 'libtpu', 'nvidia-')
 def describe() -> dict[str, str]:
   """Return a digest of this package's code and the versions of what it uses.
 
-  Example:
+  Examples:
     >>> 'jaxlib' in describe()
     True
   """

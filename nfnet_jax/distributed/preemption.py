@@ -24,7 +24,7 @@ class StopRequest:
   A second SIGINT interrupts at once, as Python does by default. With several
   processes any of them may get the signal; all of them see it at the same poll.
 
-  Example:
+  Examples:
     >>> with StopRequest() as stop:
     ...   while not stop.poll():
     ...     break

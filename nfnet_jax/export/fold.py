@@ -64,7 +64,7 @@ def fold(model: registry.Model, params: Params, model_state: Params) -> Folded:
     ValueError: if a module is called twice, or if there is state that belongs
       to no batch normalisation.
 
-  Example:
+  Examples:
     >>> model = registry.create('nfnet_pico', num_classes=10)
     >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> init = lambda key, images: model.init(key, images, False)

@@ -23,7 +23,7 @@ Predict = Callable[[Weights, jax.Array], jax.Array]
 def flatten(params: fold.Params) -> dict[str, np.ndarray]:
   """Map '/'-joined names to arrays.
 
-  Example:
+  Examples:
     >>> flatten({'net/~/linear': {'w': np.ones(3)}})
     {'net/~/linear/w': array([1., 1., 1.])}
   """
@@ -58,7 +58,7 @@ def program(predict: Predict, weights: Weights, size: int) -> export.Exported:
     weights: its first argument, or the shapes of it.
     size: side of its images, in pixels.
 
-  Example:
+  Examples:
     >>> double = lambda weights, images: images.mean((1, 2)) * weights['w']
     >>> exported = program(double, {'w': np.float32(2)}, size=4)
     >>> exported.call({'w': np.float32(2)}, jnp.ones((5, 4, 4, 3))).shape

@@ -43,7 +43,7 @@ class BNNFNet(classifier.ImageClassifier):
   squeeze-excite. The paper found F4 and F5 of this kind unstable in bfloat16,
   and shared no batch statistics across devices.
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> def predict(images):
     ...   return BNNFNet(10, 'pico')(images, is_training=False)

@@ -32,7 +32,7 @@ VARIANTS = nf_resnet.VARIANTS
 class BNResNet(classifier.ImageClassifier):
   """The pre-activation ResNet image classifier (ResNet v2).
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> def predict(images):
     ...   return BNResNet(10, 'pico')(images, is_training=False)
@@ -193,7 +193,7 @@ class ResNetV1(classifier.ImageClassifier):
 
   Source of the table: arXiv 2102.06171, table 3.
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> def predict(images):
     ...   return ResNetV1(10, 'senet_pico')(images, is_training=False)

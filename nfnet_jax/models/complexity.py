@@ -30,7 +30,7 @@ def count_model(name: str) -> tuple[int, int]:
   Returns:
     Parameters, and multiply-adds of one image of the test size.
 
-  Example:
+  Examples:
     >>> count_model('nfnet_f0')
     (71489284, 12384198656)
   """
@@ -79,7 +79,7 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
     on one image of its test size. Elementwise work, pooling and weight
     standardisation do not count. Loop bodies count once.
 
-  Example:
+  Examples:
     >>> count_macs(jnp.dot, jnp.zeros((2, 3)), jnp.zeros((3, 4)))
     24
   """

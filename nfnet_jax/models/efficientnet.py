@@ -85,7 +85,7 @@ VARIANTS: dict[str, Variant] = {
 def scale_channels(channels: int, factor: float) -> int:
   """Scale a width to the nearest multiple of 8 that loses less than a tenth.
 
-  Example:
+  Examples:
     >>> [scale_channels(channels, 1.1) for channels in (16, 24, 32, 40)]
     [16, 24, 32, 48]
   """
@@ -110,7 +110,7 @@ PUBLISHED_TOP1 = {
 class EfficientNet(classifier.ImageClassifier):
   """The EfficientNet image classifier.
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> def predict(images):
     ...   return EfficientNet(10, 'pico')(images, is_training=False)

@@ -20,7 +20,7 @@ def normalize_images(images: jax.Array) -> jax.Array:
   Returns:
     float32 of the same shape.
 
-  Example:
+  Examples:
     >>> normalize_images(jnp.full((1, 2, 2, 3), 255)).dtype
     dtype('float32')
 

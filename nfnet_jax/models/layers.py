@@ -57,7 +57,7 @@ def scaled_activation(name: str) -> Activation:
   Raises:
     ValueError: if the name is unknown; the message lists the known ones.
 
-  Example:
+  Examples:
     >>> act = scaled_activation('gelu')
     >>> act(jnp.zeros((2,)))
     Array([0., 0.], dtype=float32)
@@ -82,7 +82,7 @@ def gamma(function: Activation) -> float:
     The constant with which `gamma * function` keeps the variance of unit
     Gaussian input, to about 1e-5.
 
-  Example:
+  Examples:
     >>> round(gamma(jax.nn.relu), 4)  # sqrt(2 / (1 - 1 / pi))
     1.7129
 

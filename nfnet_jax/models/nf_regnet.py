@@ -62,7 +62,7 @@ _GROUP_SIZE = 8
 class NFRegNet(classifier.ImageClassifier):
   """The NF-RegNet image classifier.
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> def predict(images):
     ...   return NFRegNet(10, 'pico')(images, is_training=False)

@@ -62,7 +62,7 @@ VARIANTS: dict[str, Variant] = {
 class NFResNet(classifier.ImageClassifier):
   """The NF-ResNet image classifier.
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> def predict(images):
     ...   return NFResNet(10, 'pico')(images, is_training=False)

@@ -154,7 +154,7 @@ PUBLISHED_TOP1 = {
 class NFNet(classifier.ImageClassifier):
   """The NFNet image classifier.
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> def predict(images):
     ...   return NFNet(10, 'pico')(images, is_training=False)

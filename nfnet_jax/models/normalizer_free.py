@@ -32,7 +32,7 @@ def betas(depth: Sequence[int], alpha: float) -> list[float]:
     depth: blocks per stage.
     alpha: weight of each residual branch.
 
-  Example:
+  Examples:
     >>> [round(beta ** -2, 2) for beta in betas((1, 2, 2), alpha=0.2)]
     [1.0, 1.04, 1.04, 1.08, 1.04]
   """

@@ -24,7 +24,7 @@ def normalizer_free_variance(depth: Sequence[int], alpha: float) -> list[float]:
     depth: blocks per stage.
     alpha: weight of each residual branch.
 
-  Example:
+  Examples:
     >>> [round(var, 2) for var in normalizer_free_variance((2, 1), 0.2)]
     [1.04, 1.08, 1.04]
   """
@@ -40,7 +40,7 @@ def batch_norm_variance(depth: Sequence[int]) -> list[float]:
   Args:
     depth: blocks per stage.
 
-  Example:
+  Examples:
     >>> [round(var, 2) for var in batch_norm_variance((2, 1))]
     [1.36, 2.05, 1.36]
   """

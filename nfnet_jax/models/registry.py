@@ -109,7 +109,7 @@ def register_model(
     ValueError: if the name is taken, the family has no such variant, or a size
       or the crop is not possible.
 
-  Example:
+  Examples:
     >>> import dataclasses
     >>> class WideNFNet(nfnet.NFNet):
     ...   variants = {
@@ -186,7 +186,7 @@ _register_families()
 def list_models() -> list[str]:
   """Return the names that `create_model` takes.
 
-  Example:
+  Examples:
     >>> list_models()[0]
     'nfnet_f0'
   """
@@ -223,7 +223,7 @@ def create_model(name: str, num_classes: int = 1000, **options: Any) -> Model:
   Raises:
     ValueError: if the name or an option is unknown.
 
-  Example:
+  Examples:
     >>> import jax.numpy as jnp
     >>> model = create_model('nfnet_pico', num_classes=10)
     >>> images = jnp.zeros((2, model.spec.test_size, model.spec.test_size, 3))

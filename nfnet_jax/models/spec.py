@@ -78,7 +78,7 @@ class ModelSpec:
   def options(self) -> dict[str, Option]:
     """The model's options by name, without its fast paths.
 
-    Example:
+    Examples:
       >>> from nfnet_jax.models import registry
       >>> spec = registry.get_model_spec('bn_resnet50')
       >>> spec.options['cross_replica_bn'].default
@@ -104,7 +104,7 @@ class ModelSpec:
   def expected_variance(self) -> list[float] | None:
     """The variance after each block at initialisation, if known.
 
-    Example:
+    Examples:
       >>> from nfnet_jax.models import registry
       >>> spec = registry.get_model_spec('nf_resnet50')
       >>> [round(variance, 2) for variance in spec.expected_variance[:4]]

@@ -117,7 +117,7 @@ def agc(
       negative, params are missing, a gradient's shape differs from its
       parameter's, or a shape lacks the axes; the message names the leaf.
 
-  Example:
+  Examples:
     >>> tx = optax.chain(agc(0.01), optax.sgd(0.1, momentum=0.9, nesterov=True))
     >>> params = {'w': jnp.ones((3, 2))}
     >>> updates, state = tx.update(params, tx.init(params), params)

@@ -101,7 +101,7 @@ def get_rule(name: str) -> ClippingRule:
   Raises:
     ValueError: if the name is unknown; the message lists the known ones.
 
-  Example:
+  Examples:
     >>> get_rule('global_norm').default
     1.0
   """

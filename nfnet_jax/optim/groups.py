@@ -63,7 +63,7 @@ def group_of(path: str, groups: Sequence[Group] = NFNET_GROUPS) -> Group:
     ValueError: if it belongs to none or to several; the message names the
       parameter and these groups.
 
-  Example:
+  Examples:
     >>> group_of('NFNet/~/linear/w').name
     'classifier kernel'
   """

@@ -62,7 +62,7 @@ def make_optimizer(
     ValueError: if `clip_by` is unknown; at `init`, if a parameter belongs to no
       group or to several.
 
-  Example:
+  Examples:
     >>> schedule = warmup_cosine(1.6, warmup_steps=1564, total_steps=112_602)
     >>> tx = make_optimizer(schedule)
     >>> params = {'net/conv': {'w': jnp.ones((3, 3, 8, 8))}}
@@ -106,7 +106,7 @@ def warmup_cosine(
   `total_steps`. Steps may be fractional, as published: 5 epochs of 1,281,167
   images at batch 4096 are 1563.9 steps.
 
-  Example:
+  Examples:
     >>> schedule = warmup_cosine(1.0, warmup_steps=10, total_steps=110)
     >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -129,7 +129,7 @@ def warmup_step_decay(
   as EfficientNets were trained (Tan and Le, arXiv 1905.11946, section 5.2: by
   0.97 every 2.4 epochs).
 
-  Example:
+  Examples:
     >>> schedule = warmup_step_decay(1.0, 2, factor=0.5, every_steps=10)
     >>> [float(schedule(step)) for step in (1, 9, 10, 25)]
     [0.5, 1.0, 0.5, 0.25]

@@ -70,7 +70,7 @@ def parse(name: str) -> Accelerator:
   Raises:
     plan_errors.PlanError: if the name is malformed or the generation unknown.
 
-  Example:
+  Examples:
     >>> parse('v3-128')
     Accelerator(name='v3-128', devices=128, topology='v3:8x8')
   """

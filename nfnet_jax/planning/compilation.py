@@ -114,7 +114,7 @@ def _key(lowered: jax.stages.Lowered, pod: str, effort: str) -> str:
 def replace_locations(program: str) -> str:
   """Replace the source locations in a program's text by the scope names.
 
-  Example:
+  Examples:
     >>> print(replace_locations('''%0 = stablehlo.sine %arg0 loc(#loc2)
     ... #loc1 = loc("model.py":7:3)
     ... #loc2 = loc("jit(f)/block/sin"(#loc1))'''))

@@ -160,7 +160,7 @@ def _scope(path: str) -> tuple[str | None, str | None]:
 def collectives(program: hlo.Program, devices: int) -> list[Collective]:
   """Sum up the collectives by kind; the compiler gives no cycles for them.
 
-  Example:
+  Examples:
     >>> program = hlo.parse('''ENTRY %main (x: f32[100]) -> f32[100] {
     ...   %x = f32[100]{0} parameter(0)
     ...   ROOT %sum = f32[100]{0} all-reduce(%x), replica_groups={{0,1,2,3}}

@@ -178,7 +178,7 @@ def _closing(text: str, start: int) -> int:
 def num_bytes(shape: str) -> int:
   """Count the bytes of an array or tuple, without the layout's padding.
 
-  Example:
+  Examples:
     >>> num_bytes('(f32[3,3,128,256]{3,2,1,0:T(8,128)}, bf16[8]{0}, pred[])')
     1179665
   """

@@ -28,7 +28,7 @@ def largest_batch(
     The largest batch that was compiled and fits, or 0; and all batches that
     were compiled.
 
-  Example:
+  Examples:
     >>> largest_batch(32, 330, 200, measure=lambda batch: 10 + 10 * batch)
     (19, [16, 19])
   """

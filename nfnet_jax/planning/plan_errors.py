@@ -76,7 +76,7 @@ def read_shortage(message: str) -> tuple[int, int] | None:
   Returns:
     The two sizes, or None if the message is not about memory.
 
-  Example:
+  Examples:
     >>> read_shortage('Ran out of memory. Used 2.5G of 1.5G hbm.')
     (2684354560, 1610612736)
   """

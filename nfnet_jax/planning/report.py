@@ -168,7 +168,7 @@ def breakdown(schedule: costs.Schedule) -> str:
 def size(number: float) -> str:
   """Format bytes: '2.22 GiB', or '33.1 MiB' below 1 GiB.
 
-  Example:
+  Examples:
     >>> size(3 * 2**29), size(2**20)
     ('1.50 GiB', '1.0 MiB')
   """

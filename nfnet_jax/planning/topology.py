@@ -109,7 +109,7 @@ def parse(name: str) -> Generation:
   Raises:
     plan_errors.PlanError: if the name is malformed or the generation unknown.
 
-  Example:
+  Examples:
     >>> parse('v3:8x8').chip
     'TPU v3'
   """

@@ -56,7 +56,7 @@ class Workload:
 def num_bytes(tree: Any) -> int:
   """Return the size of a tree of arrays or shapes.
 
-  Example:
+  Examples:
     >>> num_bytes({'w': jax.ShapeDtypeStruct((2, 3), 'float32')})
     24
   """

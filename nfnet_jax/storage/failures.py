@@ -48,7 +48,7 @@ def is_outage(error: BaseException) -> bool:
   A full disk or an overloaded bucket is an outage. A missing file, bucket,
   permission or package is not, and neither are invalid contents of a file.
 
-  Example:
+  Examples:
     >>> is_outage(OSError(errno.ENOSPC, 'No space left on device'))
     True
     >>> is_outage(FileNotFoundError()) or is_outage(ValueError('no JSON'))

@@ -24,7 +24,7 @@ def is_in_bucket(path: str | os.PathLike) -> bool:
 def atomically(path: str | os.PathLike) -> Iterator[epath.Path]:
   """Yield a temporary path; rename it to `path` after the body succeeds.
 
-  Example:
+  Examples:
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + '/greeting.txt'
     >>> with atomically(path) as temporary:

@@ -63,7 +63,7 @@ class Checkpoints:
   never leaves an incomplete one under its name. Each holds a checksum of every
   tensor, which is checked on reading. Only process 0 opens them.
 
-  Example:
+  Examples:
     >>> import tempfile
     >>> state = state_lib.TrainState(np.int32(7), {}, {}, {}, {}, {})
     >>> with Checkpoints(tempfile.mkdtemp(), keep=2) as checkpoints:

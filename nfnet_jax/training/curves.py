@@ -82,7 +82,7 @@ def _draw_map(
 def network_order(layer: str) -> tuple[bool, bool, int, str]:
   """Return a key that sorts layers from a network's input to its output.
 
-  Example:
+  Examples:
     >>> layers = 'Net/~/linear', 'Net/~/block_10/~/conv0', 'Net/~/stem_conv0'
     >>> sorted(layers, key=network_order)[0]
     'Net/~/stem_conv0'

@@ -27,7 +27,7 @@ _SCALARS = ('step',)
 class DataParallel:
   """Runs a step on every device with a sharded batch and the trainer's state.
 
-  Example:
+  Examples:
     >>> parallel = DataParallel(jax.local_devices()[:1])
     >>> batch = parallel.shard_batch({'label': np.arange(32)})
     >>> batch['label'].shape

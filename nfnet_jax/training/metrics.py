@@ -36,7 +36,7 @@ class MetricsWriter:
   Attributes:
     evaluations: step -> row of its evaluation, including those before a resume.
 
-  Example:
+  Examples:
     >>> import tempfile
     >>> with MetricsWriter(tempfile.mkdtemp(), resumed_step=0) as writer:
     ...   writer.write([{'step': 1, 'loss': 2.3}])

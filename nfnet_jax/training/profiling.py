@@ -32,7 +32,7 @@ class Tracer:
   `process_I.perfetto_trace.json.gz` for Perfetto. JAX writes to local disks
   only, so the files are copied. If tracing fails, the run continues.
 
-  Example:
+  Examples:
     >>> import tempfile
     >>> messages = []
     >>> with Tracer(tempfile.mkdtemp(), range(0, 1), messages.append) as tracer:

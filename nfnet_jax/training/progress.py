@@ -15,7 +15,7 @@ class Progress:
   `data` is the share of time in which the host waits for the next batch. The
   devices compute in the meantime; near 100 %, they wait for data too.
 
-  Example:
+  Examples:
     >>> with Progress(first_step=0, total_steps=100, batch_size=64) as progress:
     ...   progress.update(10, {'loss': 2.3, 'top1': 0.1})
   """

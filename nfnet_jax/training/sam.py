@@ -28,7 +28,7 @@ def sub_batch(
     batch: arrays `[n, ...]` of examples, and scalars, which are unchanged.
     share: share of the examples, in (0, 1]; see `sub_size`.
 
-  Example:
+  Examples:
     >>> sub_batch({'label': np.arange(10)}, 0.2)
     {'label': array([0, 5])}
   """
@@ -56,7 +56,7 @@ def ascend(params: Tree, grads: Tree, rho: float) -> Tree:
       of zeros moves nothing.
     rho: Euclidean norm of the perturbation, over all parameters together.
 
-  Example:
+  Examples:
     >>> ascend({'w': jnp.zeros(2)}, {'w': jnp.array([3.0, 4.0])}, rho=0.5)
     {'w': Array([0.3, 0.4], dtype=float32)}
   """

@@ -23,7 +23,7 @@ TRAINING, DATA, COMPILING, EVALUATING, SAVING, OTHER = (
 class Stopwatch:
   """Measures the time per activity; each second counts for one activity.
 
-  Example:
+  Examples:
     >>> stopwatch = Stopwatch()
     >>> with stopwatch.during(TRAINING):
     ...   with stopwatch.during(SAVING):
@@ -72,7 +72,7 @@ class Throughput:
     batch_size: images per step, over all devices.
     steps: number of steps finished so far, the first one included.
 
-  Example:
+  Examples:
     >>> Throughput(Stopwatch(), batch_size=64).overall()
     {}
   """

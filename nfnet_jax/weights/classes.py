@@ -22,7 +22,7 @@ def readable_names(
     num_classes: number of classes. 1000 classes without names are taken for
       those of ImageNet.
 
-  Example:
+  Examples:
     >>> readable_names(['n01440764', 'n01443537'], 2)
     ('tench', 'goldfish')
     >>> readable_names(None, 1000)[999]

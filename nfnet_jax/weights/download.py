@@ -37,7 +37,7 @@ def is_remote(name: str | os.PathLike) -> bool:
 
   A file or folder of the same name comes first.
 
-  Example:
+  Examples:
     >>> [is_remote(name) for name in ('F0', 'hf:timm/a', 'runs/digits')]
     [True, True, False]
   """

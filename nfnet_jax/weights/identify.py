@@ -43,7 +43,7 @@ def abstract_trees(
 def constructor_defaults(name: str) -> dict[str, Any]:
   """Return the arguments of a model's constructor with their defaults.
 
-  Example:
+  Examples:
     >>> constructor_defaults('nfnet_f0')['activation']
     'gelu'
   """
@@ -66,7 +66,7 @@ def identify(params: Tree, model_state: Tree) -> tuple[str, int]:
     MismatchError: if they fit no model; the message names the first paths and
       shapes that differ from those of the nearest model.
 
-  Example:
+  Examples:
     >>> params, state = abstract_trees('nfnet_pico', 10, {})
     >>> identify(params, state)
     ('nfnet_pico', 10)

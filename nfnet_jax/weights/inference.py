@@ -42,7 +42,7 @@ def likeliest(
     names: names of the classes.
     count: number of classes to return, at most.
 
-  Example:
+  Examples:
     >>> likeliest(np.array([0.25, 0.75]), ['cat', 'dog'], 1)
     [Prediction(label=1, name='dog', probability=0.75)]
   """

@@ -61,7 +61,7 @@ def load_weights(path: str | os.PathLike) -> network.Weights:
     network.WeightsError: if they cannot be used; the message names the path and
       the reason in one line.
 
-  Example:
+  Examples:
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> np.savez(f'{folder}/mine.npz', w=np.ones(2))

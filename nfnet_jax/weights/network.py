@@ -111,7 +111,7 @@ class Weights:
       images.ImageError: if one cannot be read, or is no such array.
       errors.InputError: if the network gives NaN.
 
-    Example:
+    Examples:
       >>> import nfnet_jax
       >>> weights = nfnet_jax.load_weights('F0')  # doctest: +SKIP
       >>> for label, name, probability in weights.predict('cat.jpg')[0]:

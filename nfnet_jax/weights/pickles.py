@@ -47,7 +47,7 @@ def read_pickle(data: bytes) -> Any:
     PickleError: if it is damaged, declares more than it holds, or names
       anything that arrays do not need; the message has the name.
 
-  Example:
+  Examples:
     >>> import pickle
     >>> read_pickle(pickle.dumps({'w': np.ones(2)}))
     {'w': array([1., 1.])}

@@ -19,7 +19,7 @@ def convolve(
 ) -> jax.Array:
   """Compute `layers.convolve`.
 
-  Example:
+  Examples:
     >>> x, kernel = jnp.ones((1, 4, 4, 6)), jnp.ones((3, 3, 2, 9))
     >>> convolve(x, kernel, stride=2, groups=3).shape
     (1, 2, 2, 9)

@@ -41,7 +41,7 @@ def to_blocks(images: jax.Array) -> jax.Array:
 
   The order of the last axis is row, column, channel.
 
-  Example:
+  Examples:
     >>> to_blocks(jnp.zeros((2, 32, 64, 3))).shape
     (2, 8, 16, 48)
   """
