@@ -16,6 +16,7 @@ from tests.pages import ROOT
 NOTEBOOKS = sorted((ROOT / 'docs' / 'notebooks').glob('*.ipynb'))
 
 
+@pytest.mark.slow
 def test_model_pages_are_current(monkeypatch):
   monkeypatch.syspath_prepend(ROOT / 'docs' / 'site')
   import model_pages

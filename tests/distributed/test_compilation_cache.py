@@ -66,6 +66,7 @@ def test_second_run_compiles_nothing(tmp_path):
   assert first == second
 
 
+@pytest.mark.slow
 def test_cpu_stores_programs_only_on_request(tmp_path):
   home = {'XDG_CACHE_HOME': str(tmp_path / 'home')}
   assert run_program(home)[:2] == [None, 0]

@@ -40,6 +40,7 @@ def resume(workdir, *flags, count=2, devices=4):
   return group
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_and_log_once(whole, tmp_path):
   workdir = tmp_path / 'run'
   first, second = resume(workdir)

@@ -223,9 +223,8 @@ class TestSettings:
     config = steps.prepare_config(settings('ten.npz', data_dir))
     assert config.weights == f'{folder}/ten.npz'
 
-  @pytest.mark.parametrize(
-    'name', [pytest.param('ten.npz', marks=pytest.mark.slow), 'seven.npz']
-  )
+  @pytest.mark.slow
+  @pytest.mark.parametrize('name', ['ten.npz', 'seven.npz'])
   def test_another_size(self, folder, digits, data_dir, name):
     config = settings(folder / name, data_dir)
     config.data.image_size, config.data.eval_size = 48, 64

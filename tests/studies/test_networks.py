@@ -43,6 +43,7 @@ def test_network_lacks_exactly_the_part(name, options, part):
   }
 
 
+@pytest.mark.slow
 def test_activations_lack_gamma():
   features = {}
   for gamma in (True, False):
