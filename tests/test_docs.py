@@ -14,6 +14,7 @@ import pytest
 from nfnet_jax.config import fast_paths
 from nfnet_jax.experiments import evaluate, train
 from nfnet_jax.experiments.configs import digits
+from nfnet_jax.models import complexity, registry
 from nfnet_jax.planning import report
 from tests.pages import (
   block,
@@ -195,6 +196,27 @@ def test_index_lists_every_guide():
   index = (ROOT / 'docs' / 'README.md').read_text()
   guides = {path.name for path in PAGES if path.parent.name == 'docs'}
   assert guides - {'README.md'} <= set(re.findall(r'\]\((\w+\.md)\)', index))
+
+
+def test_models_of_the_readme_are_those_of_the_table():
+  rows = re.findall(
+    r'^\| \[?NFNet-F(\d).*?\| (\d+) M \| ([\d.]+) G \| (\d+) / (\d+) \| '
+    r'([\d.]+) % \|$',
+    README.read_text(),
+    re.MULTILINE,
+  )
+  assert len(rows) == 4
+  for number, *shown in rows:
+    name = f'nfnet_f{number}'
+    spec = registry.get_model_spec(name)
+    parameters, macs = complexity.count_model(name)
+    assert shown == [
+      f'{parameters / 1e6:.0f}',
+      f'{macs / 1e9:.1f}',
+      str(spec.train_size),
+      str(spec.test_size),
+      str(spec.reported_top1),
+    ]
 
 
 def test_architecture_lists_every_package():
