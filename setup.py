@@ -60,7 +60,7 @@ setuptools.setup(
     'ml_collections>=1.0',
     'numpy>=2.0',
     'optax>=0.2.8',
-    'pillow>=10.3',
+    'pillow>=11.3',
     'pooch>=1.8',
     'requests',
     'safetensors>=0.5',
