@@ -10,7 +10,9 @@ from nfnet_jax.models.bn_nfnet import BNNFNet
 from nfnet_jax.models.bn_resnet import BNResNet, ResNetV1
 from nfnet_jax.models.classifier import ImageClassifier
 from nfnet_jax.models.efficientnet import EfficientNet
+from nfnet_jax.models.fixup_resnet import FixUpResNet
 from nfnet_jax.models.inputs import normalize_images
+from nfnet_jax.models.light_nfnet import LightNFNet
 from nfnet_jax.models.nf_regnet import NFRegNet
 from nfnet_jax.models.nf_resnet import NFResNet
 from nfnet_jax.models.nfnet import NFNet
@@ -23,6 +25,7 @@ from nfnet_jax.models.registry import (
   ModelSpec,
   register_model,
 )
+from nfnet_jax.models.skipinit_resnet import SkipInitResNet
 from nfnet_jax.optim.agc import agc, AGCState
 from nfnet_jax.optim.groups import Group, group_table, NFNET_GROUPS
 from nfnet_jax.optim.recipe import (
@@ -45,14 +48,17 @@ __all__ = [
   'BNResNet',
   'EfficientNet',
   'EvalPreprocessing',
+  'FixUpResNet',
   'Group',
   'ImageClassifier',
+  'LightNFNet',
   'Model',
   'ModelSpec',
   'NFNet',
   'NFRegNet',
   'NFResNet',
   'ResNetV1',
+  'SkipInitResNet',
   'Weights',
   'agc',
   'create',

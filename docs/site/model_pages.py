@@ -34,6 +34,7 @@ class Page(NamedTuple):
     config: config that trains the example.
     example: model that the commands are about.
     weights: published weights, or '' where this project trains them itself.
+    licence: who publishes weights, and how.
   """
 
   title: str
@@ -41,6 +42,10 @@ class Page(NamedTuple):
   config: str
   example: str
   weights: str = ''
+  licence: str = (
+    'No weights are published under these parameter names. The second command '
+    'takes those of the run.'
+  )
 
 
 PAGES = {
@@ -56,6 +61,9 @@ PAGES = {
     'f0',
     'nfnet_f0',
     'F0',
+    'The weights of F0 to F6 are published by the authors; this project does '
+    'not contain them. timm publishes the same weights, and its model cards '
+    '(`timm/dm_nfnet_f0.dm_in1k` to `f6`) state Apache-2.0.',
   ),
   'BNNFNet': Page(
     'NFNet with batch normalisation',
@@ -67,6 +75,22 @@ PAGES = {
     'ladder:f0_bn',
     'nfnet_f0_bn',
   ),
+  'LightNFNet': Page(
+    'Light NFNet',
+    "timm's lighter NFNets: bottlenecks of a quarter of the width, groups of "
+    '64 channels, SiLU, and squeeze-excite (`nfnet_l0`) or ECA '
+    '([arXiv 1910.03151](https://arxiv.org/abs/1910.03151)). They compute what '
+    "timm's networks of the same names do "
+    '(`experiments/timm_parity/README.md`). There is no paper.',
+    'light_nfnet:eca_nfnet_l0',
+    'eca_nfnet_l0',
+    'eca_nfnet_l0',
+    'timm publishes weights of `nfnet_l0` and of `eca_nfnet_l0` to `l2`, as '
+    '`timm/nfnet_l0.ra2_in1k`, `timm/eca_nfnet_l0.ra2_in1k`, '
+    '`timm/eca_nfnet_l1.ra2_in1k` and `timm/eca_nfnet_l2.ra3_in1k` on the '
+    'Hugging Face hub; their pages there state the licence. This project does '
+    "not contain them. Fetching them needs `pip install '.[hub]'`.",
+  ),
   'NFResNet': Page(
     'NF-ResNet',
     'Pre-activation ResNets without normalisation, from which NFNets came. '
@@ -75,6 +99,24 @@ PAGES = {
     'authors report their accuracies in figures only.',
     'resnet:nf_resnet50',
     'nf_resnet50',
+  ),
+  'FixUpResNet': Page(
+    'FixUp ResNet',
+    'Post-activation ResNets that train without normalisation by their '
+    'initialisation, with scalar biases and scales. '
+    '[arXiv 1901.09321](https://arxiv.org/abs/1901.09321), in the form that '
+    'the authors of NF-ResNets released.',
+    'resnet:fixup_resnet50',
+    'fixup_resnet50',
+  ),
+  'SkipInitResNet': Page(
+    'SkipInit ResNet',
+    'Pre-activation ResNets whose branches are multiplied by a learnt gain '
+    'that starts at 0, and have no other change. '
+    '[arXiv 2002.10444](https://arxiv.org/abs/2002.10444), in the form that '
+    'the authors of NF-ResNets released.',
+    'resnet:skipinit_resnet50',
+    'skipinit_resnet50',
   ),
   'NFRegNet': Page(
     'NF-RegNet',
@@ -120,14 +162,6 @@ def page(family: type[classifier.ImageClassifier]) -> str:
   commands.append(
     _PREDICT.format(weights=facts.weights or f'runs/{facts.example}')
   )
-  licence = (
-    'The weights of F0 to F6 are published by the authors; this project does '
-    'not contain them. timm publishes the same weights, and its model cards '
-    '(`timm/dm_nfnet_f0.dm_in1k` to `f6`) state Apache-2.0.'
-    if facts.weights
-    else 'No weights are published under these parameter names. The second '
-    'command takes those of the run.'
-  )
   return '\n'.join(
     [
       f'# {facts.title}',
@@ -139,8 +173,8 @@ def page(family: type[classifier.ImageClassifier]) -> str:
       *_table(names),
       '',
       'Parameters are those for 1,000 classes, multiply-adds those of one '
-      'image at the test size, and top-1 is the '
-      f'ImageNet accuracy in % that the authors of {_PAPER} report there.',
+      'image at the test size, and top-1 is the reported ImageNet accuracy in '
+      f'%, with its source: tables are those of {_PAPER}.',
       '',
       f'Train and use `{facts.example}` (see [imagenet.md](../imagenet.md) for '
       'the dataset):',
@@ -149,7 +183,7 @@ def page(family: type[classifier.ImageClassifier]) -> str:
       *commands,
       '```',
       '',
-      licence,
+      facts.licence,
       '',
       *_parameters(min(names, key=_size)),
       '',

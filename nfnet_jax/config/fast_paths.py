@@ -83,6 +83,8 @@ def _sharding_conflict(
   for name, needed in needs_all.items():
     if needed:
       return f'divides parameters among devices, and {name} needs all of them'
+  if not spec.family.standardizes_as_published:
+    return f'standardises kernels as NFNets do, and {spec.name} does not'
   return ''
 
 

@@ -84,7 +84,10 @@ def _get_network() -> tuple[str, registry.Model, Any, Any]:
 
 
 def initialize(model: registry.Model, seed: int = 0) -> tuple[Any, Any]:
-  """Return initial parameters, with skip gains of 1, and initial state."""
+  """Return initial parameters, with all gains 1, and initial state.
+
+  At 0, where some gains start, branches would have no signal.
+  """
   import jax
   import jax.numpy as jnp
 
@@ -94,10 +97,10 @@ def initialize(model: registry.Model, seed: int = 0) -> tuple[Any, Any]:
   params, state = jax.jit(lambda key: model.init(key, images, False))(
     jax.random.key(seed)
   )
-  is_skip = lambda path: path.endswith('skip_gain')
+  is_gain = lambda path: path.endswith('gain')
   return (
     trees.map_named(
-      lambda path, p: jnp.ones_like(p) if is_skip(path) else p, params
+      lambda path, p: jnp.ones_like(p) if is_gain(path) else p, params
     ),
     state,
   )

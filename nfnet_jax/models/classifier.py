@@ -36,7 +36,10 @@ class ImageClassifier(hk.Module):
     uses_batch_statistics: whether batches are normalised in training.
     eval_crop: crop of published evaluations, 'squash' or 'centre'; see
       `preprocessing.EvalPreprocessing`.
+    eval_margin: pixels that it cuts off.
     published_top1: source -> variant -> ImageNet top-1 in percent.
+    standardizes_as_published: whether its standardised kernels are those of
+      `layers.standardize`, which the sharded update computes.
     depth: blocks per stage, from fine to coarse.
     blocks: the residual blocks, in order.
     dropout_rate: rate on the pooled features.
@@ -46,7 +49,9 @@ class ImageClassifier(hk.Module):
   variants: ClassVar[Mapping[str, Any]]
   uses_batch_statistics: ClassVar[bool] = False
   eval_crop: ClassVar[str] = 'centre'
+  eval_margin: ClassVar[int] = 32
   published_top1: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+  standardizes_as_published: ClassVar[bool] = True
 
   depth: Sequence[int]
   blocks: Sequence[residual.ResidualBlock]

@@ -64,12 +64,21 @@ def scaled_activation(name: str) -> Activation:
 
   Source: arXiv 2102.06171, section 2.
   """
+  function, gamma = activation_and_gamma(name)
+  return lambda x: function(x) * gamma
+
+
+def activation_and_gamma(name: str) -> tuple[Activation, float]:
+  """Return g and gamma of `ACTIVATIONS`.
+
+  Raises:
+    ValueError: if the name is unknown; the message lists the known ones.
+  """
   if name not in ACTIVATIONS:
     raise ValueError(
       f"Unknown activation '{name}'; known: {', '.join(sorted(ACTIVATIONS))}."
     )
-  function, gamma = ACTIVATIONS[name]
-  return lambda x: function(x) * gamma
+  return ACTIVATIONS[name]
 
 
 def gamma(function: Activation) -> float:
@@ -158,22 +167,31 @@ def kernels_are_standardized(modules: Container[str]) -> Iterator[None]:
 
 
 def convolve(
-  x: jax.Array, kernel: jax.Array, stride: int, groups: int
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int,
+  groups: int,
+  symmetric: bool = False,
 ) -> jax.Array:
   """Convolve images to `[N, ceil(H / stride), ceil(W / stride), O]`.
 
   Args:
-    x: `[N, H, W, I]`; SAME padding with zeros.
-    kernel: `[H, W, I / groups, O]`.
+    x: `[N, H, W, I]`.
+    kernel: `[H, W, I / groups, O]`, of odd height and width.
     stride: pixels between windows.
     groups: channel groups; group i of the outputs sees only group i of the
       inputs.
+    symmetric: whether zeros are padded alike on both sides, as PyTorch does.
+      SAME padding has one less at the start if stride and side are even.
   """
+  padding: str | list[tuple[int, int]] = 'SAME'
+  if symmetric:
+    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
   return lax.conv_general_dilated(
     x,
     kernel,
     window_strides=(stride, stride),
-    padding='SAME',
+    padding=padding,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
   )
@@ -195,6 +213,7 @@ class ScaledWSConv2D(hk.Module):
     groups: int = 1,
     standardize: Callable[[jax.Array, jax.Array], jax.Array] = standardize,
     convolve: Callable[[jax.Array, jax.Array, int, int], jax.Array] = convolve,
+    gain: float = 1.0,
     name: str | None = None,
   ):
     super().__init__(name=name)
@@ -204,6 +223,7 @@ class ScaledWSConv2D(hk.Module):
     self.groups = groups
     self.standardize = standardize
     self._convolve = convolve
+    self.initial_gain = gain
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolve and add the bias."""
@@ -218,7 +238,8 @@ class ScaledWSConv2D(hk.Module):
     shape = (self.kernel_size,) * 2 + (input_channels // self.groups, units)
     init = hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal')
     w = hk.get_parameter('w', shape, dtype, init=init)
-    gain = hk.get_parameter('gain', (units,), dtype, init=jnp.ones)
+    constant = hk.initializers.Constant(self.initial_gain)
+    gain = hk.get_parameter('gain', (units,), dtype, init=constant)
     bias = hk.get_parameter('bias', (units,), dtype, init=jnp.zeros)
     if self.module_name in _standardized.get():
       return w, bias

@@ -7,7 +7,7 @@ section 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any
 
@@ -54,11 +54,11 @@ class NormalizerFreeBlock(residual.ResidualBlock):
 
   Attributes:
     convs: the branch's convolutions, with activations between them.
-    squeeze_excite: gates of the branch's output, or None.
+    squeeze_excite: maps the branch's output to gates of its channels, or None.
   """
 
   convs: Sequence[layers.ScaledWSConv2D]
-  squeeze_excite: layers.SqueezeExcite | None
+  squeeze_excite: Callable[[jax.Array], jax.Array] | None
 
   def __init__(
     self,

@@ -14,9 +14,12 @@ from nfnet_jax.models import (
   bn_resnet,
   classifier,
   efficientnet,
+  fixup_resnet,
+  light_nfnet,
   nf_regnet,
   nf_resnet,
   nfnet,
+  skipinit_resnet,
 )
 from nfnet_jax.models.spec import ModelSpec, Option
 
@@ -65,7 +68,12 @@ FAMILIES: dict[type[classifier.ImageClassifier], dict[str, str]] = {
   bn_nfnet.BNNFNet: {
     v: f'nfnet_{v}_bn' for v in ('f0', 'f1', 'f2', 'f3', 'pico')
   },
+  light_nfnet.LightNFNet: {v: v for v in light_nfnet.VARIANTS},
   nf_resnet.NFResNet: _numbered('nf_resnet', nf_resnet.VARIANTS),
+  fixup_resnet.FixUpResNet: _numbered('fixup_resnet', nf_resnet.VARIANTS),
+  skipinit_resnet.SkipInitResNet: _numbered(
+    'skipinit_resnet', nf_resnet.VARIANTS
+  ),
   nf_regnet.NFRegNet: {v: f'nf_regnet_{v}' for v in nf_regnet.VARIANTS},
   bn_resnet.BNResNet: _numbered('bn_resnet', bn_resnet.VARIANTS),
   bn_resnet.ResNetV1: {v: v for v in bn_resnet.VARIANTS_V1},

@@ -61,7 +61,9 @@ class ModelSpec:
   def preprocessing(self) -> preprocessing.EvalPreprocessing:
     """The preprocessing of published evaluations of the model."""
     return preprocessing.EvalPreprocessing(
-      size=self.test_size, crop=self.eval_crop
+      size=self.test_size,
+      crop=self.eval_crop,
+      margin=self.family.eval_margin,
     )
 
   @property

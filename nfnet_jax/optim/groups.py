@@ -32,11 +32,12 @@ class Group:
 
 
 # Biases and gains, including those of batch normalisation.
-_VECTORS = ('b', 'bias', 'gain', 'skip_gain', 'offset', 'scale')
+_VECTORS = ('b', 'gain', 'skip_gain', 'offset', 'scale')
 
 
 def _is_vector(path: str) -> bool:
-  return path.rsplit('/', 1)[-1] in _VECTORS
+  name = path.rsplit('/', 1)[-1]
+  return name in _VECTORS or name.startswith('bias')  # Also FixUp's 'bias1a'.
 
 
 def _is_classifier_kernel(path: str) -> bool:

@@ -19,6 +19,8 @@ def resolved(platform, **settings):
     ({'model.activation': 'log_softmax'}, 'cpu', 'fast_convs'),
     ({'model.name': 'nf_resnet50'}, 'tpu', 'shard_update'),
     ({'model.name': 'nf_resnet50'}, 'cpu', 'none'),
+    ({'model.name': 'eca_nfnet_l0'}, 'tpu', 'none'),
+    ({'model.name': 'eca_nfnet_l0'}, 'cpu', 'fast_convs'),
     ({'model.name': 'nfnet_f1_bn'}, 'tpu', 'shard_update'),
     ({'optimizer.sam_rho': 0.05}, 'tpu', 'fast_stem,fused_blocks'),
     ({'optimizer.clip_by': 'layer'}, 'tpu', 'fast_stem,fused_blocks'),

@@ -223,6 +223,15 @@ def stages(width, depth, strides):
       yield channels, stride if index == 0 else 1, index == 0
 
 
+def nf_betas(depth, alpha=0.2):
+  """Yield 1 / the standard deviation expected at each block's input."""
+  variance = 1.0
+  for blocks in depth:
+    for index in range(blocks):
+      yield variance**-0.5
+      variance = (1.0 if index == 0 else variance) + alpha**2
+
+
 def block_path(root, name, index):
   return f'{root}/~/{name}' + (f'_{index}' if index else '')
 

@@ -19,7 +19,7 @@ CASES = [
 ]
 
 
-def compute(convolve, case, dtype):
+def compute(convolve, case, dtype, **options):
   """Return the value, and gradients for a random cotangent."""
   side, taps, inputs, outputs, stride, groups = case
   rng = np.random.default_rng(0)
@@ -32,7 +32,9 @@ def compute(convolve, case, dtype):
   @jax.jit
   def both(x, kernel, cotangent):
     value, pull_back = jax.vjp(
-      lambda x, kernel: convolve(x, kernel, stride, groups), x, kernel
+      lambda x, kernel: convolve(x, kernel, stride, groups, **options),
+      x,
+      kernel,
     )
     return value, *pull_back(cotangent)
 
@@ -47,9 +49,10 @@ def compute(convolve, case, dtype):
     pytest.param(jnp.bfloat16, 2e-2, marks=pytest.mark.slow),
   ],
 )
-def test_values_and_gradients(case, dtype, tolerance):
-  plain = compute(layers.convolve, case, dtype)
-  fast = compute(convolutions.convolve, case, dtype)
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_values_and_gradients(case, dtype, tolerance, symmetric):
+  plain = compute(layers.convolve, case, dtype, symmetric=symmetric)
+  fast = compute(convolutions.convolve, case, dtype, symmetric=symmetric)
   for one, other in zip(plain, fast, strict=True):
     assert one.dtype == other.dtype
     one, other = np.float64(one), np.float64(other)

@@ -14,6 +14,7 @@ from tests.models.reference import (
   conv,
   gates,
   max_pool,
+  nf_betas,
   relu,
   silu,
   stages,
@@ -118,14 +119,6 @@ def test_nf_regnet_block(shape, channels, expanded, stride, transition):
     return *nf_reg_block(x, params, 'nf_block', *options), {}
 
   check_block(make, expect, shape)
-
-
-def nf_betas(depth, alpha=0.2):
-  variance = 1.0
-  for blocks in depth:
-    for index in range(blocks):
-      yield variance**-0.5
-      variance = (1.0 if index == 0 else variance) + alpha**2
 
 
 def nf_resnet_network(images, params, state):

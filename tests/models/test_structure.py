@@ -189,8 +189,8 @@ def test_every_parameter_is_in_one_group(name):
   assert kernel.endswith('/~/linear/w')
   assert params[kernel[: -len('/w')]]['w'].shape[-1] == 1000
   assert all(path.endswith('/w') for path in members['kernels'])
-  scales = [path for path in members['gains and biases'] if '/scale' in path]
-  assert bool(scales) == bool(state) == spec.uses_batch_statistics
+  offsets = [path for path in members['gains and biases'] if '/offset' in path]
+  assert bool(offsets) == bool(state) == spec.uses_batch_statistics
 
 
 def test_class_count_changes_the_classifier_only():

@@ -223,6 +223,26 @@ def test_function_for_axes_replaces_the_default():
   assert clipped == pytest.approx(round(clipped))
 
 
+@pytest.mark.parametrize('scale', [0.1, 0.3, 5.0])
+def test_layers_are_clipped_as_dreamerv3_does(scale):
+  """It bounds each array's norm by 0.3 of its weights' norm, at least 1e-3."""
+  rng = np.random.default_rng(0)
+  params = {
+    'w': rng.normal(size=(4, 5)),
+    'b': np.zeros(5),
+    'k': rng.normal(size=(3, 3, 4, 5)),
+  }
+  draw = lambda w: scale * (np.linalg.norm(w) + 1e-3) * rng.normal(size=w.shape)
+  params = jax.tree.map(np.float32, params)
+  updates = jax.tree.map(lambda w: np.float32(draw(w) / w.size**0.5), params)
+  ours = nfnet_jax.agc(0.3, axes='layer')
+  clipped, _ = ours.update(updates, ours.init(params), params)
+  for name, update in updates.items():
+    upper = 0.3 * max(1e-3, np.linalg.norm(params[name]))
+    expected = update / max(1.0, np.linalg.norm(update) / upper)
+    np.testing.assert_allclose(clipped[name], expected, rtol=1e-6)
+
+
 def test_excluded_leaves_pass():
   seen = []
   exclude = lambda path: seen.append(path) or path == 'out/w'

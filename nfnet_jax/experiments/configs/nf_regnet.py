@@ -1,6 +1,6 @@
 """NF-RegNets on ImageNet by the recipe of their release, 360 epochs.
 
-The argument is the variant, 'b0' to 'b5'; 'b0' by default:
+The argument is the variant, 'b0' to 'b8'; 'b0' by default:
 
   python -m nfnet_jax.experiments.train --config=nf_regnet:b3 --workdir=DIR
 
@@ -14,7 +14,8 @@ import ml_collections
 
 from nfnet_jax.config import base
 
-# Of the released configuration; it grows with the variant.
+# To b5 of the released configuration. It has none for b6 to b8; here they
+# continue the series.
 _WEIGHT_DECAY = {
   'b0': 5e-5,
   'b1': 6e-5,
@@ -22,6 +23,9 @@ _WEIGHT_DECAY = {
   'b3': 8e-5,
   'b4': 9e-5,
   'b5': 1e-4,
+  'b6': 1.1e-4,
+  'b7': 1.2e-4,
+  'b8': 1.3e-4,
 }
 
 

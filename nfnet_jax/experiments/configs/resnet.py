@@ -8,8 +8,9 @@ Section 4 of arXiv 2102.06171 compares BN, NF and NF with AGC at batch 256 to
 4096 (`--config.batch_size`); the learning rate scales with the batch. AGC is
 off by default; `--config.optimizer.clipping=0.01` turns it on. With small
 batches, such as 4, this is the comparison of arXiv 2101.08692. The authors
-report the accuracies in figures only. 90 epochs, weight decay and the other
-values are those of the released configuration.
+report the accuracies in figures only. `fixup_resnet50` and `skipinit_resnet50`
+are earlier networks without normalisation. 90 epochs, weight decay and the
+other values are those of the released configuration.
 """
 
 from __future__ import annotations

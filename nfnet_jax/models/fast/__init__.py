@@ -1,7 +1,8 @@
 """Fast paths: other ways to compute a network's values.
 
-Each is an option of `nfnet.NFNet`, off by default. Parameters are the same;
-values and gradients differ by rounding and the order of sums.
+Each is an option of `nfnet.NFNet`, off by default; light NFNets have the last.
+Parameters are the same; values and gradients differ by rounding and the order
+of sums.
 
 - `fast_stem` (`stem.py`) computes the stem's convolutions on blocks of pixels
   laid out on the channel axis, so that they fill the 128 lanes of a TPU. It

@@ -15,7 +15,11 @@ from nfnet_jax.models import layers
 
 
 def convolve(
-  x: jax.Array, kernel: jax.Array, stride: int, groups: int
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int,
+  groups: int,
+  symmetric: bool = False,
 ) -> jax.Array:
   """Compute `layers.convolve`.
 
@@ -27,8 +31,8 @@ def convolve(
   if groups > 1:
     parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1))
     return jnp.concatenate(
-      [convolve(*part, stride, groups=1) for part in parts], -1
+      [convolve(*part, stride, 1, symmetric) for part in parts], -1
     )
   if kernel.shape[:2] == (1, 1) and stride == 1:
     return x @ kernel[0, 0]
-  return layers.convolve(x, kernel, stride, groups)
+  return layers.convolve(x, kernel, stride, groups, symmetric)
