@@ -4,8 +4,9 @@
   python experiments/timm_parity/compare.py
 
 Writes random weights of each network in timm's layout, loads the file with timm
-and compares the logits with those of the published forward pass and of
-`timm_forward`. Writes `results.csv` next to this file.
+and compares the logits. Those of the published networks are compared with both
+the published forward pass and `timm_forward`; those of light networks with the
+only one that they have. Writes `results.csv` next to this file.
 """
 
 import argparse
@@ -23,7 +24,9 @@ import nfnet_jax
 from nfnet_jax.weights import network, save
 
 HERE = pathlib.Path(__file__).parent
-VARIANTS = ('f0', 'f1', 'f2', 'f3', 'f4', 'f5', 'f6')
+# Light networks have the same names in timm.
+LIGHT = 'nfnet_l0', *(f'eca_nfnet_l{index}' for index in range(4))
+NETWORKS = *(f'nfnet_f{index}' for index in range(7)), *LIGHT
 
 
 def random_weights(name: str) -> network.Weights:
@@ -39,8 +42,9 @@ def random_weights(name: str) -> network.Weights:
     kind = path[-1].key
     if kind == 'w':
       return np.asarray(leaf)
-    noise = 0.1 * rng.standard_normal(leaf.shape) + 0.5 * (kind == 'skip_gain')
-    return np.asarray(leaf + noise, np.float32)
+    noise = 0.1 * rng.standard_normal(leaf.shape)
+    is_zero_gain = kind.endswith('gain') and not np.any(leaf)
+    return np.asarray(leaf + noise + 0.5 * is_zero_gain, np.float32)
 
   params = jax.tree.map_with_path(draw, params)
   spec = model.spec
@@ -62,14 +66,14 @@ def our_logits(weights: network.Weights, images: np.ndarray) -> np.ndarray:
 
 
 def timm_logits(name: str, path: str, images: np.ndarray) -> np.ndarray:
-  model = timm.create_model(f'dm_{name}', checkpoint_path=path).eval()
+  theirs = name if name in LIGHT else f'dm_{name}'
+  model = timm.create_model(theirs, checkpoint_path=path).eval()
   with torch.no_grad():
     return model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
 
 
-def compare(variant: str, size: int) -> dict[str, str | int]:
+def compare(name: str, size: int) -> dict[str, str | int]:
   """Compare the logits of two images of noise."""
-  name = f'nfnet_{variant}'
   weights = random_weights(name)
   shape = (2, size, size, 3)
   images = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
@@ -77,31 +81,38 @@ def compare(variant: str, size: int) -> dict[str, str | int]:
     path = f'{folder}/{name}.safetensors'
     save.save_weights(path, weights, layout='timm')
     theirs = timm_logits(name, path, images)
-  with_timm_forward = dataclasses.replace(
-    weights, options={'timm_forward': True}
-  )
-  difference = lambda w: float(np.abs(our_logits(w, images) - theirs).max())
+  as_timm, published = weights, ''
+  if name not in LIGHT:
+    as_timm = dataclasses.replace(weights, options={'timm_forward': True})
+    published = f'{difference(weights, images, theirs):.2e}'
   return {
     'network': name,
     'pixels': size,
     'largest_logit': f'{np.abs(theirs).max():.3f}',
-    'difference_timm_forward': f'{difference(with_timm_forward):.2e}',
-    'difference_published_forward': f'{difference(weights):.2e}',
+    'difference_timm_forward': f'{difference(as_timm, images, theirs):.2e}',
+    'difference_published_forward': published,
   }
+
+
+def difference(
+  weights: network.Weights, images: np.ndarray, theirs: np.ndarray
+) -> float:
+  """Return the largest difference between our logits and timm's."""
+  return float(np.abs(our_logits(weights, images) - theirs).max())
 
 
 def main() -> None:
   parser = argparse.ArgumentParser()
-  parser.add_argument('--variants', nargs='+', default=VARIANTS)
+  parser.add_argument('--networks', nargs='+', default=NETWORKS)
   # SAME padding differs between even and odd sizes.
   parser.add_argument('--sizes', nargs='+', type=int, default=[192, 225])
   parser.add_argument('--out', type=pathlib.Path, default=HERE / 'results.csv')
   options = parser.parse_args()
   print(f'timm {timm.__version__}, torch {torch.__version__}')
   rows = []
-  for variant in options.variants:
+  for name in options.networks:
     for size in options.sizes:
-      rows.append(compare(variant, size))
+      rows.append(compare(name, size))
       print(rows[-1], flush=True)
   with options.out.open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0], lineterminator='\n')

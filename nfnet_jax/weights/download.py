@@ -24,6 +24,13 @@ PUBLISHED_MD5 = {
   'nfnet_f5': '8639e925de951030651ac775b9f915c3',
   'nfnet_f6': 'b16cca40ac1ecec2bd5e3273866da0c1',
 }
+# Model -> its repository on the Hugging Face hub.
+PUBLISHED_HUB = {
+  'nfnet_l0': 'hf:timm/nfnet_l0.ra2_in1k',
+  'eca_nfnet_l0': 'hf:timm/eca_nfnet_l0.ra2_in1k',
+  'eca_nfnet_l1': 'hf:timm/eca_nfnet_l1.ra2_in1k',
+  'eca_nfnet_l2': 'hf:timm/eca_nfnet_l2.ra3_in1k',
+}
 _HUB = re.compile(
   r'hf:(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<at>.+))?'
 )
@@ -52,9 +59,9 @@ def locate(name: str | os.PathLike) -> epath.Path:
 
   Args:
     name: a path, which is returned as it is; the name of a model whose weights
-      are published, such as 'nfnet_f0' or 'F0'; an address, https://...; or a
-      file of the Hugging Face hub, hf:OWNER/REPO[/FILE][@REVISION], by default
-      its model.safetensors.
+      are published, such as 'nfnet_f0', 'F0' or 'eca_nfnet_l0'; an address,
+      https://...; or a file of the Hugging Face hub,
+      hf:OWNER/REPO[/FILE][@REVISION], by default its model.safetensors.
 
   Raises:
     ValueError: if they cannot be fetched; one line with the reason.
@@ -62,9 +69,9 @@ def locate(name: str | os.PathLike) -> epath.Path:
   text = str(name)
   if not is_remote(text):
     return epath.Path(name)
-  if text.startswith('hf:'):
-    return epath.Path(_from_hub(text))
   model = _published(text)
+  if text.startswith('hf:') or model in PUBLISHED_HUB:
+    return epath.Path(_from_hub(PUBLISHED_HUB.get(model or '', text)))
   url = PUBLISHED_URL.format(model[-2:].upper()) if model else text
   for known, md5 in PUBLISHED_MD5.items():
     if url == PUBLISHED_URL.format(known[-2:].upper()):
@@ -74,9 +81,10 @@ def locate(name: str | os.PathLike) -> epath.Path:
 
 def _published(name: str) -> str | None:
   """Return the model whose published weights a name means."""
-  model = name.lower()
-  model = model if model.startswith('nfnet_') else f'nfnet_{model}'
-  return model if model in PUBLISHED_MD5 else None
+  for model in (name.lower(), f'nfnet_{name.lower()}'):
+    if model in PUBLISHED_MD5 or model in PUBLISHED_HUB:
+      return model
+  return None
 
 
 def _from_address(url: str, checksum: str | None) -> str:

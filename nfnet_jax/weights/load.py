@@ -48,14 +48,16 @@ def load_weights(path: str | os.PathLike) -> network.Weights:
   """Load a trained network from a file or folder; its kind is detected.
 
   Known are the published files (pickles, with any ending), safetensors of
-  timm's `dm_nfnet_*`, `.npz` and safetensors of this project, and the folder of
-  a run or of one of its checkpoints, of which the EMA weights are taken.
-  Pickles are read without running code: they can only yield plain arrays.
+  timm's `dm_nfnet_*` and light NFNets, `.npz` and safetensors of this project,
+  and the folder of a run or of one of its checkpoints, of which the EMA weights
+  are taken. Pickles are read without running code: they can only yield plain
+  arrays.
 
   Args:
     path: local, or in a bucket. Or what is fetched once into a cache: the name
-      of a model whose weights are published, such as 'nfnet_f0' or 'F0', an
-      address, https://..., or hf:OWNER/REPO on the Hugging Face hub.
+      of a model whose weights are published, such as 'nfnet_f0', 'F0' or
+      'eca_nfnet_l0', an address, https://..., or hf:OWNER/REPO on the Hugging
+      Face hub.
 
   Raises:
     network.WeightsError: if they cannot be used; the message names the path and

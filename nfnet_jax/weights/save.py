@@ -8,7 +8,7 @@ from etils import epath
 import numpy as np
 
 from nfnet_jax import trees as trees_lib
-from nfnet_jax.models import nfnet, registry
+from nfnet_jax.models import registry
 from nfnet_jax.storage import files
 from nfnet_jax.weights import arrays as arrays_lib
 from nfnet_jax.weights import load, network, timm
@@ -30,7 +30,7 @@ def save_weights(
     weights: all fields of it are written.
     layout: 'haiku' for the published names and layouts, under `params/` and
       `state/`; 'timm' for those of `timm.create_model('dm_nfnet_f0')`, which
-      exist for NFNets only.
+      exist for NFNets and light NFNets only.
 
   Raises:
     ValueError: if the ending or the layout is unknown, or timm does not have
@@ -50,11 +50,11 @@ def save_weights(
 def _arrays(weights: network.Weights, layout: str) -> dict[str, np.ndarray]:
   if layout == 'timm':
     spec = registry.get_model_spec(weights.model)
-    if spec.family is not nfnet.NFNet:
+    if spec.family not in timm.FAMILIES:
       raise ValueError(
         f"timm's layout is that of NFNets; '{weights.model}' has none."
       )
-    depth = nfnet.VARIANTS[spec.variant].depth
+    depth = spec.family.variants[spec.variant].depth
     return timm.to_timm(weights.params, depth)
   if layout != 'haiku':
     raise ValueError(f"Unknown layout '{layout}'; known: {', '.join(LAYOUTS)}.")

@@ -1,10 +1,13 @@
 """NFNets are converted to timm's names and layouts, and back."""
 
+import json
+
 import numpy as np
 import pytest
 
-from nfnet_jax.models import nfnet
+from nfnet_jax.models import nfnet, registry
 from nfnet_jax.weights import identify, load, network, timm
+from tests.models import regenerate
 from tests.weights import trees
 
 F0 = nfnet.VARIANTS['f0'].depth
@@ -88,6 +91,25 @@ def test_names_and_layouts_of_f0():
   assert identify.identify(params, {}) == ('nfnet_f0', 1000)
   assert len(params) == 94  # As many modules as the published file has.
   assert shapes(timm.to_timm(params, F0)) == SHAPES['nfnet_f0']
+
+
+@pytest.mark.parametrize('name', ['nfnet_l0', 'eca_nfnet_l0'])
+def test_names_and_layouts_of_light_networks(name):
+  path = regenerate.GOLDEN / f'timm_{name}_names.json'
+  golden = {k: tuple(v) for k, v in json.loads(path.read_text()).items()}
+  arrays = {
+    key: np.broadcast_to(np.float32(0), shape) for key, shape in golden.items()
+  }
+  params = timm.from_timm(arrays)
+  assert identify.identify(params, {}) == (name, 1000)
+  depth = registry.get_model_spec(name).family.variants[name].depth
+  assert shapes(timm.to_timm(params, depth)) == golden
+
+
+def test_round_trip_of_a_light_network_is_exact():
+  params = trees.filled('eca_nfnet_pico')[0]
+  depth = (1, 1, 1, 1)
+  trees.assert_equal(timm.from_timm(timm.to_timm(params, depth)), params)
 
 
 def test_round_trip_is_exact(pico, pico_of_timm):
@@ -188,6 +210,7 @@ def test_surplus_names_are_refused(pico_of_timm, surplus):
     ('stem.conv1.weight', (3,)),
     ('stages.0.0.attn_last.fc1.weight', (8, 16, 3, 3)),
     ('stages.0.0.skipinit_gain', (2,)),
+    ('stages.0.0.attn_last.conv.weight', (2, 1, 3)),
     ('head.fc.weight', ()),
   ],
 )
