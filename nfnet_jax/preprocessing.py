@@ -101,6 +101,11 @@ class Augmentation:
     partners: 'fresh' mixes each image with another one that is read only for
       this purpose, so that two are decoded per example, as published;
       'in_batch' mixes neighbours with each other and decodes one per example.
+    multiplicity: examples that each image gives in a batch. They are cropped,
+      mixed and augmented independently, from an image that is decoded once, and
+      never mixed with each other.
+    augment: 'randaugment', or 'autoaugment' for a random one of the 25
+      sub-policies of AutoAugment (policy v0) in its place.
     randaugment_layers: operations of RandAugment; 0 for none.
     randaugment_magnitude: strength of RandAugment.
 
@@ -108,7 +113,7 @@ class Augmentation:
     >>> Augmentation(flip=True, mixup=True).describe()
     'whole crop, flip, MixUp (fresh)'
 
-  Source: arXiv 2102.06171, appendix A.3.
+  Source: arXiv 2102.06171, appendix A.3; multiplicity: arXiv 2105.13343.
   """
 
   crop: str = option(
@@ -121,12 +126,25 @@ class Augmentation:
   partners: str = option(
     'fresh', 'What images are mixed with.', choices=('fresh', 'in_batch')
   )
+  multiplicity: int = option(
+    1, 'Examples per batch that each image gives.', interval='[1, inf)'
+  )
+  augment: str = option(
+    'randaugment',
+    'Operations on mixed images; AutoAugment has no further settings.',
+    choices=('randaugment', 'autoaugment'),
+  )
   randaugment_layers: int = option(
     0, 'Operations of RandAugment per image.', interval='[0, inf)'
   )
   randaugment_magnitude: int = option(
     0, 'Magnitude of RandAugment.', interval='[0, 30]'
   )
+
+  @property
+  def makes_uint8(self) -> bool:
+    """Whether operations follow that make uint8 pixels."""
+    return self.augment == 'autoaugment' or bool(self.randaugment_layers)
 
   @property
   def mixes(self) -> bool:
@@ -141,6 +159,11 @@ class Augmentation:
   @property
   def examples_per_group(self) -> int:
     """Number of examples made from a group of records."""
+    return self.multiplicity * self.examples_per_copy
+
+  @property
+  def examples_per_copy(self) -> int:
+    """Number of examples made at once from a group's images."""
     return 2 if self.mixes and self.partners == 'in_batch' else 1
 
   def describe(self) -> str:
@@ -151,11 +174,15 @@ class Augmentation:
       for name, is_used in (('MixUp', self.mixup), ('CutMix', self.cutmix))
       if is_used
     )
+    operations = f'RandAugment {layers} x {magnitude}' if layers else ''
+    if self.augment == 'autoaugment':
+      operations = 'AutoAugment'
     parts = [
       f'{self.crop} crop',
       'flip' if self.flip else '',
       f'shift {self.shift} px' if self.shift else '',
       f'{mixing} ({self.partners})' if mixing else '',
-      f'RandAugment {layers} x {magnitude}' if layers else '',
+      operations,
+      f'each image {self.multiplicity} times' if self.multiplicity > 1 else '',
     ]
     return ', '.join(filter(None, parts))

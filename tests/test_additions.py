@@ -100,7 +100,7 @@ AUGMENTATION = {
   ],
   'data/examples.py': [
     (
-      '    image = preprocess.resize(image, size)\n',
+      '    image = preprocess.resize(image, self._size)\n',
       '    if augmentation.grey:\n'
       '      image = tf.image.rgb_to_grayscale(image)\n'
       '      image = tf.image.grayscale_to_rgb(image)\n',

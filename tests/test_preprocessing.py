@@ -34,9 +34,17 @@ def test_invalid_values(options, message):
     ),
     (
       preprocessing.Augmentation(
-        'distorted', True, 0, True, True, 'fresh', 4, 5
+        crop='distorted',
+        mixup=True,
+        cutmix=True,
+        randaugment_layers=4,
+        randaugment_magnitude=5,
       ),
-      'distorted crop, flip, MixUp and CutMix (fresh), RandAugment 4 x 5',
+      'distorted crop, MixUp and CutMix (fresh), RandAugment 4 x 5',
+    ),
+    (
+      preprocessing.Augmentation(augment='autoaugment', multiplicity=4),
+      'whole crop, AutoAugment, each image 4 times',
     ),
   ],
 )

@@ -141,7 +141,7 @@ def _workload(
     if path != fast_paths.SHARD_UPDATE or layout.sharded
   ]
   titles = {name: path.title for name, path in fast_paths.FAST_PATHS.items()}
-  mixes = data.mixup or data.cutmix
+  augmentation = experiment.augmentation
   return workload_lib.Workload(
     config=name,
     model=config.model.name,
@@ -150,7 +150,7 @@ def _workload(
     batch=config.batch_size,
     steps=experiment.cadence.total,
     examples=get_dataset(config).examples,
-    decoded=2 if mixes and data.partners == 'fresh' else 1,
+    decoded=augmentation.records_per_group / augmentation.examples_per_group,
     macs=complexity.count_image_macs(
       experiment.plain_model, state.params, state.model_state, data.image_size
     ),
@@ -202,8 +202,8 @@ def _accept(
     The batch per device, and the `data.shards` to set with it; None if the
     config leads to a valid number.
   """
-  if experiment.config.data.partners == 'in_batch':
-    batch -= batch % 2  # The examples of a shard are mixed in pairs.
+  # A shard holds all examples of a group.
+  batch -= batch % experiment.augmentation.examples_per_group
   if not batch:
     return 0, None
   config = config.copy_and_resolve_references()

@@ -198,7 +198,7 @@ class Experiment:
     labels = 2 if data.mixup or data.cutmix else 1
     block = self._block
     side = data.image_size // block
-    pixels = jnp.uint8 if data.randaugment_layers else jnp.float32
+    pixels = jnp.uint8 if self.augmentation.makes_uint8 else jnp.float32
     shape = jax.ShapeDtypeStruct
     return {
       'image': shape((count, side, side, 3 * block**2), pixels),

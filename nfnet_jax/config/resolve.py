@@ -13,8 +13,8 @@ import re
 
 import ml_collections
 
-from nfnet_jax import errors
-from nfnet_jax.config import fast_paths
+from nfnet_jax import errors, preprocessing
+from nfnet_jax.config import base, fast_paths
 from nfnet_jax.models import registry
 from nfnet_jax.optim import clipping
 from nfnet_jax.storage import files
@@ -102,9 +102,15 @@ def _resolve_data(
   if not data.randaugment_magnitude:  # The model has no published one.
     data.randaugment_layers = 0
   if data.shards is None:
+    augmentation = base.read_fields(preprocessing.Augmentation, data)
+    group = max(augmentation.examples_per_group, 1)
     # At least four examples each, for both kinds of mixing; a power of two.
-    largest = 1 << max(config.batch_size // 4, 1).bit_length() - 1
-    data.shards = min(math.gcd(config.batch_size, _MAX_SHARDS), largest)
+    largest = config.batch_size // max(group, 4)
+    largest = 1 << max(largest, 1).bit_length() - 1
+    groups, rest = divmod(config.batch_size, group)
+    # With a rest, validation says what the batch must be a multiple of.
+    shared = math.gcd(config.batch_size if rest else groups, _MAX_SHARDS)
+    data.shards = min(shared, largest)
 
 
 def _resolve_step(

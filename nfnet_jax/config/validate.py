@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from nfnet_jax import errors
+from nfnet_jax import errors, preprocessing
 from nfnet_jax.config import base, durations, fast_paths
 from nfnet_jax.models import layers, registry
 
@@ -185,11 +185,13 @@ def _check_fast_paths(
 def _check_layout(config: ml_collections.ConfigDict, devices: int) -> None:
   shards = config.data.shards
   check_divides('data.shards', shards, 'the number of devices', devices)
-  check_divides('batch_size', config.batch_size, 'data.shards', shards)
-  mixes = config.data.mixup or config.data.cutmix
-  if mixes and config.data.partners == 'in_batch':
-    twice = 'twice data.shards'
-    check_divides('batch_size', config.batch_size, twice, 2 * shards)
+  augmentation = base.read_fields(preprocessing.Augmentation, config.data)
+  count, name = augmentation.examples_per_group, 'data.shards'
+  if augmentation.examples_per_copy > 1:
+    name = f'twice {name}'
+  if augmentation.multiplicity > 1:
+    name = f'{name} times data.multiplicity'
+  check_divides('batch_size', config.batch_size, name, count * shards)
 
 
 def _check_microbatches(
@@ -285,9 +287,11 @@ def check_run(
     errors.InputError: if a batch is larger than an epoch, or the warm-up is
       longer than the run.
   """
-  if config.batch_size > units.examples:
-    shards = config.data.shards
-    largest = int(units.examples) // shards * shards
+  copies = config.data.multiplicity
+  if config.batch_size // copies > units.examples:
+    augmentation = base.read_fields(preprocessing.Augmentation, config.data)
+    images = config.data.shards * augmentation.examples_per_copy
+    largest = int(units.examples) // images * images * copies
     raise errors.InputError(
       f'batch_size {config.batch_size} is more than the {units.examples} '
       f"images of data.train_split '{config.data.train_split}'. Use "

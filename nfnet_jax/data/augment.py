@@ -12,15 +12,14 @@ appendix A.3, and the behaviour of the released pipeline, quirks included:
 - Contrast blends with a constant that depends on the image's size, not on its
   mean.
 
-A layer's operation is chosen before anything is computed, and images stay
-uint8. Measured in tf.data, a table lookup and `tf.where` of two images cost
-several times as much as a few vectorised arithmetic operations, and `tf.gather`
-twice as much as `tf.gather_nd`.
+Images stay uint8. Measured in tf.data, a table lookup and `tf.where` of two
+images cost several times as much as a few vectorised arithmetic operations, and
+`tf.gather` twice as much as `tf.gather_nd`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import math
 
@@ -51,50 +50,20 @@ OPERATIONS = (
 )
 
 
-class RandAugment:
-  """Random operations, one per layer, on a uint8 image `[size, size, 3]`.
+class Operations:
+  """The operations of one magnitude, on a uint8 image `[size, size, 3]`.
 
   Args:
     size: height and width in pixels.
-    layers: number of operations.
-    magnitude: strength of all operations, 0 to 30; published are 5, 10 and 15.
-
-  Examples:
-    >>> augment = RandAugment(size=32, layers=4, magnitude=5)
-    >>> image = tf.zeros((32, 32, 3), tf.uint8)
-    >>> augment(image, seed=tf.constant([0, 1])).shape
-    TensorShape([32, 32, 3])
+    magnitude: strength of all operations, 0 to 30.
+    translation: pixels that a unit of magnitude translates by.
   """
 
-  def __init__(self, size: int, layers: int, magnitude: int):
-    self._size = size
-    self._layers = layers
+  def __init__(self, size: int, magnitude: int, translation: int = 10):
     self._magnitude = magnitude
     self._factor = magnitude / 10 * 1.8 + 0.1
+    self._shift = translation * magnitude
     self._sources = _source_pixels(size, magnitude)
-    # Not inlined: the nodes of a branch cost time even if it is not taken.
-    self._branches = [
-      tf.function(
-        functools.partial(self.apply, name),
-        autograph=False,
-        experimental_attributes={'_noinline': True},
-      )
-      for name in OPERATIONS
-    ]
-
-  def __call__(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Augment an image; the result is a function of `seed` (two integers)."""
-    draws = tf.random.stateless_uniform([self._layers, 4], seed)
-    for draw in tf.unstack(draws):
-      image = tf.switch_case(
-        tf.cast(draw[0] * len(OPERATIONS), tf.int32),
-        [
-          functools.partial(branch, image, draw[1:])
-          for branch in self._branches
-        ],
-      )
-      image.set_shape([self._size, self._size, _CHANNELS])
-    return image
 
   def apply(self, name: str, image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     """Apply one operation.
@@ -119,12 +88,12 @@ class RandAugment:
       'Sharpness': lambda: _sharpness(image, factor),
       'ShearX': lambda: self._move('ShearX', image, draw),
       'ShearY': lambda: self._move('ShearY', image, draw),
-      'TranslateX': lambda: _translate(image, signed(10 * magnitude), axis=1),
-      'TranslateY': lambda: _translate(image, signed(10 * magnitude), axis=0),
+      'TranslateX': lambda: _translate(image, signed(self._shift), axis=1),
+      'TranslateY': lambda: _translate(image, signed(self._shift), axis=0),
       'Cutout': lambda: _cutout(image, 4 * magnitude, draw[1:]),
       'SolarizeAdd': lambda: _solarize_add(image, int(11 * magnitude)),
     }
-    # A blend with factor 1 is exactly the image itself.
+    # Blending with factor 1 gives exactly the image.
     if factor == 1 and name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
       return tf.identity(image)
     return operations[name]()
@@ -139,12 +108,63 @@ class RandAugment:
     return tf.reshape(moved, image.shape)
 
 
+class RandAugment:
+  """Random operations, one per layer, on a uint8 image `[size, size, 3]`.
+
+  Args:
+    size: height and width in pixels.
+    layers: number of operations.
+    magnitude: strength of all operations, 0 to 30; published are 5, 10 and 15.
+
+  Examples:
+    >>> augment = RandAugment(size=32, layers=4, magnitude=5)
+    >>> image = tf.zeros((32, 32, 3), tf.uint8)
+    >>> augment(image, seed=tf.constant([0, 1])).shape
+    TensorShape([32, 32, 3])
+  """
+
+  def __init__(self, size: int, layers: int, magnitude: int):
+    self._layers = layers
+    operations = Operations(size, magnitude)
+    self._branches = [
+      as_branch(functools.partial(operations.apply, name))
+      for name in OPERATIONS
+    ]
+
+  def __call__(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Augment an image; the result is a function of `seed` (two integers)."""
+    draws = tf.random.stateless_uniform([self._layers, 4], seed)
+    for draw in tf.unstack(draws):
+      image = apply_one(self._branches, draw[0], image, draw[1:])
+    return image
+
+
+def as_branch(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+  """Return a function that graphs do not inline: its nodes would cost time."""
+  return tf.function(
+    function, autograph=False, experimental_attributes={'_noinline': True}
+  )
+
+
+def apply_one(
+  branches: Sequence[Callable[..., tf.Tensor]],
+  draw: tf.Tensor,
+  image: tf.Tensor,
+  *args: tf.Tensor,
+) -> tf.Tensor:
+  """Apply the branch that a number in [0, 1) chooses to a uint8 image."""
+  augmented = tf.switch_case(
+    tf.cast(draw * len(branches), tf.int32),
+    [functools.partial(branch, image, *args) for branch in branches],
+  )
+  return tf.ensure_shape(augmented, image.shape)
+
+
 def _source_pixels(size: int, magnitude: int) -> dict[str, np.ndarray]:
   """Return each pixel's source by operation, for both signs: `[2, size^2]`.
 
-  The int32 indices depend only on size and magnitude, so TensorFlow's
-  projective transform (nearest neighbour) is applied once, to an image of
-  indices.
+  TensorFlow's projective transform (nearest neighbour) is applied once, to an
+  image of indices.
   """
   angle, shear = math.radians(3 * magnitude), 0.03 * magnitude
   transforms = {

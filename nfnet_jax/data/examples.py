@@ -8,7 +8,14 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nfnet_jax import preprocessing
-from nfnet_jax.data import augment, faults, mix, preprocess, sources
+from nfnet_jax.data import (
+  augment,
+  autoaugment,
+  faults,
+  mix,
+  preprocess,
+  sources,
+)
 
 # Random draws of an example, by purpose.
 _SHIFT, _FLIP, _CROP, _MIX, _AUGMENT = range(5)
@@ -20,7 +27,7 @@ class Decoded(NamedTuple):
   """A decoded and cropped record.
 
   Attributes:
-    image: float32 `[S, S, 3]`.
+    image: float32 `[S, S, 3]`, or uint8 `[H, W, 3]` before it is cropped.
     label: an int32 scalar.
     is_usable: a bool scalar; False if the record could not be decoded or its
       label is not a class of the dataset.
@@ -65,15 +72,9 @@ class TrainTransform:
     self._groups = groups
     self._first_position = first_position
     self._block = block
-    self._rand_augment = (
-      augment.RandAugment(
-        image_size,
-        augmentation.randaugment_layers,
-        augmentation.randaugment_magnitude,
-      )
-      if augmentation.randaugment_layers
-      else None
-    )
+    # Examples of a shard's batch that lie between two copies of an image.
+    self._stride = per_shard // augmentation.multiplicity
+    self._augment = _operations(augmentation, image_size)
 
   def __call__(
     self,
@@ -90,53 +91,116 @@ class TrainTransform:
         raising an error.
 
     Returns:
-      `image`, `label`, `weight` and `position` with a leading axis
-      `[examples_per_group]`; `id` and `usable`, both `[records_per_group]`.
+      `image`, `label`, `weight` and `position` with leading axes
+      `[multiplicity, examples_per_copy]`; `id` and `usable`, both
+      `[records_per_group]`.
     """
     ids, raw = numbered_records
-    decode: Callable = self._decode
+    step, position = group // self._groups, self._first_of(group)
+    if self._augmentation.multiplicity == 1:
+      decode, otherwise = self._decode_and_crop, unusable(self._size)
+    else:
+      decode, otherwise = self._decode, unusable(1, tf.uint8)
     if skip_errors:
-      decode = faults.with_fallback(decode, unusable(self._size))
-    count = self._augmentation.examples_per_group
-    position = self._first_position + group % self._groups * count
-    step = group // self._groups
+      decode = faults.with_fallback(decode, otherwise)
     decoded = [
       decode(raw[i], self._seed(step, position, i * _NEXT_IMAGE))
       for i in range(self._augmentation.records_per_group)
     ]
-    # The second example of a group mixes the same images in the other order.
-    examples = [
-      self._example(decoded[i:] + decoded[:i], step, position + i)
-      for i in range(count)
-    ]
-    stacked = tf.nest.map_structure(lambda *x: tf.stack(x), *examples)
+    if self._augmentation.multiplicity == 1:
+      examples = self._examples(decoded, step, position)
+      examples = tf.nest.map_structure(lambda x: x[None], examples)
+    else:
+      examples = self._copies(decoded, step, position)
     usable = tf.stack([record.is_usable for record in decoded])
-    return {**stacked, 'id': ids, 'usable': usable}
+    return {**examples, 'id': ids, 'usable': usable}
+
+  def _first_of(self, group: tf.Tensor) -> tf.Tensor:
+    """Return the position in the global batch of a group's first example.
+
+    The first copies of all images of a shard come first, then the second ones,
+    and so on. With MixUp and CutMix, an image gets both.
+    """
+    index = group % self._groups
+    per_shard = self._stride // self._augmentation.examples_per_copy
+    shard, place = index // per_shard, index % per_shard
+    first = self._first_position + shard * self._per_shard
+    return first + place * self._augmentation.examples_per_copy
+
+  def _copies(
+    self, decoded: list[Decoded], step: tf.Tensor, first: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    """Crop, mix and augment decoded images `multiplicity` times."""
+
+    def copy(index: tf.Tensor) -> dict[str, tf.Tensor]:
+      position = first + index * self._stride
+      cropped = []
+      for i, record in enumerate(decoded):
+        seed = self._seed(step, position, i * _NEXT_IMAGE)
+        image = record.image
+        if self._augmentation.crop == 'distorted':
+          image = preprocess.cut(image, self._window(tf.shape(image), seed))
+        cropped.append(record._replace(image=self._finish(image, seed)))
+      return self._examples(cropped, step, position)
+
+    indices = tf.range(self._augmentation.multiplicity, dtype=tf.int64)
+    return tf.map_fn(copy, indices, fn_output_signature=self._dtypes())
+
+  def _dtypes(self) -> dict[str, tf.DType]:
+    """Return the dtypes of examples."""
+    return {
+      'image': tf.uint8 if self._augment else tf.float32,
+      'label': tf.int32,
+      'weight': tf.float32,
+      'position': tf.int32,
+    }
 
   def _seed(self, step: tf.Tensor, position: tf.Tensor, draw: int) -> tf.Tensor:
     return tf.stack([self._root * 2**32 + step, position * 2**8 + draw])
 
   def _decode(self, record: tf.Tensor, seed: tf.Tensor) -> Decoded:
-    """Decode, crop, flip, resize and shift a raw record."""
-    augmentation, size = self._augmentation, self._size
+    """Decode a raw record to the whole image."""
     encoded, label = self._source.parse(record)
-    if augmentation.crop == 'distorted':
+    image = preprocess.decode(encoded)
+    return Decoded(image, label, is_in_range(label, self._source))
+
+  def _decode_and_crop(self, record: tf.Tensor, seed: tf.Tensor) -> Decoded:
+    """Decode only what is cropped, and finish the crop."""
+    encoded, label = self._source.parse(record)
+    if self._augmentation.crop == 'distorted':
       image = preprocess.decode_window(
-        encoded,
-        lambda shape: preprocess.distorted_window(
-          shape, size, _salt(seed, _CROP)
-        ),
+        encoded, lambda shape: self._window(shape, seed)
       )
     else:
       image = preprocess.decode(encoded)
+    image = self._finish(image, seed)
+    return Decoded(image, label, is_in_range(label, self._source))
+
+  def _window(self, shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return preprocess.distorted_window(shape, self._size, _salt(seed, _CROP))
+
+  def _finish(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Flip, resize and shift a crop."""
+    augmentation = self._augmentation
     if augmentation.flip:
       image = preprocess.random_flip(image, _salt(seed, _FLIP))
-    image = preprocess.resize(image, size)
+    image = preprocess.resize(image, self._size)
     if augmentation.shift:
       image = preprocess.random_shift(
         image, augmentation.shift, _salt(seed, _SHIFT)
       )
-    return Decoded(image, label, is_in_range(label, self._source))
+    return image
+
+  def _examples(
+    self, decoded: list[Decoded], step: tf.Tensor, position: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    """Return the examples of images, with a leading axis."""
+    # The second example mixes the same images in the other order.
+    examples = [
+      self._example(decoded[i:] + decoded[:i], step, position + i)
+      for i in range(self._augmentation.examples_per_copy)
+    ]
+    return tf.nest.map_structure(lambda *x: tf.stack(x), *examples)
 
   def _example(
     self, decoded: list[Decoded], step: tf.Tensor, position: tf.Tensor
@@ -149,9 +213,9 @@ class TrainTransform:
     else:
       ((image, label, is_usable),) = decoded
       labels, weights = label[None], tf.cast(is_usable, tf.float32)[None]
-    if self._rand_augment:
+    if self._augment:
       seed = self._seed(step, position, _AUGMENT)
-      image = self._rand_augment(mix.to_uint8(image), seed)
+      image = self._augment(mix.to_uint8(image), seed)
     if self._block > 1:
       image = tf.nn.space_to_depth(image[None], self._block)[0]
     return {
@@ -181,9 +245,23 @@ class TrainTransform:
     return image, tf.stack([first.label, second.label]), weights
 
 
-def unusable(size: int) -> Decoded:
+def _operations(
+  augmentation: preprocessing.Augmentation, size: int
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
+  """Return the operations on uint8 images that follow mixing, if any."""
+  if augmentation.augment == 'autoaugment':
+    return autoaugment.AutoAugment(size)
+  if augmentation.randaugment_layers:
+    return augment.RandAugment(
+      size, augmentation.randaugment_layers, augmentation.randaugment_magnitude
+    )
+  return None
+
+
+def unusable(size: int, dtype: tf.DType = tf.float32) -> Decoded:
   """Return the placeholder of a record that cannot be used."""
-  return Decoded(tf.zeros([size, size, 3]), tf.constant(0), tf.constant(False))
+  image = tf.zeros([size, size, 3], dtype)
+  return Decoded(image, tf.constant(0), tf.constant(False))
 
 
 def is_in_range(label: tf.Tensor, source: sources.Source) -> tf.Tensor:

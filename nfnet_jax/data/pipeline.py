@@ -31,8 +31,8 @@ class TrainSpec:
   Attributes:
     source: dataset of the records.
     split: TFDS split.
-    batch_size: size of the global batch: a multiple of `shards`, or of
-      `2 * shards` if images are mixed with neighbours in the batch.
+    batch_size: size of the global batch, a multiple of `shards` times
+      `augmentation.examples_per_group`.
     image_size: height and width of the images in pixels.
     shards: data shards of the run, a multiple of the number of processes.
     seed: root of the order and of the augmentation.
@@ -81,11 +81,11 @@ def train_batches(
     log_fn: logs a line for each bad record that is skipped.
 
   Yields:
-    `image [n, S, S, 3]` in pixel units, uint8 after RandAugment and float32
-    without it, or in blocks `[n, S / block, S / block, 3 block^2]`; `label [n,
-    K]` int32 and `weight [n, K]` float32, whose rows sum to 1 (to 0 where no
-    record was usable), with K = 2 for mixed images and K = 1 otherwise;
-    `position [n]` int32 in the global batch; the scalar `step`.
+    `image [n, S, S, 3]` in pixel units, uint8 after RandAugment or AutoAugment
+    and float32 without them, or in blocks `[n, S / block, S / block, 3
+    block^2]`; `label [n, K]` int32 and `weight [n, K]` float32, whose rows sum
+    to 1 (to 0 where no record was usable), with K = 2 for mixed images and K =
+    1 otherwise; `position [n]` int32 in the global batch; the scalar `step`.
 
   Raises:
     faults.BadDataError: naming the record or file that cannot be used.
@@ -114,7 +114,7 @@ def train_batches(
       .enumerate(step * groups)
       .map(functools.partial(transform, skip_errors=skip_errors), CALLS)
       .batch(groups, drop_remainder=True)
-      .map(_merge_groups)
+      .map(functools.partial(_merge_groups, shards=len(shards)))
       .prefetch(2)
       .with_options(_options())
     )
@@ -159,12 +159,32 @@ def _raw_records(
   )
 
 
-def _merge_groups(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  """Map `[groups, examples, ...]` to `[groups x examples, ...]`."""
-  return {
-    name: tf.reshape(value, [-1, *value.shape[2:]])
-    for name, value in batch.items()
-  }
+def _merge_groups(
+  batch: dict[str, tf.Tensor], shards: int
+) -> dict[str, tf.Tensor]:
+  """Merge groups to a batch, of which each shard has a part.
+
+  Args:
+    batch: `[groups, copies, examples, ...]`, but `[groups, records]` for the
+      ids of records and whether they are usable.
+    shards: number of shards whose groups these are, one shard after another.
+
+  Returns:
+    `[shards x copies x groups of a shard x examples, ...]`, and `[groups x
+    records]`.
+  """
+  merged = {}
+  for name, value in batch.items():
+    if name in ('id', 'usable'):
+      merged[name] = tf.reshape(value, [-1])
+      continue
+    copies, *rest = value.shape[1:]
+    if copies > 1:
+      value = tf.reshape(value, [shards, -1, copies, *rest])
+      others = range(3, 3 + len(rest))
+      value = tf.transpose(value, [0, 2, 1, *others])
+    merged[name] = tf.reshape(value, [-1, *rest[1:]])
+  return merged
 
 
 def eval_batches(

@@ -45,7 +45,7 @@ def decode_window(
 
   def other():
     image = decode(encoded)
-    return _cut(image, choose(tf.shape(image)))
+    return cut(image, choose(tf.shape(image)))
 
   image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
   image.set_shape([None, None, 3])
@@ -131,7 +131,7 @@ def crop(
   """
   if preprocessing.crop == 'centre':
     size, margin = preprocessing.size, preprocessing.margin
-    image = _cut(image, centre_window(tf.shape(image), size, margin))
+    image = cut(image, centre_window(tf.shape(image), size, margin))
   return _resize_for_evaluation(image, preprocessing)
 
 
@@ -147,7 +147,8 @@ def _resize_for_evaluation(
   return resized[start : start + size, start : start + size]
 
 
-def _cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+def cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+  """Return a window of `[H, W, C]`."""
   y, x, height, width = tf.unstack(window)
   return image[y : y + height, x : x + width]
 

@@ -139,6 +139,7 @@ class Plan:
       # The devices of a chip are summed first, so a chip sends this once.
       'collective_ms_by_bandwidth': 1e3 * sent / self.pod.generation.links,
       'unknown_loops': schedule.unknown_loops,
+      'not_estimated': schedule.not_estimated,
       'cycles': {
         each.name: {'forward': each.forward, 'backward': each.backward}
         for each in schedule.categories

@@ -128,7 +128,7 @@ def _schedule_lines(plan: estimate.Plan, row: dict[str, Any]) -> list[str]:
   epoch = row['epoch_minutes']
   return [
     f'data         {row["decoded_per_second_and_host"]:,.0f} decoded images/s '
-    f'per host ({plan.workload.decoded} per training image)',
+    f'per host ({plan.workload.decoded:g} per training image)',
     'schedule     '
     + ('' if epoch is None else f'{epoch:.2f} minutes per epoch, ')
     + f'{row["total_steps"]:,} steps in {row["total_hours"]:,.1f} hours, '
@@ -146,6 +146,11 @@ def _kind(plan: estimate.Plan, row: dict[str, Any]) -> str:
     parts.append('quick: memory as in training, cycles pessimistic')
   if row['unknown_loops']:
     parts.append(f'{row["unknown_loops"]} loops of unknown length count once')
+  if row['not_estimated']:
+    parts.append(
+      f'the compiler has no cycles for {row["not_estimated"]} operations, '
+      'which count as 0'
+    )
   chip = plan.pod.generation.chip
   if chip != 'TPU v3':
     parts.append(f'no step was measured on {chip}')

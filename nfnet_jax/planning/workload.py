@@ -41,7 +41,7 @@ class Workload:
   batch: int
   steps: int
   examples: int | None
-  decoded: int
+  decoded: float
   macs: int
   parameter_bytes: int
   state_bytes: int

@@ -24,6 +24,8 @@ IN_BATCH = dataclasses.replace(RECIPE, partners='in_batch')
 # Without RandAugment, whose tracing would take most of the time.
 MIXED = dataclasses.replace(RECIPE, randaugment_layers=0)
 MIXED_IN_BATCH = dataclasses.replace(IN_BATCH, randaugment_layers=0)
+COPIES = dataclasses.replace(MIXED, multiplicity=2)
+COPIES_IN_BATCH = dataclasses.replace(MIXED_IN_BATCH, multiplicity=2)
 
 
 @pytest.fixture(scope='module')
@@ -90,6 +92,8 @@ def test_blocks_hold_the_same_images(spec, augmentation):
     (MIXED, [3]),
     pytest.param(MIXED, [1, 7], marks=pytest.mark.slow),
     pytest.param(MIXED_IN_BATCH, [5, 6], marks=pytest.mark.slow),
+    pytest.param(COPIES, [5, 7], marks=pytest.mark.slow),
+    (COPIES_IN_BATCH, [4]),
   ],
 )
 def test_resumed_stream_continues_bit_for_bit(spec, augmentation, starts):
@@ -102,7 +106,13 @@ def test_resumed_stream_continues_bit_for_bit(spec, augmentation, starts):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('augmentation', 'processes'),
-  [(RECIPE, 2), (MIXED, 4), (MIXED_IN_BATCH, 2)],
+  [
+    (RECIPE, 2),
+    (MIXED, 4),
+    (MIXED_IN_BATCH, 2),
+    (COPIES, 4),
+    (COPIES_IN_BATCH, 2),
+  ],
 )
 def test_any_number_of_processes_makes_the_same_batches(
   spec, augmentation, processes
