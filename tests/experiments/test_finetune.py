@@ -287,6 +287,8 @@ PRETRAIN = {
   'depth': 0.25,
   'ema': 0.0,
 }
+FINETUNE_SCALING = {**SAM, 'length': '50 epochs', 'warmup': '5 epochs'}
+SCALING = {**PRETRAIN, 'length': '8 epochs', 'warmup': '5000 steps'}
 RESNET = {
   'batch': 1024,
   'length': '10 epochs',
@@ -308,9 +310,11 @@ class TestRecipes:
       (finetune, [], {}),
       (finetune, ['plain'], {}),
       (finetune, ['sam'], SAM),
+      (finetune, ['scaling'], FINETUNE_SCALING),
       (pretrain, [], PRETRAIN),
       (pretrain, ['nfnet'], PRETRAIN),
       (pretrain, ['resnet'], RESNET),
+      (pretrain, ['scaling'], SCALING),
     ],
   )
   def test_numbers(self, module, arguments, changes):
@@ -336,6 +340,15 @@ class TestRecipes:
       config.model.name = name
       data = steps.prepare_config(config).data
       assert (data.image_size, data.eval_size) == (224, 224)
+
+  def test_sizes_at_scale(self):
+    """Against arXiv 2310.16764."""
+    for config, model, sizes in (
+      (pretrain.get_config('scaling'), 'nfnet_f7_plus', (224, 256)),
+      (finetune.get_config('scaling'), None, (384, 480)),
+    ):
+      assert config.model.name == model
+      assert (config.data.image_size, config.data.eval_size) == sizes
 
   def test_learning_rate_does_not_scale_with_the_batch(self, data_dir):
     config = settings('none', data_dir)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nfnet_jax import errors
 from nfnet_jax.cli import summary
 from nfnet_jax.config import durations, lookup, resolve, steps
 from nfnet_jax.config import experiment as experiment_lib
@@ -76,6 +77,34 @@ def test_recipe_with_sam(name, top1, step_ms):
   line = nfnet_configs.CONFIGS[f'{name}_sam']
   assert f'{top1} % top-1' in line
   assert f'{112_602 * step_ms / 1000 / 3600:.1f} h ' in line
+
+
+def test_recipe_with_multiplicity():
+  """Against arXiv 2105.13343; a shard of 128 has one pair of images."""
+  expected = steps.prepare_config(load('f5_sam')).to_dict()
+  expected['data'] |= {'multiplicity': 16, 'partners': 'in_batch'}
+  resolved = steps.prepare_config(load('f5_sam_multiplicity'))
+  assert resolved.to_dict() == expected
+  line = nfnet_configs.CONFIGS['f5_sam_multiplicity']
+  assert 'with SAM and each image 16 times: 86.78 % top-1' in line
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'multiplicity': 3}, 'data.shards times data.multiplicity'),
+    (
+      {'multiplicity': 64, 'partners': 'in_batch', 'shards': 64},
+      'twice data.shards times data.multiplicity',
+    ),
+    ({'multiplicity': 0}, 'data.multiplicity'),
+  ],
+)
+def test_impossible_multiplicity(changes, message):
+  config = load('f0')
+  config.data.update(changes)
+  with pytest.raises(errors.InputError, match=message):
+    steps.prepare_config(config)
 
 
 def test_sam_reaches_the_trainer_and_the_log(digits):

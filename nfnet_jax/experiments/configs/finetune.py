@@ -13,6 +13,12 @@ This is the recipe of table 4 of arXiv 2102.06171 (appendix A.5): learning rate
 stochastic depth, EMA with decay 0.9999. `--config=finetune:sam` is the recipe
 of NFNet-F4 and F4+ in table 5: SAM with radius 0.05, weight decay 1e-5, dropout
 0.25 and stochastic depth 0.1; the paper reports similar results without them.
+`--config=finetune:scaling` is that of Smith et al., "ConvNets match vision
+transformers at scale" (arXiv 2310.16764), for networks of
+`--config=pretrain:scaling`: 50 epochs with SAM at 384 pixels, evaluated at 480;
+`--config.data.multiplicity=4` raises its 90.3 % top-1 to 90.4. What the
+paper says of other values is not known to us; here they are those of
+`finetune:sam`, with 5 epochs of warm-up.
 `--config=finetune:small` is for hundreds to thousands of images, and not from
 the paper. Batch, length, EMA and evaluation split follow from the dataset, see
 `config/small_data.py`.
@@ -30,7 +36,7 @@ from ml_collections import config_dict
 
 from nfnet_jax.config import base
 
-_RECIPES = ('plain', 'sam', 'small')
+_RECIPES = ('plain', 'sam', 'scaling', 'small')
 
 
 def get_config(recipe: str = 'plain') -> ml_collections.ConfigDict:
@@ -55,11 +61,16 @@ def get_config(recipe: str = 'plain') -> ml_collections.ConfigDict:
   config.data.randaugment_layers = 0
   config.run.eval_every = '1000 steps'
   config.run.checkpoint_every = '500 steps'
-  if recipe == 'sam':
+  if recipe in ('sam', 'scaling'):
     config.model.stochdepth_rate = 0.1
     config.model.dropout_rate = 0.25
     config.optimizer.weight_decay = 1e-5
     config.optimizer.sam_rho = 0.05
+  if recipe == 'scaling':
+    config.train_for = '50 epochs'
+    config.optimizer.warmup = '5 epochs'
+    config.data.image_size = 384
+    config.data.eval_size = 480
   elif recipe == 'small':
     config.batch_size = config_dict.placeholder(int)
     config.train_for = config_dict.placeholder(str)
