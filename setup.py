@@ -32,6 +32,7 @@ DOCS = [
   'mkdocs-material>=9.6',
   'mkdocstrings[python]>=1.0',
 ]
+ONNX = ['onnx>=1.17', 'onnxruntime>=1.20']  # For export --onnx.
 HUB = ['huggingface_hub>=0.30']  # For --weights=hf:OWNER/REPO.
 
 setuptools.setup(
@@ -74,13 +75,15 @@ setuptools.setup(
     'plan': PLAN,
     'gcs': GCS,  # For --workdir=gs://BUCKET/FOLDER.
     'hub': HUB,
+    'onnx': ONNX,
     'studies': STUDIES,
     'docs': DOCS,
-    'all': [*TRAIN, *GCS, *HUB, *STUDIES, *PLAN],
+    'all': [*TRAIN, *GCS, *HUB, *ONNX, *STUDIES, *PLAN],
     'test': [
       *TRAIN,
       *GCS,
       *HUB,
+      *ONNX,
       *STUDIES,
       *DOCS,
       # Examples of docs/agc.md.

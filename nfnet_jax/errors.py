@@ -20,6 +20,8 @@ _EXTRAS = {
   'google': 'gcs',
   'huggingface_hub': 'hub',
   'matplotlib': 'train',
+  'onnx': 'onnx',
+  'onnxruntime': 'onnx',
   'orbax': 'train',
   'sklearn': 'train',
   'tensorboardX': 'train',

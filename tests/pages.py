@@ -44,3 +44,4 @@ def inline_code(page):
 
 # Needs the files of a command; runs where this package cannot be imported.
 CONSUMER = block('export.md', 'python', 'stablehlo')
+ONNX_CONSUMER = block('export.md', 'python', 'onnxruntime')

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -29,7 +30,7 @@ from nfnet_jax.experiments import (
 from tests import trained_weights
 from tests.end_to_end import process_groups
 from tests.launch import conftest
-from tests.pages import block, blocks, CONSUMER, README
+from tests.pages import block, blocks, CONSUMER, ONNX_CONSUMER, README
 
 
 def run_commands(run_command, text, expected):
@@ -182,6 +183,20 @@ def test_exported_model_runs_without_this_package(
   assert [row['name'] for row in image['top5']] == [text for _, text in lines]
   for row, (share, _) in zip(image['top5'], lines):
     assert abs(100 * row['probability'] - float(share.removesuffix('%'))) < 1
+
+
+@pytest.mark.slow
+def test_exported_onnx_model_runs(run_command, tmp_path, monkeypatch):
+  _, trained = trained_weights.random_weights('eca_nfnet_pico')
+  (tmp_path / 'runs').mkdir()
+  nfnet_jax.save_weights(tmp_path / 'runs' / 'f0.npz', trained)
+  (tmp_path / 'runs' / 'f0.npz').rename(tmp_path / 'runs' / 'f0')
+  monkeypatch.chdir(tmp_path)
+  text = block('export.md', 'sh', '--onnx')
+  run_commands(run_command, text, {'export': (export, ['--size=256'], {})})
+  found: dict = {}
+  exec(ONNX_CONSUMER, found)
+  np.testing.assert_allclose(found['probabilities'].sum(1), 1, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from tests.pages import (
   commands,
   CONSUMER,
   inline_code,
+  ONNX_CONSUMER,
   page_id,
   PAGES,
   README,
@@ -36,7 +37,7 @@ EXAMPLES = [
   pytest.param(code, id=f'{page_id(page)}-{index}')
   for page in PAGES
   for index, code in enumerate(blocks(page, 'python'))
-  if code != CONSUMER
+  if code not in (CONSUMER, ONNX_CONSUMER)
 ]
 OWN_COMMANDS = sorted(
   {

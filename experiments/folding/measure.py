@@ -1,7 +1,8 @@
-"""Compare the inference time of folded and unfolded networks.
+"""Compare the inference time of unfolded, folded and ONNX networks.
 
 Prints the results and writes them to results.csv next to this file:
 
+  pip install 'nfnet_jax[onnx]'
   python experiments/folding/measure.py
 """
 
@@ -15,12 +16,13 @@ import time
 
 import jax
 import numpy as np
+import onnxruntime
 
 import nfnet_jax
-from nfnet_jax.export import fold
+from nfnet_jax.export import fold, onnx_graph, stablehlo
 
 HERE = pathlib.Path(__file__).parent
-MODELS = ('nfnet_f0', 'efficientnet_b0')
+MODELS = ('nfnet_f0', 'eca_nfnet_l0', 'efficientnet_b0')
 BATCHES = (1, 8)
 COLUMNS = (
   'model',
@@ -28,8 +30,11 @@ COLUMNS = (
   'batch',
   'unfolded_ms',
   'folded_ms',
-  'ratio',
-  'ratio_iqr',
+  'onnx_ms',
+  'folded_to_unfolded',
+  'folded_to_unfolded_iqr',
+  'onnx_to_folded',
+  'onnx_to_folded_iqr',
 )
 
 
@@ -54,18 +59,26 @@ def make_network(name: str):
 
 
 def make_calls(name: str, batch: int) -> dict[str, Callable[[], jax.Array]]:
-  """Return both versions as functions that hold their weights on the device."""
+  """Return all versions as functions that hold their weights."""
   model, *variables = make_network(name)
   folded = fold.fold(model, *variables)
   size = model.spec.test_size
-  images = np.random.default_rng(1).normal(size=(batch, size, size, 3))
-  images = jax.device_put(images.astype(np.float32))
+  pixels = np.random.default_rng(1).normal(size=(batch, size, size, 3))
+  pixels = pixels.astype(np.float32)
+  model_bytes = onnx_graph.convert(
+    lambda weights, images: folded.apply(stablehlo.unflatten(weights), images),
+    stablehlo.flatten(folded.params),
+    (size, size, 3),
+  ).SerializeToString()
+  session = onnxruntime.InferenceSession(model_bytes)
+  images = jax.device_put(pixels)
   variables, params = jax.device_put((variables, folded.params))
   unfolded = jax.jit(lambda v, images: model.apply(*v, None, images, False)[0])
   apply = jax.jit(folded.apply)
   return {
     'unfolded': lambda: unfolded(variables, images),
     'folded': lambda: apply(params, images),
+    'onnx': lambda: session.run(None, {'images': pixels}),
   }
 
 
@@ -75,7 +88,7 @@ def measure(calls: dict, repetitions: int) -> dict[str, list[float]]:
   for repetition in range(-2, repetitions):  # The first two warm up.
     for name in list(calls)[:: 1 if repetition % 2 else -1]:
       start = time.perf_counter()
-      calls[name]().block_until_ready()
+      jax.block_until_ready(calls[name]())
       if repetition >= 0:
         times[name].append(1e3 * (time.perf_counter() - start))
   return times
@@ -87,16 +100,18 @@ def make_row(name: str, batch: int, times: dict[str, list[float]]) -> list:
   Ratios are computed within repetitions, so that changes of the machine's speed
   cancel.
   """
-  ratios = [b / a for a, b in zip(times['unfolded'], times['folded'])]
-  low, ratio, high = statistics.quantiles(ratios, n=4)
+  compared = []
+  for one, other in (('folded', 'unfolded'), ('onnx', 'folded')):
+    ratios = [a / b for a, b in zip(times[one], times[other])]
+    low, ratio, high = statistics.quantiles(ratios, n=4)
+    compared += [f'{ratio:.3f}', f'{high - low:.3f}']
   medians = [statistics.median(values) for values in times.values()]
   return [
     name,
     nfnet_jax.create(name).spec.test_size,
     batch,
     *(f'{value:.1f}' for value in medians),
-    f'{ratio:.3f}',
-    f'{high - low:.3f}',
+    *compared,
   ]
 
 

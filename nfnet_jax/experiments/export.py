@@ -11,6 +11,8 @@ biases, and writes to DIR, which is new, empty, or holds an earlier export:
   weights.npz      its first argument: flat names -> float32 arrays
   model.json       what to feed it: size, crop, margin, class names; versions
   saved_model/     with `--saved_model`: the same as a TensorFlow SavedModel
+  onnx/            with `--onnx`: model.onnx, the same from `images` to
+                   `probabilities`
 
 docs/export.md has a program that loads them. `--json` prints one object.
 """
@@ -42,6 +44,8 @@ _SAVED_MODEL = flags.DEFINE_bool(
   'saved_model', False, 'Also write a TensorFlow SavedModel.'
 )
 
+_ONNX = flags.DEFINE_bool('onnx', False, 'Also write an ONNX model.')
+
 _FILES = ('model.stablehlo', 'weights.npz', 'model.json')
 # Largest difference that folding may make, divided by the largest logit.
 _TOLERANCE = 1e-5
@@ -54,6 +58,9 @@ def main() -> None:
 
     with errors.as_input_error():
       saved_model.check()
+  if _ONNX.value:
+    with errors.naming_extras():
+      import onnxruntime  # noqa: F401
   weights = common_flags.get_weights()
   out = _get_empty_out()
   folded, difference = _fold(weights)
@@ -64,8 +71,9 @@ def main() -> None:
 def _get_empty_out() -> pathlib.Path:
   """Return the folder of `--out`, which may hold only an earlier export."""
   out = common_flags.get_out()
-  names = {*_FILES, *(['saved_model'] if _SAVED_MODEL.value else [])}
-  known = {f'{name}.tmp' for name in names}
+  folders = {'saved_model': _SAVED_MODEL.value, 'onnx': _ONNX.value}
+  names = {*_FILES, *(name for name, wanted in folders.items() if wanted)}
+  known = {f'{name}.tmp' for name in (*_FILES, *folders)}
   with errors.as_input_error(OSError):
     found = {path.name for path in out.iterdir()}
   if 'model.json' in found:
@@ -122,6 +130,11 @@ def _write(
 
       with _replacing(out / 'saved_model') as folder:
         saved_model.save(folder, predict, arrays, weights.preprocessing.size)
+    if _ONNX.value:
+      from nfnet_jax.export import onnx_file
+
+      with errors.as_input_error(), _replacing(out / 'onnx') as folder:
+        onnx_file.save(folder, predict, arrays, weights.preprocessing.size)
   return facts
 
 
@@ -149,7 +162,11 @@ def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yield a temporary name for a folder that then replaces another."""
   temporary = path.with_name(f'{path.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
-  yield temporary
+  try:
+    yield temporary
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
   shutil.rmtree(path, ignore_errors=True)
   temporary.replace(path)
 

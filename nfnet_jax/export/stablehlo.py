@@ -30,6 +30,15 @@ def flatten(params: fold.Params) -> dict[str, np.ndarray]:
   return dict(trees.named_leaves(params))
 
 
+def unflatten(weights: Weights) -> dict[str, dict[str, Any]]:
+  """Undo `flatten`."""
+  params: dict[str, dict[str, Any]] = {}
+  for name, leaf in weights.items():
+    path, _, last = name.rpartition('/')
+    params.setdefault(path, {})[last] = leaf
+  return params
+
+
 def predictor(folded: fold.Folded) -> Predict:
   """Return a function `(weights, images) -> probabilities [N, classes]`.
 
@@ -38,11 +47,8 @@ def predictor(folded: fold.Folded) -> Predict:
   """
 
   def predict(weights: Weights, images: jax.Array) -> jax.Array:
-    params: dict[str, dict[str, Any]] = {}
-    for name, leaf in weights.items():
-      path, _, last = name.rpartition('/')
-      params.setdefault(path, {})[last] = leaf
-    return jax.nn.softmax(folded.apply(params, inputs.normalize_images(images)))
+    normalized = inputs.normalize_images(images)
+    return jax.nn.softmax(folded.apply(unflatten(weights), normalized))
 
   return predict
 

@@ -124,6 +124,18 @@ def test_saved_model(run_command, tmp_path, weights):
   assert (code, "holds 'saved_model'" in err) == (2, True)
 
 
+@pytest.mark.slow
+def test_onnx(run_command, tmp_path, weights):
+  out = tmp_path / 'exported'
+  for _ in range(2):  # The second export replaces the first.
+    flags = weights, f'--out={out}', '--onnx'
+    assert run_command(export.main, *flags)[0] == 0
+  assert names(out) == FILES | {'onnx'}
+  assert names(out / 'onnx') == {'model.onnx'}
+  code, _, err = run_command(export.main, weights, f'--out={out}')
+  assert (code, "holds 'onnx'" in err) == (2, True)
+
+
 def test_a_fold_that_changes_logits_is_refused(
   run_command, tmp_path, weights, monkeypatch
 ):

@@ -16,8 +16,11 @@ from tests.trained_weights import randomize
 COUNTS = {
   'nfnet_pico': (25, 0, 0),
   'nfnet_pico_bn': (0, 17, 3),
+  'eca_nfnet_pico': (25, 0, 0),
   'nf_resnet_pico': (20, 0, 0),
   'nf_regnet_pico': (21, 0, 0),
+  'fixup_resnet_pico': (0, 0, 0),
+  'skipinit_resnet_pico': (0, 0, 0),
   'bn_resnet_pico': (0, 10, 6),
   'senet_pico': (0, 20, 0),
   'efficientnet_pico': (0, 25, 0),
