@@ -1,7 +1,7 @@
 """Accelerator types of Cloud TPU, such as 'v3-128', as topologies.
 
 The sizes and layouts are those of Google Cloud's pages on each generation:
-cloud.google.com/tpu/docs/v2 to v6e. Where Cloud offers several layouts, the
+cloud.google.com/tpu/docs/v2 to tpu7x. Where Cloud offers several layouts, the
 layout here is the one that it chooses for the accelerator type.
 """
 
@@ -45,6 +45,7 @@ _FAMILIES = {
   'v5litepod': ('v5e', 1, _FLAT),
   'v5p': ('v5p', 2, _CUBIC),
   'v6e': ('v6e', 1, _FLAT),
+  'tpu7x': ('tpu7x', 2, _CUBIC),
 }
 
 

@@ -97,12 +97,15 @@ class Schedule:
     categories: the cycles by purpose.
     collectives: the communication between devices.
     unknown_loops: loops that count once, because their trip count is unknown.
+    not_estimated: convolutions and others that count as 0, because the compiler
+      has no estimate for them.
   """
 
   cycles: int
   categories: Sequence[Category]
   collectives: Sequence[Collective]
   unknown_loops: int
+  not_estimated: int = 0
 
 
 def read(text: str, devices: int) -> Schedule:
@@ -124,6 +127,7 @@ def read(text: str, devices: int) -> Schedule:
     categories=sorted(categories, key=_order),
     collectives=collectives(program, devices),
     unknown_loops=program.unknown_loops(),
+    not_estimated=sum(op.lacks_estimate for op, _ in program.walk()),
   )
 
 

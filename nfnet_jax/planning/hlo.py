@@ -16,6 +16,8 @@ _BITS = {'pred': 8, 'token': 0, 'opaque': 0}
 _ARRAY = re.compile(r'\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\]')
 _NAME = re.compile(r'%([^\s,(){}]+)')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# Written for grouped convolutions on TPU7x (libtpu 0.0.42.1).
+_NO_ESTIMATE = 2**63 - 1
 _OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
 _CALLED = re.compile(r'\b(?:calls|to_apply|condition|body)=%?([^\s,(){}]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
@@ -44,6 +46,15 @@ class Op:
   @property
   def cycles(self) -> int:
     """The compiler's estimate, or 0 if there is none."""
+    return 0 if self.lacks_estimate else self._written_cycles
+
+  @property
+  def lacks_estimate(self) -> bool:
+    """Whether the compiler should estimate the operation, but cannot."""
+    return self._written_cycles >= _NO_ESTIMATE
+
+  @property
+  def _written_cycles(self) -> int:
     found = _CYCLES.search(self.rest)
     return int(found[1]) if found else 0
 

@@ -30,7 +30,7 @@ class Generation:
 
   Attributes:
     chip: name of its chips.
-    devices_per_chip: two on v2 and v3, where each core is a device.
+    devices_per_chip: two on v2, v3 and TPU7x, where each core is a device.
     memory: GiB per device that a program can use.
     peak: bfloat16 FLOPs per second and device.
     clock: Hz, or None where it is not known.
@@ -66,6 +66,7 @@ GENERATIONS: dict[str, Generation] = {
   'v5e': Generation('TPU v5e', 1, 15.75, 197e12, 1503e6, 200e9),
   'v5p': Generation('TPU v5p', 1, 95.74, 459e12, 1751e6, 600e9),
   'v6e': Generation('TPU v6e', 1, 31.25, 918e12, None, 448e9),
+  'tpu7x': Generation('TPU7x', 2, 94.75, 1153.5e12, None, 600e9),
 }
 # Without these variables libtpu waits minutes for a metadata server that exists
 # only on Cloud's machines, and logs long warnings. The accelerator type has no
@@ -75,7 +76,10 @@ _ENVIRONMENT = {
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_ACCELERATOR_TYPE': 'v3-8',
 }
-EXAMPLES = 'v2:4x4, v3:2x2, v3:8x8, v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16'
+EXAMPLES = (
+  'v2:4x4, v3:2x2, v3:8x8, v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, '
+  'tpu7x:2x2x1'
+)
 _NAME = re.compile(r'(\w+):(\d+(?:x\d+)+)')
 
 

@@ -145,7 +145,7 @@ def test_plan_is_left_out_without_libtpu(run_command, monkeypatch):
       'the number of devices 8',
     ),
     (PICO[:-1], 'The TPU is missing'),
-    ([*PICO, '--accelerator_type=tpu7x-8'], "'tpu7x-8' is not an accelerator"),
+    ([*PICO, '--accelerator_type=v7x-8'], "'v7x-8' is not an accelerator"),
     ([*PICO, '--accelerator_type=v3-7'], 'Give an even number of cores'),
     (PICO[-1:], 'Give an experiment: --config=NAME'),
     ([*PICO, '--price_per_chip_hour=cheap'], 'price_per_chip_hour'),

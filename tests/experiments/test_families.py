@@ -12,11 +12,19 @@ from nfnet_jax.experiments import evaluate, models, signal_propagation, train
 from nfnet_jax.experiments.configs import (
   efficientnet,
   ladder,
+  light_nfnet,
   nf_regnet,
   nfnet,
   resnet,
 )
-from nfnet_jax.models import bn_resnet, complexity, nf_resnet, registry
+from nfnet_jax.models import (
+  bn_resnet,
+  complexity,
+  fixup_resnet,
+  nf_resnet,
+  registry,
+  skipinit_resnet,
+)
 from nfnet_jax.models import efficientnet as efficientnet_lib
 from nfnet_jax.models import nf_regnet as nf_regnet_lib
 from tests import trained_weights
@@ -88,7 +96,11 @@ def resolved(config):
 
 def test_resnets():
   for spec in specs_of(
-    nf_resnet.NFResNet, bn_resnet.BNResNet, bn_resnet.ResNetV1
+    nf_resnet.NFResNet,
+    fixup_resnet.FixUpResNet,
+    skipinit_resnet.SkipInitResNet,
+    bn_resnet.BNResNet,
+    bn_resnet.ResNetV1,
   ):
     config = resnet.get_config(spec.name)
     config.batch_size = 256
@@ -101,6 +113,19 @@ def test_resnets():
     assert config.data.eval_size == spec.test_size
     assert config.data.eval_crop == 'centre'
     assert config.ema_decay == 0
+
+
+def test_light_nfnets():
+  published = resolved(nfnet.get_config('f3'))
+  for name in ('nfnet_l0', 'eca_nfnet_l3'):
+    config = resolved(light_nfnet.get_config(name))
+    spec = registry.get_model_spec(name)
+    assert config.data.image_size == spec.train_size
+    assert (config.data.eval_crop, config.data.eval_margin) == ('centre', 0)
+  assert config.optimizer == published.optimizer
+  assert config.data.randaugment_magnitude == 15
+  with pytest.raises(ValueError, match="'l9' is not a light NFNet"):
+    light_nfnet.get_config('l9')
 
 
 def test_nf_regnets():

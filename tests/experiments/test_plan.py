@@ -155,8 +155,13 @@ def test_a_batch_that_does_not_fit_leads_to_the_largest_that_does(
       marks=pytest.mark.slow,
     ),
     pytest.param(
-      ['--config.data.partners=in_batch'],  # Seven images per shard of 32.
-      ['--config.batch_size=224', '--config.data.shards=8'],
+      ['--config.data.partners=in_batch'],
+      ['--config.batch_size=224'],  # 16 shards of seven pairs.
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      ['--config.data.multiplicity=8'],
+      ['--config.batch_size=192'],
       marks=pytest.mark.slow,
     ),
     (

@@ -18,6 +18,7 @@ from nfnet_jax.planning import accelerators, plan_errors, topology
     ('v5litepod-256', 256, 'v5e:16x16'),
     ('v5p-16', 8, 'v5p:2x2x2'),
     ('v6e-64', 64, 'v6e:8x8'),
+    ('tpu7x-128', 128, 'tpu7x:4x4x4'),
     ('v6e-1', 1, None),
     ('v5p-384', 192, None),
   ],
@@ -32,7 +33,7 @@ def test_accelerator_type(name, devices, layout):
 
 
 @pytest.mark.parametrize(
-  'name', ['', 'v3', 'v3-', 'v3-0', 'v5e-8', 'v3:8x8', 'tpu7x-128', 'v3-8x']
+  'name', ['', 'v3', 'v3-', 'v3-0', 'v5e-8', 'v3:8x8', 'v7x-128', 'v3-8x']
 )
 def test_other_names_are_refused(name):
   with pytest.raises(plan_errors.PlanError, match='not an accelerator type'):

@@ -193,6 +193,21 @@ def test_cycles_of_loops_count_their_trips():
   assert costs.read(text, 8).unknown_loops == 1
 
 
+def test_operations_without_an_estimate_count_as_nothing():
+  text = (FIXTURES / 'loops.hlo').read_text()
+  known = costs.read(text, 8)
+  (first, *_) = [op for op, _ in hlo.parse(text).walk() if op.cycles]
+  unknown = costs.read(
+    text.replace(
+      f'"estimated_cycles":"{first.cycles}"',
+      f'"estimated_cycles":"{2**63 - 1}"',
+    ),
+    8,
+  )
+  assert known.not_estimated == 0 < unknown.not_estimated
+  assert unknown.cycles < known.cycles
+
+
 def test_a_fusion_with_a_convolution_counts_as_the_convolution():
   text = (
     '%fused (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n'

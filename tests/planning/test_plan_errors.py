@@ -63,7 +63,7 @@ def test_a_topology_that_libtpu_rejects(libtpu):
     ('v3:8', 'GENERATION:LAYOUT'),
     ('v3:8x8:', 'GENERATION:LAYOUT'),
     ('v5:2x2', "Did you mean 'v5p:2x2'?"),
-    ('tpu:2x2', 'Known: v2, v3, v4, v5e, v5p, v6e.'),
+    ('tpu:2x2', 'Known: v2, v3, v4, v5e, v5p, v6e, tpu7x.'),
   ],
 )
 def test_unknown_topologies(name, hint):

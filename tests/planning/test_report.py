@@ -65,6 +65,9 @@ def test_description_of_the_estimate():
   assert 'quick: memory as in training, cycles pessimistic' in quick
   costs = dataclasses.replace(make().schedule, unknown_loops=2)
   assert '2 loops of unknown length' in report.summary(make(schedule=costs))
+  costs = dataclasses.replace(make().schedule, not_estimated=3)
+  text = report.summary(make(schedule=costs))
+  assert 'no cycles for 3 operations, which count as 0' in text
   other = report.summary(make('v5e:8x16', 128, 32))
   assert 'no step was measured on TPU v5e' in other
   assert 'no step was measured' not in report.summary(make())
