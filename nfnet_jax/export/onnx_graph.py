@@ -127,8 +127,6 @@ class _Converter:
   def __init__(self):
     self.nodes: list[onnx.NodeProto] = []
     self.initializers: list[onnx.TensorProto] = []
-    # Tensors with a side of 1 where JAX has more.
-    self.narrow: set[str] = set()
 
   def add(
     self, kind: str, *inputs: Any, name: str | None = None, **attributes: Any
@@ -264,10 +262,7 @@ def _broadcast(to: _Converter, equation: Any, x: Any, *_: Any) -> str:
   shape = [1] * len(params['shape'])
   for side, axis in zip(given, params['broadcast_dimensions']):
     shape[axis] = side
-  result = to.add('Reshape', x, _integers(shape))
-  if shape != _sides(equation.outvars[0].aval):
-    to.narrow.add(result)
-  return result
+  return to.add('Reshape', x, _integers(shape))
 
 
 def _reshape(to: _Converter, equation: Any, x: Any, *_: Any) -> str:
