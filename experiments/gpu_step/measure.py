@@ -7,15 +7,17 @@ README.md from it:
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-import concurrent.futures
+from collections.abc import Sequence
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import jax
@@ -25,8 +27,7 @@ import results
 import waves
 
 HERE = pathlib.Path(__file__).parent
-TIMM = 'timm'
-THREADS = 6  # Programs that compile in parallel.
+TIMM_LIMIT_S = 150
 TARGET_S = 2.5  # Seconds of timing per program.
 
 
@@ -45,9 +46,7 @@ class Study:
     self.rows: list[dict] = results.read(folder) if done else []
     self._folder = folder
     self._until = time.monotonic() + deadline
-    self._pool = concurrent.futures.ThreadPoolExecutor(THREADS)
     self._states = {}
-    self._programs = {}
     self._card = jax.devices()[0].device_kind
     self._peak = None
 
@@ -86,109 +85,133 @@ class Study:
     results.write(self.rows, self._folder)
     print(*(value for value in row.values() if value != ''), flush=True)
 
-  def measure(self, wave: Sequence[programs.Group]) -> None:
-    """Compile the wave's programs in parallel, then time its groups."""
-    subjects, cases = {}, []
-    for group in wave:
-      forms = self._resolve(group.forms)
-      group = dataclasses.replace(group, forms=forms)
-      subject = (
-        programs.Training(group, self._states)
-        if group.task == programs.TRAIN
-        else programs.Inference(group)
-      )
-      subjects[group.key] = group, subject
-      cases += [
-        (place, group, form)
-        for place, form in enumerate(forms)
-        if (*group.key, form) not in self._programs
-      ]
-    jobs = {}
-    # The first form of all groups, then the second: later ones reuse the tuning
-    # of convolutions with the same shapes.
-    for _, group, form in sorted(cases, key=lambda case: case[0]):
-      if self.is_late():
-        self._fail(group, form, 'not reached before the deadline')
-        continue
-      try:
-        compile_program = subjects[group.key][1].compile(form)
-        jobs[*group.key, form] = self._pool.submit(timed, compile_program)
-      except Exception as error:
-        self._fail(group, form, describe(error))
-    left = max(self._until - time.monotonic(), 0)
-    _, pending = concurrent.futures.wait(jobs.values(), timeout=left)
-    for job in pending:
-      job.cancel()
-    # A compilation tries kernels on the GPU, so none may run beside the timing.
-    concurrent.futures.wait(jobs.values())
-    for group, subject in subjects.values():
-      for form in group.forms:
-        case = *group.key, form
-        job = jobs.get(case)
-        if not job:
-          continue
-        if job.cancelled():
-          self._fail(group, form, 'not compiled before the deadline')
-        elif job.exception():
-          self._fail(group, form, describe(job.exception()))
-        else:
-          self._programs[case] = job.result()
-      try:
-        if any((*group.key, form) in self._programs for form in group.forms):
-          subject.prepare(group.forms)
-          self._time(group, subject)
-      except Exception as error:
-        self._fail(group, '', describe(error))
-
-  def _resolve(self, forms: Sequence[str]) -> tuple[str, ...]:
-    """Replace BEST and CONTENDERS by forms."""
-    ratios = {programs.PLAIN: 1.0}
-    for row in self.rows:
-      if row['form'] in programs.FORMS and row['of_plain']:
-        ratios.setdefault(row['form'], float(row['of_plain']))
-    best = min(ratios, key=ratios.get)
-    resolved = []
-    for form in forms:
-      if form == waves.CONTENDERS:
-        resolved += [name for name, x in ratios.items() if x <= waves.TOO_SLOW]
-      else:
-        resolved.append(form.replace(waves.BEST, best))
-    return tuple(dict.fromkeys(resolved))
-
-  def _time(
-    self, group: programs.Group, subject: programs.Training | programs.Inference
+  def measure(
+    self, wave: Sequence[programs.Group], profiled: str | None = None
   ) -> None:
-    """Time a group's programs in turn; ratios are within rounds."""
-    seconds = {}
-    for form in group.forms:
-      case = *group.key, form
-      if case in self._programs:
+    """Compile and time the forms of a wave one after the other.
+
+    Each form takes turns with the first of its group. Nothing compiles beside
+    the timing, because the compiler tries kernels on the GPU.
+
+    Args:
+      wave: the groups; those of timm run first, in processes of their own.
+      profiled: form that is also traced.
+    """
+    rivals = [group for group in wave if group.task == programs.TIMM]
+    rivals = [
+      threading.Thread(target=self._time_timm, args=[g]) for g in rivals
+    ]
+    for rival in rivals:
+      rival.start()
+    # To trace a program needs no GPU, which timm has in the meantime.
+    cases = [
+      self._prepare(group) for group in wave if group.task != programs.TIMM
+    ]
+    for rival in rivals:
+      rival.join()
+    for group, subject, lowered in cases:
+      compiled = {}
+      for form in group.forms:
         try:
-          subject.run(form, self._programs[case][0], 3)
-          seconds[form] = [
-            subject.run(form, self._programs[case][0], programs.WINDOW)
-          ]
+          self._compile(group, form, lowered, compiled)
+          subject.prepare(compiled)
+          self._time(group, subject, compiled, form)
+          if form == profiled:
+            self._trace(group, subject, compiled)
         except Exception as error:
           self._fail(group, form, describe(error))
           subject.reset()
-    if not seconds:
-      return
-    slowest = max(times[0] for times in seconds.values())
+
+  def _prepare(self, group: programs.Group) -> tuple:
+    """Return a group with its forms, what runs them, and their programs."""
+    forms = self._resolve(group.forms)
+    group = dataclasses.replace(group, forms=forms)
+    subject = (
+      programs.Training(group, self._states)
+      if group.task == programs.TRAIN
+      else programs.Inference(group)
+    )
+    networks = dict.fromkeys(form.partition(', ')[0] for form in forms)
+    return group, subject, {name: subject.trace(name) for name in networks}
+
+  def _compile(
+    self, group: programs.Group, form: str, lowered: dict, compiled: dict
+  ) -> None:
+    """Add a form's program, and its seconds of compilation, to `compiled`."""
+    if self.is_late():
+      raise TimeoutError('not reached before the deadline')
+    network, _, flag = form.partition(', ')
+    start = time.monotonic()
+    program = lowered[network].compile(programs.FLAGS.get(flag))
+    seconds = time.monotonic() - start
+    compiled[form] = program, seconds
+    print(f'{group.model}, {form}: compiled in {seconds:.0f} s', flush=True)
+
+  def _resolve(self, forms: Sequence[str]) -> tuple[str, ...]:
+    """Replace BEST by a form."""
+    ratios = {programs.PLAIN: 1.0}
+    for row in self.rows:
+      if row['form'] in programs.FORMS and row['of_first']:
+        ratios.setdefault(row['form'], float(row['of_first']))
+    best = min(ratios, key=ratios.get)
+    resolved = [form.replace(waves.BEST, best) for form in forms]
+    return tuple(dict.fromkeys(resolved))
+
+  def _time(
+    self,
+    group: programs.Group,
+    subject: programs.Training | programs.Inference,
+    compiled: dict,
+    form: str,
+  ) -> None:
+    """Time a form in turn with the first one; ratios are within rounds."""
+    first = next(iter(compiled))
+    seconds = {name: [] for name in (first, form)}
+    slowest = 0
+    for name in seconds:
+      subject.run(name, compiled[name][0], 3)
+      trial = subject.run(name, compiled[name][0], programs.WINDOW)
+      slowest = max(slowest, trial)
     rounds = min(max(round(TARGET_S / slowest / programs.WINDOW), 5), 20)
-    for times in seconds.values():
-      times.clear()
     for index in range(rounds):
-      for form in [*seconds][:: 1 if index % 2 else -1]:
-        program = self._programs[*group.key, form][0]
-        seconds[form].append(subject.run(form, program, programs.WINDOW))
-    for form, times in seconds.items():
-      self._add_times(group, form, times, seconds.get(programs.PLAIN))
+      for name in [*seconds][:: 1 if index % 2 else -1]:
+        window = subject.run(name, compiled[name][0], programs.WINDOW)
+        seconds[name].append(window)
+    self._add_times(group, form, seconds[form], seconds[first], compiled[form])
+
+  def _trace(
+    self,
+    group: programs.Group,
+    subject: programs.Training | programs.Inference,
+    compiled: dict,
+  ) -> None:
+    """Write a trace of one window of the last form, and its HLO text."""
+    form = [*compiled][-1]
+    program = compiled[form][0]
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    options.host_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder, profiler_options=options):
+        subject.run(form, program, programs.WINDOW)
+      (trace,) = pathlib.Path(folder).rglob('*.xplane.pb')
+      files = {'xplane.pb': trace.read_bytes()}
+    files['hlo.txt'] = program.as_text().encode()
+    name = f'{group.task}-{group.model}-{group.batch}'
+    for suffix, content in files.items():
+      path = self._folder / f'{name}.{suffix}.gz'
+      path.write_bytes(gzip.compress(content))
 
   def _add_times(
-    self, group: programs.Group, form: str, times: list, plain: list | None
+    self,
+    group: programs.Group,
+    form: str,
+    times: list,
+    first: list,
+    compiled: tuple[jax.stages.Compiled, float],
   ) -> None:
-    program, compile_s = self._programs[*group.key, form]
-    ratios = [here / base for here, base in zip(times, plain or times)]
+    program, compile_s = compiled
+    ratios = [here / base for here, base in zip(times, first)]
     median = statistics.median(times)
     values = {
       'ms': f'{1e3 * median:.2f}',
@@ -196,13 +219,10 @@ class Study:
       'memory_gib': f'{programs.memory(program) / 2**30:.2f}',
       'compile_s': f'{compile_s:.0f}',
       'steps': len(times) * programs.WINDOW,
+      'of_first': f'{statistics.median(ratios):.3f}',
+      'least': f'{min(ratios):.3f}',
+      'most': f'{max(ratios):.3f}',
     }
-    if plain:
-      values |= {
-        'of_plain': f'{statistics.median(ratios):.3f}',
-        'least': f'{min(ratios):.3f}',
-        'most': f'{max(ratios):.3f}',
-      }
     if self._peak:
       passes = 3 if group.task == programs.TRAIN else 1
       macs = programs.count_macs(group.model, group.pixels)
@@ -213,33 +233,30 @@ class Study:
   def _fail(self, group: programs.Group, form: str, note: str) -> None:
     self.add(row_of(group, form), note=note)
 
-  def time_timm(self, group: programs.Group) -> None:
-    """Time timm's network of the same name in a separate process."""
-    command = [sys.executable, HERE / 'timm_step.py']
-    command += [f'dm_{group.model}', str(group.pixels), str(group.batch)]
-    try:
-      done = subprocess.run(
-        command, capture_output=True, text=True, timeout=100, check=False
+  def _time_timm(self, group: programs.Group) -> None:
+    """Time forms of timm's network of the same name in another process."""
+    command = [sys.executable, HERE / 'timm_step.py', group.model]
+    command += [str(group.pixels), str(group.batch), '--forms', *group.forms]
+    process = subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    limit = threading.Timer(TIMM_LIMIT_S, process.kill)
+    limit.start()
+    forms = [*group.forms]
+    for line in process.stdout:
+      values = json.loads(line)
+      seconds = values.pop('seconds')
+      self.add(
+        row_of(group, forms.pop(0)),
+        ms=f'{1e3 * seconds:.2f}',
+        images_per_s=f'{group.batch / seconds:.0f}',
+        **values,
       )
-      if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-      for form, values in json.loads(done.stdout).items():
-        seconds = values.pop('seconds')
-        self.add(
-          row_of(dataclasses.replace(group, task=TIMM), form),
-          ms=f'{1e3 * seconds:.2f}',
-          images_per_s=f'{group.batch / seconds:.0f}',
-          **values,
-        )
-    except Exception as error:
-      row = row_of(dataclasses.replace(group, task=TIMM), 'eager')
-      self.add(row, note=describe(error))
-
-
-def timed(function: Callable) -> tuple:
-  """Return a call's result and its seconds."""
-  start = time.monotonic()
-  return function(), time.monotonic() - start
+    error = process.stderr.read().strip().splitlines() or ['']
+    limit.cancel()
+    if forms:
+      note = error[-1][:160] or f'not ready after {TIMM_LIMIT_S} seconds'
+      self._fail(group, forms[0], note)
 
 
 def describe(error: BaseException) -> str:
@@ -271,10 +288,18 @@ def main():
     '--quick', action='store_true', help='a trial on miniature networks'
   )
   parser.add_argument(
-    '--waves', type=int, nargs='+', help='numbers of the waves, from 0'
+    '--waves',
+    nargs='+',
+    metavar='NAME',
+    help=f'some of {", ".join(waves.WAVES)}; all if left out',
   )
   parser.add_argument(
     '--report', action='store_true', help='only draw the rows of results.csv'
+  )
+  parser.add_argument(
+    '--profile',
+    metavar='FORM',
+    help='also trace this form, for kernels.py',
   )
   args = parser.parse_args()
   if args.report:
@@ -284,11 +309,9 @@ def main():
   chosen = waves.QUICK if args.quick else waves.WAVES
   study = Study(args.out, args.deadline)
   study.measure_peak(256 if args.quick else 8192)
-  for index in args.waves or range(len(chosen)):
+  for name in args.waves or chosen:
     if not study.is_late():
-      study.measure(chosen[index])
-    if index == 1:
-      study.time_timm(chosen[0][0])
+      study.measure(chosen[name], args.profile)
   peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
   print(f'peak of the process: {peak / 2**30:.2f} GiB', flush=True)
   results.report(args.out)

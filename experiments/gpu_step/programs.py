@@ -1,6 +1,6 @@
 """The programs that are timed: training and inference of a network."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import math
@@ -19,7 +19,7 @@ from nfnet_jax.training import data_parallel
 from nfnet_jax.training import state as state_lib
 from nfnet_jax.training import step as step_lib
 
-TRAIN, INFER = 'train', 'infer'
+TRAIN, INFER, TIMM = 'train', 'infer', 'timm'
 PLAIN = 'plain'
 # Form of the step -> options of the network's constructor.
 FORMS = {
@@ -32,10 +32,10 @@ FORMS = {
 }
 # Name that may follow a form after a comma -> compiler options.
 FLAGS = {
+  'autotune level 0': {'xla_gpu_autotune_level': 0},
+  'no command buffers': {'xla_gpu_enable_command_buffer': ''},
   'NCHW': {'xla_gpu_force_conv_nchw': True},
   'convolution fusion': {'xla_gpu_experimental_enable_conv_fusion': True},
-  'no command buffers': {'xla_gpu_enable_command_buffer': ''},
-  'autotune level 0': {'xla_gpu_autotune_level': 0},
 }
 WINDOW = 4  # Steps that are dispatched before the clock is read.
 
@@ -70,18 +70,16 @@ class Training:
     self.parallel = data_parallel.DataParallel(jax.local_devices()[:1])
     self._states = states
 
-  def compile(self, form: str) -> Callable[[], jax.stages.Compiled]:
-    """Trace a form's step; return a function that compiles it."""
-    network, compiler = options_of(form)
-    trainer = self._trainer(network)
+  def trace(self, form: str) -> jax.stages.Lowered:
+    """Return a form's step before compilation."""
+    trainer = self._trainer(options_of(form)[0])
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._batch(form)
     )
     state = state_lib.abstract_state(
       trainer.model, trainer.optimizer, self.group.pixels
     )
-    lowered = self.parallel.lower(trainer, state, shapes)
-    return lambda: lowered.compile(compiler or None)
+    return self.parallel.lower(trainer, state, shapes)
 
   def prepare(self, forms: Iterable[str]) -> None:
     """Put the state and each form's batch on the device."""
@@ -131,7 +129,7 @@ class Training:
   def _trainer(self, network: dict) -> step_lib.Trainer:
     batch = self.group.batch
     name = self.group.model
-    agc = name.startswith('nfnet') and not name.endswith('_bn')
+    agc = 'nfnet' in name and not name.endswith('_bn')
     steps_per_epoch = 1_281_167 / batch
     schedule = recipe.warmup_cosine(
       0.1 * batch / 256, 5 * steps_per_epoch, 360 * steps_per_epoch
@@ -139,7 +137,7 @@ class Training:
     return step_lib.Trainer(
       model=nfnet_jax.create(
         self.group.model,
-        stochdepth_rate=0.25 if name.startswith('nf') else 0.0,
+        stochdepth_rate=0.25 if 'nf' in name else 0.0,
         **network,
       ),
       optimizer=nfnet_jax.nfnet_sgd(schedule, clipping=0.01 if agc else 0),
@@ -177,23 +175,21 @@ class Inference:
     self._images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
     self._weights = weight_shapes(group.model, size)
 
-  def compile(self, form: str) -> Callable[[], jax.stages.Compiled]:
-    """Trace a form; return a function that compiles it."""
-    network, compiler = options_of(form)
-    model = nfnet_jax.create(self.group.model, **network)
+  def trace(self, form: str) -> jax.stages.Lowered:
+    """Return a form before compilation."""
+    model = nfnet_jax.create(self.group.model, **options_of(form)[0])
 
     def predict(params, state, images):
       images = inputs.normalize_images(images).astype(self._dtype)
       return model.apply(params, state, None, images, False)[0]
 
-    lowered = jax.jit(predict).lower(
+    return jax.jit(predict).lower(
       jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, self._dtype), self._weights[0]
       ),
       self._weights[1],
       self._images,
     )
-    return lambda: lowered.compile(compiler or None)
 
   def prepare(self, forms: Iterable[str]) -> None:
     """Put weights and images on the device."""

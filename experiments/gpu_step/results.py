@@ -19,7 +19,7 @@ COLUMNS = (
   'compute',
   'form',
   'ms',
-  'of_plain',
+  'of_first',
   'least',
   'most',
   'images_per_s',
@@ -63,17 +63,17 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: pathlib.Path) -> None:
-  """Draw the time of each form relative to plain, by model and batch."""
+  """Draw the time of each form relative to the first, by model and batch."""
   groups = {}
   for row in rows:
     if (
       row['task'] == programs.TRAIN
       and row['form'] in programs.FORMS
-      and row['of_plain']
+      and row['of_first']
     ):
       name = row['model'].removeprefix('nfnet_').upper()
       label = f'{name}, {row["pixels"]} px\nbatch {row["batch"]}'
-      ratio = float(row['of_plain'])
+      ratio = float(row['of_first'])
       errors = ratio - float(row['least']), float(row['most']) - ratio
       groups.setdefault(label, {}).setdefault(row['form'], (ratio, errors))
   groups = {label: forms for label, forms in groups.items() if len(forms) > 1}
