@@ -35,6 +35,8 @@ NETWORKS = {
   'NF without weight standardisation': ('nf_resnet', 'standardisation'),
   'NF without gamma': ('nf_resnet', 'gamma'),
   'NF without alpha and beta': ('nf_resnet', 'alpha and beta'),
+  'FixUp': ('fixup_resnet', ''),
+  'SkipInit': ('skipinit_resnet', 'skip gain'),
 }
 
 
@@ -57,6 +59,10 @@ def measure(
     params = _divide_gains(params, {}, layers.ACTIVATIONS['relu'][1])
   if omitted == 'alpha and beta':
     params = _divide_gains(params, _betas(model), 1.0)
+  if omitted == 'skip gain':  # The method starts without residual branches.
+    params = trees.map_named(
+      lambda path, p: p * (not path.endswith('skip_gain')), params
+    )
   raw = _Everything() if omitted == 'standardisation' else ()
   with layers.kernels_are_standardized(raw):
     return signal_propagation.measure(model, params, state, images)

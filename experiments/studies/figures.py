@@ -27,6 +27,8 @@ _STYLES = {
   'NF without weight standardisation': ('#D55E00', 's'),
   'NF without gamma': ('#009E73', '^'),
   'NF without alpha and beta': ('#E69F00', 'P'),
+  'FixUp': ('#CC79A7', 'v'),
+  'SkipInit': ('#56B4E9', 'D'),
   'NF with AGC': ('#0072B2', 'o'),
   'NF without AGC': ('#D55E00', 's'),
   'NFNet with AGC': ('#0072B2', 'o'),
