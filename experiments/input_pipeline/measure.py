@@ -93,10 +93,19 @@ def _enlarge(coarse: np.ndarray) -> np.ndarray:
 
 
 def stream(source: sources.Source, stage: str):
-  """Yield batches of a stage, without end."""
+  """Return the batches of a stage, without end."""
   options = STAGES[stage]
   if options is None:
-    yield from _raw_batches(source)
+    return _raw_batches(source)
+  batches = train_batches(source, options)
+  if stage.endswith('device'):
+    feed = data_parallel.DataParallel()
+    batches = map(feed.shard_batch, batches)
+  return batches
+
+
+def train_batches(source: sources.Source, options: dict):
+  """Yield batches with options of `Augmentation`, without end."""
   spec = pipeline.TrainSpec(
     source=source,
     split='train',
@@ -106,11 +115,7 @@ def stream(source: sources.Source, stage: str):
     seed=0,
     augmentation=preprocessing.Augmentation(**options),
   )
-  batches = pipeline.train_batches(spec)
-  if stage.endswith('device'):
-    feed = data_parallel.DataParallel()
-    batches = map(feed.shard_batch, batches)
-  yield from batches
+  return pipeline.train_batches(spec)
 
 
 def _raw_batches(source: sources.Source):
