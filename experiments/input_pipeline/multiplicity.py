@@ -2,8 +2,8 @@
 
   python experiments/input_pipeline/multiplicity.py
 
-The photos, the recipe and the batch are those of measure.py. All forms take turns
-in every round. Writes multiplicity.csv.
+The photos, the recipe and the batch are those of measure.py. All forms take
+turns in every round. Writes multiplicity.csv.
 """
 
 import argparse
