@@ -9,6 +9,7 @@ import collections
 from collections.abc import Callable
 import contextlib
 import datetime
+import email
 import http.server
 import itertools
 import json
@@ -22,7 +23,7 @@ from urllib import parse
 
 _HOSTS = 'www.googleapis.com', 'storage.googleapis.com'
 _API = re.compile(
-  r'/(?P<upload>upload/)?storage/v1/b/(?P<bucket>[^/]+)'
+  r'/(?:(?P<upload>upload)/|download/)?storage/v1/b/(?P<bucket>[^/]+)'
   r'(?:/iam/testPermissions|/storageLayout'
   r'|/o(?:/(?P<name>[^/]+)(?P<rewrite>/rewriteTo/b/[^/]+/o/[^/]+)?)?)?'
 )
@@ -57,6 +58,7 @@ class Buckets(contextlib.AbstractContextManager):
     self.requests: list[tuple[str, str]] = []
     self.clear_faults()
     self.generations = collections.defaultdict(itertools.count(1).__next__)
+    self.updated: dict[tuple[str, str], datetime.datetime] = {}
     self.uploads: dict[str, str] = {}
     self.lock = threading.RLock()
     certificate = folder / 'certificate.pem'
@@ -102,17 +104,19 @@ class Buckets(contextlib.AbstractContextManager):
     with self.lock:
       self.objects[bucket][name] = contents
       self.generations.pop((bucket, name), None)
+      self.updated[bucket, name] = datetime.datetime.now(datetime.UTC)
 
   def describe(self, bucket: str, name: str) -> dict[str, str]:
     """Return an object's metadata."""
-    now = datetime.datetime.now(datetime.UTC)
+    updated = self.updated.get((bucket, name))
+    updated = updated or datetime.datetime.now(datetime.UTC)
     return {
       'kind': 'storage#object',
       'bucket': bucket,
       'name': name,
       'generation': str(self.generations[bucket, name]),
       'size': str(len(self.objects[bucket][name])),
-      'updated': now.strftime('%Y-%m-%dT%H:%M:%S.%fZ'),
+      'updated': updated.strftime('%Y-%m-%dT%H:%M:%S.%fZ'),
     }
 
   def list(self, bucket: str, prefix: str, delimiter: str) -> dict[str, list]:
@@ -253,6 +257,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       now = self.buckets.generations[key] if self.name in self.held else 0
       if int(expected) != now:
         return self.answer(412)
+    if kind == 'multipart':
+      kind = f'Content-Type: {self.headers["Content-Type"]}\r\n\r\n'
+      metadata, content = email.message_from_bytes(
+        kind.encode() + body
+      ).get_payload()
+      self.name = json.loads(metadata.get_payload())['name']
+      body = content.get_payload(decode=True)
     self.buckets.put(self.bucket, self.name, body)
     self.answer(200, self.buckets.describe(self.bucket, self.name))
 

@@ -5,6 +5,8 @@ python -m nfnet_jax.experiments.train --config=digits --workdir=/tmp/digits
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from etils import epath
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, config_flag, profile, session
-from nfnet_jax.storage import failures, files
+from nfnet_jax.storage import failures, files, lock
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
@@ -46,22 +48,37 @@ def main() -> int:
         buckets.check(workdir, to_write=True)
         files.check_writable(workdir)
     experiment = session.open_experiment(workdir=workdir)
+    warnings = []
     with collectives.failing_together():
       profile.check_total(traced, experiment.cadence.total)
       if processes.is_primary():
         profile.check_not_passed(traced, workdir)
-        warnings = []
         if not workdir_lib.is_run(workdir):
           validate.check_run(experiment.config, experiment.units)
           warnings = experiment.check_data()
-        log(summary.summary(experiment, cache_folder))
-        for line in warnings:
-          log(f'warning    {line}')
-        class_names = experiment.source.class_names
-        workdir_lib.save(experiment.config, workdir, class_names)
-      else:
-        command.log(summary.devices())
-    return run(experiment, workdir, log, traced)
+    with locked(workdir):
+      with collectives.failing_together():
+        if processes.is_primary():
+          log(summary.summary(experiment, cache_folder))
+          for line in warnings:
+            log(f'warning    {line}')
+          class_names = experiment.source.class_names
+          workdir_lib.save(experiment.config, workdir, class_names)
+        else:
+          command.log(summary.devices())
+      return run(experiment, workdir, log, traced)
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+  """Lock the workdir in process 0; fail in all if another run has locked it."""
+  from nfnet_jax.distributed import collectives, processes
+
+  with contextlib.ExitStack() as stack:
+    with collectives.failing_together(), failures.as_command_error():
+      if processes.is_primary():
+        stack.enter_context(lock.lock_folder(workdir))
+    yield
 
 
 def run(

@@ -104,7 +104,9 @@ def main():
     slow_down_saving()
   with session.distributed_session() as log:
     collectives.assert_equal({'--seed': str(_SEED.value)})
-    return train.run(Experiment(), common_flags.get_workdir(), log)
+    workdir = common_flags.get_workdir()
+    with train.locked(workdir):
+      return train.run(Experiment(), workdir, log)
 
 
 if __name__ == '__main__':

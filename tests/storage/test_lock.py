@@ -1,0 +1,132 @@
+"""Tests of the lock on a workdir; real processes hold it."""
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nfnet_jax import errors
+from nfnet_jax.storage import lock
+
+_HOLD = """
+import sys
+from nfnet_jax.storage import lock
+with lock.lock_folder(sys.argv[1]):
+  print('locked', flush=True)
+  sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holder_of(folder):
+  """A process that holds the lock until its input ends."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', _HOLD, folder],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout.readline() == 'locked\n'
+    yield process
+  finally:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(params=['disk', 'bucket'])
+def folder(request, tmp_path, buckets):
+  if request.param == 'disk':
+    return str(tmp_path / 'run')
+  buckets.objects['locks'] = {}
+  return 'gs://locks/run'
+
+
+def test_excludes_others_until_it_ends(folder):
+  with holder_of(folder) as process:
+    with pytest.raises(errors.RunError) as raised:
+      with lock.lock_folder(folder):
+        pass
+    assert f"'{folder}' is in use by process {process.pid} on " in str(
+      raised.value
+    )
+    process.stdin.close()
+    assert process.wait() == 0
+    with lock.lock_folder(folder):
+      pass
+
+
+def test_takes_over_from_a_killed_process(folder):
+  with holder_of(folder) as process:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with lock.lock_folder(folder):
+      pass
+
+
+def test_leaves_no_file(tmp_path):
+  with lock.lock_folder(tmp_path):
+    assert (tmp_path / lock.FILE).exists()
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('text', ['', 'null', '{"host"', '{"process": "x"}'])
+def test_damaged_file_is_replaced(tmp_path, text):
+  (tmp_path / lock.FILE).write_text(text)
+  with lock.lock_folder(tmp_path):
+    assert json.loads((tmp_path / lock.FILE).read_text())['process']
+
+
+class TestObject:
+  @pytest.fixture
+  def old(self, buckets):
+    """Put the lock of another host there, and return a function for its age."""
+    buckets.objects['locks'] = {}
+    text = json.dumps({'host': 'other', 'process': 1, 'since': 'today'})
+    buckets.put('locks', 'run/lock.json', text.encode())
+
+    def set_age(seconds):
+      age = datetime.timedelta(seconds=seconds)
+      now = datetime.datetime.now(datetime.UTC)
+      buckets.updated['locks', 'run/lock.json'] = now - age
+
+    return set_age
+
+  def test_counts_until_it_expires(self, old):
+    old(lock._EXPIRE_S - 30)
+    with pytest.raises(errors.RunError, match='process 1 on other since today'):
+      with lock.lock_folder('gs://locks/run'):
+        pass
+    old(lock._EXPIRE_S + 1)
+    with lock.lock_folder('gs://locks/run'):
+      pass
+
+  def test_is_renewed(self, buckets, monkeypatch):
+    monkeypatch.setattr(lock, '_RENEW_S', 0.05)
+    buckets.objects['locks'] = {}
+    buckets.requests.clear()
+    with lock.lock_folder('gs://locks/run'):
+      while buckets.requests.count(('POST', 'run/lock.json')) < 3:
+        pass
+    assert not buckets.objects['locks']
+
+  def test_losing_it_ends_the_process(self, buckets, tmp_path):
+    buckets.objects['locks'] = {}
+    code = _HOLD.replace('with lock', 'lock._RENEW_S = 0.05\nwith lock')
+    process = subprocess.Popen(
+      [sys.executable, '-c', code, 'gs://locks/run'],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env=os.environ,
+    )
+    assert process.stdout.readline() == 'locked\n'
+    buckets.put('locks', 'run/lock.json', b'{"host": "other"}')
+    assert process.wait(20) == 1
+    assert 'has taken over gs://locks/run/lock.json' in process.stderr.read()
