@@ -251,19 +251,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       session = f'{self.headers["Host"]}{self.path}&upload_id=1'
       scheme = 'https' if isinstance(self.connection, ssl.SSLSocket) else 'http'
       return self.answer(200, Location=f'{scheme}://{session}')
+    if kind == 'multipart':
+      header = f'Content-Type: {self.headers["Content-Type"]}\r\n\r\n'
+      message = email.message_from_bytes(header.encode() + body)
+      metadata, content = message.get_payload()
+      self.name = json.loads(metadata.get_payload())['name']
+      body = content.get_payload(decode=True)
     expected = self.query.get('ifGenerationMatch')
     if expected is not None:
       key = self.bucket, self.name
       now = self.buckets.generations[key] if self.name in self.held else 0
       if int(expected) != now:
         return self.answer(412)
-    if kind == 'multipart':
-      kind = f'Content-Type: {self.headers["Content-Type"]}\r\n\r\n'
-      metadata, content = email.message_from_bytes(
-        kind.encode() + body
-      ).get_payload()
-      self.name = json.loads(metadata.get_payload())['name']
-      body = content.get_payload(decode=True)
     self.buckets.put(self.bucket, self.name, body)
     self.answer(200, self.buckets.describe(self.bucket, self.name))
 

@@ -93,9 +93,13 @@ def _lock_object(path: epath.Path) -> Iterator[None]:
   blob = storage.Client().bucket(bucket).blob(name.removeprefix('/'))
   me = _myself()
   with failures.as_os_error(f'Locking {path}'):
-    generation = _free_generation(path, blob)
-    if not _write(blob, me, generation):
-      raise _held_error(path, _read(blob))
+    generation = _free_generation(blob)
+    is_mine = generation is not None and _write(blob, me, generation)
+    holder = me if is_mine else _read(blob)
+  if not is_mine:
+    raise _held_error(
+      path, holder, f' If it has ended, its lock expires within {_EXPIRE_S} s.'
+    )
   ended = threading.Event()
   renewal = threading.Thread(
     target=_renew, args=(path, blob, me, ended), daemon=True
@@ -110,22 +114,18 @@ def _lock_object(path: epath.Path) -> Iterator[None]:
       blob.delete(if_generation_match=blob.generation)
 
 
-def _free_generation(path: epath.Path, blob: Any) -> int:
-  """Return the generation that a new lock replaces, 0 if there is none.
+def _free_generation(blob: Any) -> int | None:
+  """Return the generation that a new lock may replace, 0 if there is no lock.
 
-  Raises:
-    errors.RunError: if the lock there still counts.
+  None if the lock that is there still counts.
   """
   if not blob.exists():
     return 0
   blob.reload()
-  holder = _read(blob)
   age = datetime.datetime.now(datetime.UTC) - blob.updated
-  if age.total_seconds() < _EXPIRE_S and not _has_ended(holder):
-    raise _held_error(
-      path, holder, f' If it has ended, its lock expires in {_EXPIRE_S} s.'
-    )
-  return blob.generation
+  if age.total_seconds() > _EXPIRE_S or _has_ended(_read(blob)):
+    return blob.generation
+  return None
 
 
 def _renew(

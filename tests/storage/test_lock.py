@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -111,8 +112,10 @@ class TestObject:
     buckets.objects['locks'] = {}
     buckets.requests.clear()
     with lock.lock_folder('gs://locks/run'):
-      while buckets.requests.count(('POST', 'run/lock.json')) < 3:
-        pass
+      deadline = time.monotonic() + 20
+      while [method for method, _ in buckets.requests].count('POST') < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert not buckets.objects['locks']
 
   def test_losing_it_ends_the_process(self, buckets, tmp_path):
