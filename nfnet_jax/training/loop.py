@@ -285,7 +285,7 @@ class Loop:
         self._eval_step,
         self.parallel,
         evaluation.weights_of(self._gather_state(state)),
-        self.eval_batches(),
+        self._eval_batches(state),
         poll=self._stop_if_asked,
       )
     self.writer.write([{'step': step, **results}])
@@ -296,6 +296,29 @@ class Loop:
       f'{100 * results["eval_ema/top1"]:.2f}% EMA '
       f'({results["eval/examples"]} images)'
     )
+
+  def _eval_batches(self, state: Any) -> Iterator[Batch]:
+    """Yield the evaluation's batches; if the data fails, save the state first.
+
+    A failure in one process raises in all of them, so that all take part in the
+    save.
+    """
+    batches = self.eval_batches()
+    while True:
+      batch = error = None
+      try:
+        batch = next(batches, None)
+      except Exception as raised:
+        error = raised
+      try:
+        collectives.raise_together(error)
+      except Exception:
+        self._save(state)
+        self._wait_until_saved()
+        raise
+      if batch is None:
+        return
+      yield batch
 
   def _save(self, state: Any) -> None:
     self._flush(state)

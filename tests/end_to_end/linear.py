@@ -28,6 +28,9 @@ _SECONDS_PER_EVAL_BATCH = flags.DEFINE_float(
 )
 _SECONDS_PER_SAVE = flags.DEFINE_float('seconds_per_save', 0, 'Slows saving.')
 _FAIL = flags.DEFINE_string('fail', '', 'PROCESS:STEP of bad data.')
+_FAIL_EVAL = flags.DEFINE_integer(
+  'fail_eval', None, 'Process whose evaluation has bad data.'
+)
 _SHARDED = flags.DEFINE_bool('sharded', False, 'Shards the update.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Only compared between processes.')
 
@@ -76,6 +79,8 @@ class Experiment:
       if _SECONDS_PER_EVAL_BATCH.value:
         log_fn('Evaluating ...')
       yield local_part(batch)
+      if _FAIL_EVAL.value == jax.process_index():
+        raise errors.InputError('the record is bad.')
 
 
 def local_part(batch):

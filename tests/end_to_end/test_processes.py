@@ -179,6 +179,25 @@ def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('bad', [0, 1])
+def test_bad_evaluation_data_in_one_process_loses_no_step(
+  whole, tmp_path, bad
+):
+  workdir = f'--workdir={tmp_path / "run"}'
+  group = process_groups.ProcessGroup(
+    LINEAR, f'--fail_eval={bad}', workdir, count=2, devices=4
+  )
+  fault = f'bad evaluation data in {bad}'
+  assert group.finish(fault=fault) == [2, 2], group.output
+  for process in group:
+    assert process.lines[-1] == 'nfnet_jax: the record is bad.'
+  assert process_groups.checkpoints_of(tmp_path / 'run') == [3, 5]
+  first, _ = resume(tmp_path / 'run')
+  assert 'Resuming after step 5.' in first.output
+  assert_same(process_groups.rows_of(tmp_path / 'run'), whole)
+
+
+@pytest.mark.slow
 def test_bad_data_at_the_first_step_ends_all(tmp_path):
   group = process_groups.ProcessGroup(
     LINEAR, '--fail=1:0', f'--workdir={tmp_path}', count=2

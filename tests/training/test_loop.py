@@ -1,5 +1,6 @@
 """The loop on a network of one layer: interruption, bad steps, cadence."""
 
+import itertools
 import os
 import signal
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nfnet_jax import errors
 from nfnet_jax.distributed import preemption
 from nfnet_jax.models import inputs
 from nfnet_jax.training import (
@@ -148,6 +150,24 @@ def test_signal_handlers_are_restored():
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.poll()
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_bad_evaluation_data_loses_no_step(tmp_path, whole):
+  evaluations = itertools.count(1)
+
+  def bad():
+    batches = eval_batches()
+    yield next(batches)
+    if next(evaluations) == 2:
+      raise errors.InputError('the record is bad.')
+    yield from batches
+
+  with pytest.raises(errors.InputError, match='the record is bad'):
+    Run(tmp_path, eval_batches=bad).go()
+  resumed = Run(tmp_path)
+  assert resumed.saved() == [5, 9]  # The second evaluation follows step 9.
+  resumed.go()
+  assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize('at', [1, 7])
