@@ -9,7 +9,7 @@ from etils import epath
 import jax
 
 from nfnet_jax.distributed import processes
-from nfnet_jax.training import evaluation, loop, timing
+from nfnet_jax.training import evaluation, goodput, loop, timing
 
 _PARTS = (
   timing.TRAINING,
@@ -36,6 +36,7 @@ def numbers(run: loop.Loop) -> dict[str, float]:
     'save_s': seconds(timing.SAVING),
     'images_per_second': speed.get('images_per_second', math.nan),
     'data_wait': speed.get('data_wait', math.nan),
+    'goodput': run.goodput.shares()['goodput'],
     'best_top1': _best(run, evaluation.RAW)[0],
     'best_ema_top1': _best(run, evaluation.EMA)[0],
     'peak_bytes': peak_bytes() or math.nan,
@@ -65,6 +66,7 @@ def summary(run: loop.Loop, workdir: str | os.PathLike) -> str:
       f'steps      {run.throughput.steps:,} here, {total:,} in all',
       f'time       {_time(run)}',
       f'speed      {_speed(run)}',
+      f'goodput    {_goodput(run)}',
       *(
         [f'memory     {peak / 2**30:.2f} GiB at most per device']
         if peak
@@ -111,6 +113,22 @@ def _time(run: loop.Loop) -> str:
   spent[timing.TRAINING] += run.stopwatch.seconds(timing.DATA)
   parts = [f'{part} {_duration(spent[part])}' for part in _PARTS if spent[part]]
   return f'{_duration(run.stopwatch.total())}: {", ".join(parts)}'
+
+
+def _goodput(run: loop.Loop) -> str:
+  """Return what the time since the first start went into, in per cent."""
+  spent = run.goodput.seconds()
+  total = sum(spent.values()) or 1.0
+  useful = spent.pop(goodput.STEPS)
+  others = [
+    f'{name} {100 * seconds / total:.0f} %'
+    for name, seconds in spent.items()
+    if seconds >= total / 200
+  ]
+  return (
+    f'{100 * useful / total:.0f} % of {_duration(total)} since the first start '
+    f'went into steps that count; {", ".join(others)}'
+  )
 
 
 def _speed(run: loop.Loop) -> str:

@@ -19,7 +19,7 @@ from nfnet_jax.storage import failures, files, lock
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
-  from nfnet_jax.training import checkpoint, loop
+  from nfnet_jax.training import checkpoint, loop, timing
   from nfnet_jax.training import state as state_lib
 
 for _name in (
@@ -39,7 +39,9 @@ def main() -> int:
   from nfnet_jax.config import workdir as workdir_lib
   from nfnet_jax.distributed import collectives, compilation_cache, processes
   from nfnet_jax.storage import buckets
+  from nfnet_jax.training import timing
 
+  stopwatch = timing.Stopwatch()
   workdir, traced = common_flags.get_workdir(), profile.get_steps()
   with session.distributed_session() as log:
     cache_folder = compilation_cache.enable_compilation_cache()
@@ -66,7 +68,7 @@ def main() -> int:
           workdir_lib.save(experiment.config, workdir, class_names)
         else:
           command.log(summary.devices())
-      return run(experiment, workdir, log, traced)
+      return run(experiment, workdir, log, traced, stopwatch)
 
 
 @contextlib.contextmanager
@@ -86,6 +88,7 @@ def run(
   workdir: epath.Path,
   log: command.LogFn,
   traced: range = range(0),
+  stopwatch: timing.Stopwatch | None = None,
 ) -> int:
   """Train, log how it ended, and return the exit code."""
   from nfnet_jax.cli import results
@@ -93,7 +96,7 @@ def run(
   from nfnet_jax.training import curves, evaluation, nonfinite
 
   try:
-    finished = train(experiment, workdir, log, traced)
+    finished = train(experiment, workdir, log, traced, stopwatch)
     picture = curves.plot(workdir) if processes.is_primary() else None
   except preemption.Interrupted:
     return command.EXIT_INTERRUPTED
@@ -122,6 +125,7 @@ def train(
   workdir: epath.Path,
   log: command.LogFn,
   traced: range,
+  stopwatch: timing.Stopwatch | None,
 ) -> loop.Loop:
   """Start or resume a run, and return its loop once it has ended."""
   import jax
@@ -131,6 +135,7 @@ def train(
   from nfnet_jax.training import (
     checkpoint,
     data_parallel,
+    goodput,
     loop,
     metrics,
     profiling,
@@ -139,7 +144,7 @@ def train(
   )
 
   cadence, config = experiment.cadence, experiment.config
-  stopwatch = timing.Stopwatch()
+  stopwatch = stopwatch or timing.Stopwatch()
   with (
     preemption.StopRequest() as stop,
     checkpoint.quiet_orbax(),
@@ -180,6 +185,9 @@ def train(
         stop=stop,
         tracer=profiling.Tracer(workdir, steps, log_fn),
         stopwatch=stopwatch,
+        goodput=goodput.Goodput(
+          workdir if processes.is_primary() else '', first, stopwatch
+        ),
       )
       try:
         running.run(state)
@@ -187,6 +195,8 @@ def train(
         step = first + running.throughput.steps
         log(results.interrupted(running, step, workdir))
         raise
+      if running.throughput.steps:
+        running.goodput.record(cadence.total)
   return running
 
 

@@ -23,8 +23,8 @@ from nfnet_jax import errors
 from nfnet_jax.storage import failures, files
 
 FILE = 'lock.json'
-# In a bucket: seconds between two renewals, and the age at which a lock no longer
-# counts. On a disk the system releases the lock when its process ends.
+# In a bucket: seconds between two renewals, and the age at which a lock no
+# longer counts. On a disk the system releases a lock when its process ends.
 _RENEW_S, _EXPIRE_S = 20, 120
 # Errors of file systems that have no locks.
 _NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
@@ -34,8 +34,8 @@ _NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
 def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
   """Lock a folder while the context is open, and create it if there is none.
 
-  The lock of a process that has ended does not count. File systems without locks
-  are not protected.
+  The lock of a process that has ended does not count. File systems without
+  locks are not protected.
 
   Args:
     folder: on a disk or in a bucket.

@@ -17,6 +17,7 @@ from nfnet_jax.training import checkpoint as checkpoint_lib
 from nfnet_jax.training import (
   data_parallel,
   evaluation,
+  goodput,
   nonfinite,
   profiling,
   timing,
@@ -70,6 +71,7 @@ class Loop:
     stop: records requests to stop the run.
     tracer: takes a profiler trace of some steps.
     stopwatch: measures the time per activity.
+    goodput: records the time of all starts of the run.
     throughput: measures images per second.
   """
 
@@ -86,6 +88,7 @@ class Loop:
   stopwatch: timing.Stopwatch = dataclasses.field(
     default_factory=timing.Stopwatch
   )
+  goodput: goodput.Goodput = dataclasses.field(default_factory=goodput.Goodput)
   throughput: timing.Throughput = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
@@ -264,7 +267,8 @@ class Loop:
   def _show_progress(self) -> None:
     if self._last_row:
       step, speed = int(self._last_row['step']), self.throughput.lap()
-      self.writer.observe(step, speed)
+      self.goodput.record(step, publish=False)
+      self.writer.observe(step, speed | self.goodput.shares())
       self.progress.update(step, self._last_row | speed)
 
   def _raise_nonfinite(self, state: Any) -> None:
@@ -329,10 +333,16 @@ class Loop:
     with self.stopwatch.during(timing.SAVING):
       self.writer.publish()
       self.checkpoints.save(self._gather_state(state))
+      self._record_time()
 
   def _wait_until_saved(self) -> None:
     with self.stopwatch.during(timing.SAVING):
       self.checkpoints.wait()
+    self._record_time()
+
+  def _record_time(self) -> None:
+    if self._last_row:
+      self.goodput.record(int(self._last_row['step']))
 
   def _stop_if_asked(self) -> None:
     if self.stop.poll():

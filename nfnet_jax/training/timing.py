@@ -8,9 +8,9 @@ import contextlib
 import time
 
 # Activities of a run. `DATA` is waiting for a batch, while the devices may
-# still compute; `OTHER` is restoring, and starting and closing the data
-# pipeline.
-TRAINING, DATA, COMPILING, EVALUATING, SAVING, OTHER = (
+# still compute; `OTHER` is starting the command, restoring, and starting and
+# closing the data pipeline.
+ACTIVITIES = TRAINING, DATA, COMPILING, EVALUATING, SAVING, OTHER = (
   'training',
   'data',
   'compiling',

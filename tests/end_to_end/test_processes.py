@@ -180,9 +180,7 @@ def test_bad_data_in_one_process_loses_no_step(whole, tmp_path, bad, update):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('bad', [0, 1])
-def test_bad_evaluation_data_in_one_process_loses_no_step(
-  whole, tmp_path, bad
-):
+def test_bad_evaluation_data_in_one_process_loses_no_step(whole, tmp_path, bad):
   workdir = f'--workdir={tmp_path / "run"}'
   group = process_groups.ProcessGroup(
     LINEAR, f'--fail_eval={bad}', workdir, count=2, devices=4

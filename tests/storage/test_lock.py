@@ -40,6 +40,11 @@ def holder_of(folder):
     process.wait()
 
 
+def lock_once(folder):
+  with lock.lock_folder(folder):
+    pass
+
+
 @pytest.fixture(params=['disk', 'bucket'])
 def folder(request, tmp_path, buckets):
   if request.param == 'disk':
@@ -50,24 +55,19 @@ def folder(request, tmp_path, buckets):
 
 def test_excludes_others_until_it_ends(folder):
   with holder_of(folder) as process:
-    with pytest.raises(errors.RunError) as raised:
-      with lock.lock_folder(folder):
-        pass
-    assert f"'{folder}' is in use by process {process.pid} on " in str(
-      raised.value
-    )
+    holder = f"'{folder}' is in use by process {process.pid} on "
+    with pytest.raises(errors.RunError, match=holder):
+      lock_once(folder)
     process.stdin.close()
     assert process.wait() == 0
-    with lock.lock_folder(folder):
-      pass
+    lock_once(folder)
 
 
 def test_takes_over_from_a_killed_process(folder):
   with holder_of(folder) as process:
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with lock.lock_folder(folder):
-      pass
+    lock_once(folder)
 
 
 def test_leaves_no_file(tmp_path):
@@ -101,11 +101,9 @@ class TestObject:
   def test_counts_until_it_expires(self, old):
     old(lock._EXPIRE_S - 30)
     with pytest.raises(errors.RunError, match='process 1 on other since today'):
-      with lock.lock_folder('gs://locks/run'):
-        pass
+      lock_once('gs://locks/run')
     old(lock._EXPIRE_S + 1)
-    with lock.lock_folder('gs://locks/run'):
-      pass
+    lock_once('gs://locks/run')
 
   def test_is_renewed(self, buckets, monkeypatch):
     monkeypatch.setattr(lock, '_RENEW_S', 0.05)
