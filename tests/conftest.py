@@ -51,6 +51,14 @@ def _clear_programs():
     sys.modules['jax'].clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _short_delays(monkeypatch):
+  """Do not wait between two tries to read."""
+  from nfnet_jax.storage import failures
+
+  monkeypatch.setattr(failures, 'DELAYS_S', (0, 0, 0))
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
   """A TFDS folder that is filled on first use."""

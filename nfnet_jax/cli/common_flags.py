@@ -14,7 +14,7 @@ from etils import epath
 
 from nfnet_jax import errors
 from nfnet_jax.config import workdir as workdir_lib
-from nfnet_jax.storage import files
+from nfnet_jax.storage import failures, files
 from nfnet_jax.weights import load, network
 
 _WORKDIR = flags.DEFINE_string(
@@ -80,10 +80,11 @@ def get_weights() -> network.Weights:
 
   Raises:
     errors.InputError: if there is none, or it cannot be used.
+    errors.RunError: if it cannot be read now.
   """
   if not WEIGHTS.value:
     raise errors.InputError('Name a trained network: --weights=PATH.')
-  with errors.as_input_error():
+  with failures.as_command_error(ValueError):
     weights = load.load_weights(WEIGHTS.value)
     if TIMM_FORWARD.value:
       weights = weights.with_options(timm_forward=True)

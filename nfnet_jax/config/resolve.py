@@ -17,7 +17,7 @@ from nfnet_jax import errors, preprocessing
 from nfnet_jax.config import base, fast_paths
 from nfnet_jax.models import registry
 from nfnet_jax.optim import clipping
-from nfnet_jax.storage import files
+from nfnet_jax.storage import failures, files
 from nfnet_jax.weights import download, load, network
 
 # Data shards of a run that does not ask for a number: the cores of the pod on
@@ -139,8 +139,9 @@ def read_weights(path: str) -> network.Weights:
 
   Raises:
     errors.InputError: if they cannot be used.
+    errors.RunError: if they cannot be read now.
   """
-  with errors.as_input_error():
+  with failures.as_command_error(ValueError):
     return load.load_weights(path)
 
 

@@ -75,8 +75,8 @@ def is_run(workdir: epath.PathLike) -> bool:
     errors.RunError: if it cannot be read now.
   """
   path = epath.Path(workdir) / _CONFIG
-  with failures.as_command_error(), failures.as_os_error(f'Reading {path}'):
-    return path.exists()
+  with failures.as_command_error():
+    return failures.read(f'Reading {path}', path.exists)
 
 
 def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
@@ -93,8 +93,8 @@ def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
       f"'{workdir}' holds no run: it has no {_CONFIG}. Name the folder of one."
     )
   path = epath.Path(workdir) / _CONFIG
-  with failures.as_command_error(), failures.as_os_error(f'Reading {path}'):
-    text = path.read_bytes()
+  with failures.as_command_error():
+    text = failures.read(f'Reading {path}', path.read_bytes)
   try:
     return _parse(text)
   except _DamagedError as error:

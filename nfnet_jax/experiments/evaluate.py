@@ -152,12 +152,9 @@ def restore_latest(
 
   directory = workdir / 'checkpoints'
   state = None
-  with (
-    failures.as_command_error(),
-    failures.as_os_error(f'Reading {directory}'),
-  ):
+  with failures.as_command_error():
     buckets.check(directory, to_write=False)
-    is_there = directory.is_dir()
+    is_there = failures.read(f'Reading {directory}', directory.is_dir)
   if is_there:
     with (
       failures.as_command_error(),

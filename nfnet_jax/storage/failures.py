@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import time
+from typing import TypeVar
+
+from absl import logging
 
 from nfnet_jax import errors
+
+_T = TypeVar('_T')
+# Seconds between two tries to read from storage that does not answer.
+DELAYS_S = (1, 4, 16)
 
 # Errors that do not go away on a retry: their types, their numbers, and the
 # names of the corresponding types of TensorFlow's and Google's libraries.
@@ -62,6 +70,38 @@ def is_outage(error: BaseException) -> bool:
   return not names & _PERMANENT_NAMES
 
 
+def retry(read: Callable[[], _T]) -> _T:
+  """Return what `read` returns; after an outage, wait and try again.
+
+  Raises:
+    Exception: the last error of `read`, or the first that is not an outage.
+
+  Examples:
+    >>> retry(lambda: 3)
+    3
+  """
+  for delay in DELAYS_S:
+    try:
+      return read()
+    except Exception as error:  # TensorStore's errors are ValueErrors.
+      if not is_outage(error):
+        raise
+      reason = errors.first_line(error).removesuffix('.')
+      logging.warning('%s. Trying again in %d s.', reason, delay)
+      time.sleep(delay)
+  return read()
+
+
+def read(action: str, function: Callable[[], _T]) -> _T:
+  """Return what a function reads; see `retry` and `as_os_error`."""
+
+  def attempt() -> _T:
+    with as_os_error(action):
+      return function()
+
+  return retry(attempt)
+
+
 @contextlib.contextmanager
 def as_os_error(action: str) -> Iterator[None]:
   """Raise errors of a bucket as `OSError`, with a message of one line.
@@ -82,17 +122,23 @@ def as_os_error(action: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_command_error() -> Iterator[None]:
-  """Raise an `OSError` as one of the errors that a command reports.
+def as_command_error(kind: type[Exception] = OSError) -> Iterator[None]:
+  """Raise errors of a kind as one of the errors that a command reports.
 
   A command may be run again after an outage, but not after bad input.
 
+  Args:
+    kind: the errors to convert.
+
   Raises:
-    RunError: for an outage; see `is_outage`.
-    InputError: for any other `OSError`.
+    RunError: for an outage, or an error whose cause is one; see `is_outage`.
+    InputError: for any other error of this kind.
   """
   try:
     yield
-  except OSError as error:
-    kind = errors.RunError if is_outage(error) else errors.InputError
-    raise kind(str(error)) from error
+  except kind as error:
+    origin = error if isinstance(error, OSError) else error.__cause__
+    is_temporary = isinstance(origin, OSError) and is_outage(origin)
+    raise (errors.RunError if is_temporary else errors.InputError)(
+      str(error)
+    ) from error

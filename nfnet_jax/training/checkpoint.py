@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import functools
 import itertools
 import logging as std_logging
 import os
@@ -175,7 +176,8 @@ class Checkpoints:
   ) -> state_lib.TrainState | None:
     """Read the newest readable checkpoint as NumPy arrays.
 
-    An unreadable one is reported, and the one before it is used.
+    An unreadable one is reported, and the one before it is used. One that
+    cannot be read for an outage of storage is not passed over.
 
     Args:
       template: tree of arrays or shapes with the expected structure.
@@ -185,7 +187,7 @@ class Checkpoints:
 
     Raises:
       UnreadableError: if there are checkpoints but none can be read.
-      OutageError: the same, if an outage of storage is a cause.
+      OutageError: if the newest that may be intact cannot be read now.
     """
     restore = lambda step: self.restore(step, template)
     return self._read_newest(restore, self.steps())
@@ -204,7 +206,7 @@ class Checkpoints:
 
     Raises:
       UnreadableError: if there is no checkpoint, or none can be read.
-      OutageError: if none can be read, and an outage of storage is a cause.
+      OutageError: if the newest that may be intact cannot be read now.
     """
 
     def read(step: int) -> dict[str, Any]:
@@ -227,25 +229,25 @@ class Checkpoints:
 
   def _read_newest(self, read: Callable[[int], Any], steps: list[int]) -> Any:
     """Read the newest readable checkpoint of `steps`; None if that is empty."""
-    is_outage = False
     for step in reversed(steps):
       try:
-        return _read_with_retry(read, step)
+        return failures.retry(functools.partial(read, step))
       except Exception as error:  # Orbax raises many kinds.
         reason = errors.first_line(error)
+        if failures.is_outage(error):
+          raise OutageError(
+            f'Checkpoint {step} under {self.directory} cannot be read now '
+            f'({reason.removesuffix(".")}). If that stays so, rename its '
+            'folder to resume from the one before it'
+          ) from error
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
         self._unreadable.add(step)
-        is_outage |= failures.is_outage(error)
     if not steps:
       return None
-    line = (
-      f'None of the checkpoints {steps} under {self.directory} can be read '
-      f'(the oldest: {reason})'
-    )
-    if is_outage:
-      raise OutageError(line)
     raise UnreadableError(
-      f'{line}. If the disk has no fault, start again in a new workdir.'
+      f'None of the checkpoints {steps} under {self.directory} can be read '
+      f'(the oldest: {reason}). If the disk has no fault, start again in a new '
+      'workdir.'
     )
 
   def restore(self, step: int, template: Any) -> Any:
@@ -320,14 +322,6 @@ class NullCheckpoints(contextlib.AbstractContextManager):
 
   def wait(self) -> None:
     """Do nothing."""
-
-
-def _read_with_retry(read: Callable[[int], Any], step: int) -> Any:
-  """Read a checkpoint; retry once after an error of storage."""
-  try:
-    return read(step)
-  except OSError:
-    return read(step)
 
 
 def _to_host(tree: Any) -> Any:

@@ -88,7 +88,7 @@ class Goodput:
       files.write_atomically(self._path, text)
 
   def seconds(self) -> dict[str, float]:
-    """Return what the time from the first start to the last record went into."""
+    """Return what the time from the first start to the record went into."""
     here = [self._here] if self._here.seconds else []
     return account([*self._earlier, *here])
 
@@ -139,10 +139,9 @@ def read_starts(path: str | os.PathLike) -> list[Start]:
     OSError: if the file exists but cannot be read.
   """
   file = epath.Path(path)
-  with failures.as_os_error(f'Reading {file}'):
-    if not file.exists():
-      return []
-    text = file.read_bytes()
+  text = failures.read(
+    f'Reading {file}', lambda: file.read_bytes() if file.exists() else b''
+  )
   try:
     starts = [Start(**json.loads(line)) for line in text.splitlines()]
     account(starts)

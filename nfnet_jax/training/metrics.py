@@ -146,10 +146,10 @@ def read_metrics(path: str | os.PathLike) -> list[Row]:
     errors.InputError: if it is damaged.
   """
   file = epath.Path(path)
-  with failures.as_os_error(f'Reading {file}'):
-    if not file.exists():
-      return []
-    lines = file.read_bytes().splitlines(keepends=True)
+  text = failures.read(
+    f'Reading {file}', lambda: file.read_bytes() if file.exists() else b''
+  )
+  lines = text.splitlines(keepends=True)
   return [
     _parse_row(line, f'line {number} of {file}')
     for number, line in enumerate(lines, 1)

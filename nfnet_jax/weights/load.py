@@ -115,8 +115,7 @@ def predict(
 
 
 def _from_file(path: epath.Path) -> network.Weights:
-  with failures.as_os_error('reading them'):
-    data = path.read_bytes()
+  data = failures.read('reading them', path.read_bytes)
   if data.startswith(b'PK'):
     return _from_arrays(*arrays_lib.read_npz(io.BytesIO(data)))
   if data.startswith(b'\x80'):

@@ -66,8 +66,7 @@ def read_run(path: epath.Path) -> tuple[Tree, Tree, dict[str, Any]]:
 
 def is_folder(path: epath.Path) -> bool:
   """Return whether a path is a folder, local or in a bucket."""
-  with failures.as_os_error('looking for them'):
-    return path.is_dir()
+  return failures.read('looking for them', path.is_dir)
 
 
 def _metadata_of_config(path: epath.Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import nfnet_jax
-from nfnet_jax.storage import files
+from nfnet_jax.storage import failures, files
 from nfnet_jax.training import checkpoint, state
 from tests.training import small_models
 from tests.training.small_checkpoints import replace_last_step, small_state
@@ -125,15 +125,20 @@ def test_outage_is_not_reported_as_damage(
   tmp_path, saved_state, monkeypatch, outage
 ):
   def fail(step, template):
+    tried.append(step)
     raise outage if step == 6 else ValueError('damaged')
 
+  tried = []
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     for step in (3, 6):
       checkpoints.save(small_state(step))
     checkpoints.wait()
     monkeypatch.setattr(checkpoints, 'restore', fail)
-    with pytest.raises(checkpoint.OutageError, match=r'\[3, 6\] .*damaged'):
+    with pytest.raises(checkpoint.OutageError, match=r'Checkpoint 6 .* now'):
       checkpoints.restore_latest(saved_state)
+    # An older one is not used in its place.
+    assert tried == [6] * (1 + len(failures.DELAYS_S))
+    assert checkpoints.steps() == [3, 6]
 
 
 def test_failed_read_is_tried_again(tmp_path, saved_state, monkeypatch):
@@ -141,11 +146,11 @@ def test_failed_read_is_tried_again(tmp_path, saved_state, monkeypatch):
     for step in (3, 6):
       checkpoints.save(at(saved_state, step))
     checkpoints.wait()
-    restore, failures = checkpoints.restore, [OSError(5, 'disk')]
+    restore, outages = checkpoints.restore, [OSError(5, 'disk')]
 
     def flaky(step, template):
-      if failures:
-        raise failures.pop()
+      if outages:
+        raise outages.pop()
       return restore(step, template)
 
     monkeypatch.setattr(checkpoints, 'restore', flaky)
