@@ -170,6 +170,8 @@ def train(
       ) as shown,
     ):
       log_fn = shown.log if processes.is_primary() else command.log
+      if writer.missing_steps:
+        log_fn(f'metrics.jsonl lacks {writer.missing_steps:,} earlier steps.')
       # A run that resumes after these steps has traced them; see
       # `profile.check_not_passed`.
       steps = traced if first <= traced.start else range(0)

@@ -35,6 +35,7 @@ class MetricsWriter:
 
   Attributes:
     evaluations: step -> row of its evaluation, including those before a resume.
+    missing_steps: number of steps before a resume that have no row.
 
   Examples:
     >>> import tempfile
@@ -45,6 +46,7 @@ class MetricsWriter:
   def __init__(self, workdir: str | os.PathLike, resumed_step: int):
     """Open the files and drop rows after `resumed_step`."""
     self.evaluations: dict[int, Mapping[str, float]] = {}
+    self.missing_steps = 0
     self._files = contextlib.ExitStack()
     self._workdir = self._local = epath.Path(workdir)
     self._unpublished, self._event_files = False, itertools.count(1)
@@ -58,6 +60,8 @@ class MetricsWriter:
   def _open(self, resumed_step: int) -> None:
     rows = read_metrics(self._workdir / _FILE)
     kept = [row for row in rows if row['step'] <= resumed_step]
+    steps = {row['step'] for row in kept if 'eval/top1' not in row}
+    self.missing_steps = resumed_step - len(steps)
     if files.is_in_bucket(self._workdir):
       self._local = epath.Path(
         self._files.enter_context(tempfile.TemporaryDirectory())
