@@ -13,10 +13,12 @@ import pathlib
 import socket
 import sys
 import threading
+import time
 from typing import Any
 from urllib import parse
 import uuid
 
+from absl import logging
 from etils import epath
 
 from nfnet_jax import errors
@@ -26,6 +28,7 @@ FILE = 'lock.json'
 # In a bucket: seconds between two renewals, and the age at which a lock no
 # longer counts. On a disk the system releases a lock when its process ends.
 _RENEW_S, _EXPIRE_S = 20, 120
+_POLL_S = 1
 # Errors of file systems that have no locks.
 _NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
 
@@ -34,8 +37,9 @@ _NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
 def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
   """Lock a folder while the context is open, and create it if there is none.
 
-  The lock of a process that has ended does not count. File systems without
-  locks are not protected.
+  The lock of a process that has ended does not count. In a bucket, this is
+  known if it ended on this host; else the call waits until the lock expires.
+  File systems without locks are not protected.
 
   Args:
     folder: on a disk or in a bucket.
@@ -97,9 +101,7 @@ def _lock_object(path: epath.Path) -> Iterator[None]:
     is_mine = generation is not None and _write(blob, me, generation)
     holder = me if is_mine else _read(blob)
   if not is_mine:
-    raise _held_error(
-      path, holder, f' If it has ended, its lock expires within {_EXPIRE_S} s.'
-    )
+    raise _held_error(path, holder)
   ended = threading.Event()
   renewal = threading.Thread(
     target=_renew, args=(path, blob, me, ended), daemon=True
@@ -117,15 +119,21 @@ def _lock_object(path: epath.Path) -> Iterator[None]:
 def _free_generation(blob: Any) -> int | None:
   """Return the generation that a new lock may replace, 0 if there is no lock.
 
-  None if the lock that is there still counts.
+  Waits until the lock that is there expires; None if it is renewed instead.
   """
-  if not blob.exists():
-    return 0
-  blob.reload()
-  age = datetime.datetime.now(datetime.UTC) - blob.updated
-  if age.total_seconds() > _EXPIRE_S or _has_ended(_read(blob)):
-    return blob.generation
-  return None
+  seen = None
+  while blob.exists():
+    blob.reload()
+    if seen is not None and blob.generation != seen:
+      return None
+    age = datetime.datetime.now(datetime.UTC) - blob.updated
+    if age.total_seconds() > _EXPIRE_S or _has_ended(_read(blob)):
+      return blob.generation
+    if seen is None:
+      logging.warning('Waiting until the lock of another process expires.')
+    seen = blob.generation
+    time.sleep(_POLL_S)
+  return 0
 
 
 def _renew(
@@ -196,9 +204,7 @@ def _has_ended(holder: dict[str, Any]) -> bool:
   return False
 
 
-def _held_error(
-  path: os.PathLike, holder: dict[str, Any], more: str = ''
-) -> errors.RunError:
+def _held_error(path: os.PathLike, holder: dict[str, Any]) -> errors.RunError:
   who = 'another process'
   if holder:
     who = (
@@ -208,5 +214,5 @@ def _held_error(
   folder = os.path.dirname(os.fspath(path))
   return errors.RunError(
     f"'{folder}' is in use by {who}. Wait until it ends, or use another "
-    f'--workdir.{more}'
+    '--workdir.'
   )
