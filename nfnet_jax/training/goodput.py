@@ -111,11 +111,12 @@ def account(starts: Sequence[Start]) -> dict[str, float]:
     >>> starts = [Start(0, 10, 0, 4, seconds), Start(15, 25, 3, 7, seconds)]
     >>> spent = account(starts)
     >>> spent['steps'], spent['repeated steps'], spent['stopped']
-    (14.0, 2.0, 5)
+    (14.0, 2.0, 5.0)
     >>> spent['compiling']
     4.0
   """
-  spent = collections.Counter(dict.fromkeys((STEPS, REPEATED, STOPPED), 0))
+  spent: dict[str, float] = collections.defaultdict(float)
+  spent |= dict.fromkeys((STEPS, REPEATED, STOPPED), 0.0)
   for start, following in zip(starts, [*starts[1:], None]):
     for activity in timing.ACTIVITIES:
       if activity != timing.TRAINING:
