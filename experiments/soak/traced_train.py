@@ -1,7 +1,7 @@
 """The command `train`, which also appends its phases to the file `PHASES`.
 
 Each line is the time in seconds since 1970 and the phase that begins. Phases
-are the activities of `timing`, with 'starting' and 'ending' in place of 'other'.
+are those of `timing`, with 'starting' and 'ending' in place of 'other'.
 """
 
 import contextlib
