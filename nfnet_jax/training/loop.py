@@ -314,12 +314,10 @@ class Loop:
         batch = next(batches, None)
       except Exception as raised:
         error = raised
-      try:
-        collectives.raise_together(error)
-      except Exception:
+      if any(collectives.all_gather(error is not None)):
         self._save(state)
         self._wait_until_saved()
-        raise
+        collectives.raise_together(error)  # Once process 0 has saved.
       if batch is None:
         return
       yield batch

@@ -169,6 +169,7 @@ class TestRun:
       'classes.txt',
       'config.json',
       'metrics.jsonl',
+      'time.jsonl',
       'tensorboard',
       'checkpoints',
       'curves.png',
