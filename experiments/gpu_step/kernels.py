@@ -1,4 +1,4 @@
-"""Say where the time of a traced training step goes.
+"""Sum the time of a traced training step by its parts.
 
   python experiments/gpu_step/kernels.py train-nfnet_f0-128
 

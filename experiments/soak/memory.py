@@ -93,6 +93,7 @@ def main():
   parser.add_argument('--interval', type=float, default=2.0)
   parser.add_argument('--out', type=pathlib.Path, default=HERE)
   args = parser.parse_args()
+  args.out.mkdir(parents=True, exist_ok=True)
   rows = measure(args.steps, args.interval)
   with (args.out / 'memory.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0], lineterminator='\n')

@@ -70,11 +70,11 @@ def is_outage(error: BaseException) -> bool:
   return not names & _PERMANENT_NAMES
 
 
-def retry(read: Callable[[], _T]) -> _T:
-  """Return what `read` returns; after an outage, wait and try again.
+def retry(function: Callable[[], _T]) -> _T:
+  """Return what a function returns; after an outage, wait and try again.
 
   Raises:
-    Exception: the last error of `read`, or the first that is not an outage.
+    Exception: the function's last error, or the first that is not an outage.
 
   Examples:
     >>> retry(lambda: 3)
@@ -82,14 +82,14 @@ def retry(read: Callable[[], _T]) -> _T:
   """
   for delay in DELAYS_S:
     try:
-      return read()
+      return function()
     except Exception as error:  # TensorStore's errors are ValueErrors.
       if not is_outage(error):
         raise
       reason = errors.first_line(error).removesuffix('.')
       logging.warning('%s. Trying again in %d s.', reason, delay)
       time.sleep(delay)
-  return read()
+  return function()
 
 
 def read(action: str, function: Callable[[], _T]) -> _T:
