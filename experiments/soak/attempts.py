@@ -67,16 +67,30 @@ class Attempt:
     pairs = [line.split() for line in lines]
     return [(float(pair[0]), pair[1]) for pair in pairs if len(pair) == 2]
 
-  def wait_for(self, phase: str, occurrence: int) -> bool:
-    """Wait until a phase has begun so often; False if process 0 ended first."""
+  def wait_for(self, phase: str, occurrence: int, shortest_s: float) -> bool:
+    """Wait until a phase has begun so often.
+
+    Args:
+      phase: its name.
+      occurrence: how often, from 1.
+      shortest_s: phases that were shorter do not count.
+
+    Returns:
+      False if process 0 ended first.
+    """
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
-      names = [name for _, name in self.phases()]
-      if names.count(phase) >= occurrence:
+      began = self.phases()
+      ends = [start for start, _ in began[1:]] + [time.time()]
+      count = sum(
+        name == phase and end - start >= shortest_s
+        for (start, name), end in zip(began, ends)
+      )
+      if count >= occurrence:
         return True
       if self.processes[0].poll() is not None:
         return False
-      time.sleep(0.002)
+      time.sleep(0.001)
     raise TimeoutError(f'no {phase}: {self.output}')
 
   def finish(self) -> list[int]:
@@ -94,6 +108,11 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
   if not folder.exists():
     return []
   return sorted(int(x.name) for x in folder.iterdir() if x.name.isdigit())
+
+
+def is_writing(workdir: pathlib.Path) -> bool:
+  """Return whether a checkpoint is being written."""
+  return any(workdir.glob('checkpoints/*.orbax-checkpoint-tmp*'))
 
 
 def last_save(workdir: pathlib.Path) -> float:

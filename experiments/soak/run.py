@@ -27,6 +27,8 @@ from nfnet_jax.training import timing
 
 HERE = pathlib.Path(__file__).parent
 PHASES = ('starting', *timing.ACTIVITIES[:-1], 'ending')
+# Shorter ones cannot be aimed at: most calls that save find nothing to save.
+SHORTEST_S = 0.002
 # Exit codes after a stop: finished, interrupted and saved, ended by the signal
 # before its handler was installed, or by the loss of a process that was.
 STOPPED = {0, 1, 75, 130, -signal.SIGTERM, -signal.SIGINT, -signal.SIGABRT}
@@ -55,7 +57,7 @@ class Soak:
       if any(attempt.finish()):
         raise RuntimeError(attempt.output)
     self._reference = attempts.results(whole)
-    self._durations = _longest(attempt.phases())
+    self._durations = _durations(attempt.phases())
     self._workdir = next(self._workdirs)
 
   def fault(self, number: int) -> None:
@@ -65,17 +67,18 @@ class Soak:
 
   def _try(self, number: int) -> bool:
     phase = self._random.choice(PHASES)
-    occurrence = self._random.randint(1, 3)
+    durations = self._durations[phase]
+    left = 1 - max(self._saved, default=0) / attempts.STEPS
+    occurrence = self._random.randrange(max(1, int(left * len(durations))))
     victim = self._random.randrange(self._count)
-    if phase in ('starting', 'compiling'):
-      occurrence = 1
     began = time.time()
     attempt = attempts.Attempt(self._workdir, self._count)
-    reached = attempt.wait_for(phase, occurrence)
-    time.sleep(self._random.uniform(0, self._durations[phase]))
+    reached = attempt.wait_for(phase, occurrence + 1, SHORTEST_S)
+    time.sleep(self._random.uniform(0, durations[occurrence]))
     if reached and attempt.processes[victim].poll() is None:
       now, names = time.time(), [name for _, name in attempt.phases()]
       saved = attempts.saved_steps(self._workdir)
+      is_writing = attempts.is_writing(self._workdir)
       attempt.processes[victim].send_signal(number)
       codes = attempt.finish()
       self._check(attempt, codes, number, saved)
@@ -85,6 +88,7 @@ class Soak:
           'processes': self._count,
           'signal': signal.Signals(number).name,
           'phase': names[-1] if names else 'starting',
+          'writing': 'yes' if is_writing else 'no',
           'codes': ' '.join(map(str, codes)),
           'saved_step': max(attempts.saved_steps(self._workdir), default=''),
           'lost_s': f'{max(lost, 0):.2f}',
@@ -135,12 +139,13 @@ class Soak:
     self._complete()
 
 
-def _longest(phases: list[tuple[float, str]]) -> dict[str, float]:
-  """Return the longest duration of each phase."""
-  durations = dict.fromkeys(PHASES, 0.2)
+def _durations(phases: list[tuple[float, str]]) -> dict[str, list[float]]:
+  """Return how long each phase lasted, each time that it was long enough."""
+  durations = {name: [] for name in PHASES}
   for (began, name), (ended, _) in itertools.pairwise(phases):
-    durations[name] = max(durations[name], ended - began)
-  return durations
+    if ended - began >= SHORTEST_S:
+      durations[name].append(ended - began)
+  return {name: values or [0.2] for name, values in durations.items()}
 
 
 def draw(rows: list[dict], path: pathlib.Path) -> None:
