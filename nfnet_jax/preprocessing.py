@@ -93,6 +93,10 @@ class Augmentation:
 
   Attributes:
     crop: 'distorted' for a random window, 'whole' for the whole image.
+    jpeg_scaling: whether the decoder halves a JPEG once or more while the crop
+      stays at least as large as the training image. This is faster for large
+      photos. Their crops become smoother than those of evaluation, which are
+      resized without antialiasing.
     flip: whether images are mirrored at random.
     shift: largest random translation at the final size, in pixels.
     mixup: whether images are mixed by MixUp.
@@ -118,6 +122,9 @@ class Augmentation:
 
   crop: str = option(
     'whole', 'Crop in training.', choices=('distorted', 'whole')
+  )
+  jpeg_scaling: bool = option(
+    False, 'Decode large JPEGs at 1/2, 1/4 or 1/8 of their size.'
   )
   flip: bool = option(False, 'Mirror training images at random.')
   shift: int = option(0, 'Largest random translation, px.', interval='[0, inf)')
@@ -178,7 +185,7 @@ class Augmentation:
     if self.augment == 'autoaugment':
       operations = 'AutoAugment'
     parts = [
-      f'{self.crop} crop',
+      f'{self.crop} crop' + (', JPEG scaling' if self.jpeg_scaling else ''),
       'flip' if self.flip else '',
       f'shift {self.shift} px' if self.shift else '',
       f'{mixing} ({self.partners})' if mixing else '',

@@ -43,8 +43,10 @@ def test_invalid_values(options, message):
       'distorted crop, MixUp and CutMix (fresh), RandAugment 4 x 5',
     ),
     (
-      preprocessing.Augmentation(augment='autoaugment', multiplicity=4),
-      'whole crop, AutoAugment, each image 4 times',
+      preprocessing.Augmentation(
+        jpeg_scaling=True, augment='autoaugment', multiplicity=4
+      ),
+      'whole crop, JPEG scaling, AutoAugment, each image 4 times',
     ),
   ],
 )

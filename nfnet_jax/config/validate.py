@@ -190,6 +190,11 @@ def _check_layout(config: ml_collections.ConfigDict, devices: int) -> None:
   if augmentation.examples_per_copy > 1:
     name = f'twice {name}'
   if augmentation.multiplicity > 1:
+    if augmentation.jpeg_scaling:
+      raise errors.InputError(
+        'data.jpeg_scaling needs data.multiplicity=1: each copy has a crop of '
+        'its own.'
+      )
     name = f'{name} times data.multiplicity'
   check_divides('batch_size', config.batch_size, name, count * shards)
 

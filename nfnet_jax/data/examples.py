@@ -167,9 +167,13 @@ class TrainTransform:
   def _decode_and_crop(self, record: tf.Tensor, seed: tf.Tensor) -> Decoded:
     """Decode only what is cropped, and finish the crop."""
     encoded, label = self._source.parse(record)
+    reduce_to = self._size if self._augmentation.jpeg_scaling else None
     if self._augmentation.crop == 'distorted':
+      window = lambda shape: self._window(shape, seed)
+      image = preprocess.decode_window(encoded, window, reduce_to)
+    elif reduce_to:
       image = preprocess.decode_window(
-        encoded, lambda shape: self._window(shape, seed)
+        encoded, preprocess.whole_window, reduce_to
       )
     else:
       image = preprocess.decode(encoded)

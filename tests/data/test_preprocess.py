@@ -180,6 +180,46 @@ def test_bytes_that_are_no_image_raise():
       )
 
 
+@pytest.mark.parametrize(
+  ('sides', 'reduce_to', 'reduction'),
+  [
+    ((200, 160), 81, 1),
+    ((200, 160), 80, 2),
+    ((200, 160), 41, 2),
+    ((160, 200), 40, 4),
+    ((200, 160), 20, 8),
+    ((200, 160), 3, 8),
+  ],
+)
+@pytest.mark.parametrize('name', ['jpeg', 'jpeg_420', 'jpeg_420_progressive'])
+def test_jpeg_is_reduced_as_far_as_the_window_allows(
+  name, sides, reduce_to, reduction
+):
+  encoded = ALL[name](photo(333, 401))
+  window = tf.constant([101, 67, *sides])
+  ours = preprocess.decode_window(encoded, lambda _: window, reduce_to)
+  assert min(ours.shape[:2]) >= reduce_to
+  height, width = (side // reduction for side in sides)
+  assert ours.shape == (height, width, 3)
+  whole = preprocess.decode(encoded).numpy().astype(float)
+  y, x = 101 // reduction * reduction, 67 // reduction * reduction
+  part = whole[y : y + height * reduction, x : x + width * reduction]
+  blocks = part.reshape(height, reduction, width, reduction, 3).mean((1, 3))
+  # Chroma of the outermost columns aside, the decoder averages blocks.
+  inner = slice(2, -2)
+  errors = np.abs(ours.numpy()[:, inner] - blocks[:, inner])
+  assert errors.mean() < 1.5, errors.mean()
+  mirrored = np.abs(ours.numpy()[::-1, inner] - blocks[:, inner])
+  assert mirrored.mean() > 10
+
+
+def test_other_formats_are_not_reduced():
+  image = photo(64, 64)
+  window = lambda _: tf.constant([0, 0, 64, 64])
+  ours = preprocess.decode_window(png(image), window, 8)
+  np.testing.assert_array_equal(ours, image)
+
+
 @functools.cache
 def window_sampler(size):
   @tf.function

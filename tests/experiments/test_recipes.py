@@ -98,6 +98,7 @@ def test_recipe_with_multiplicity():
       'twice data.shards times data.multiplicity',
     ),
     ({'multiplicity': 0}, 'data.multiplicity'),
+    ({'multiplicity': 2, 'jpeg_scaling': True}, 'data.jpeg_scaling'),
   ],
 )
 def test_impossible_multiplicity(changes, message):
