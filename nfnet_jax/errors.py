@@ -82,13 +82,15 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
   r"""Return the first line of an error's message; its type if it has none.
 
-  For libraries that add lines of source locations or stack traces.
+  For libraries that add lines of source locations or stack traces, and for
+  TensorStore, which adds the whole specification of a file to the line.
 
   Examples:
     >>> first_line(ValueError('disk full\n[source: a.cc]'))
     'disk full'
   """
-  return str(error).partition('\n')[0].strip() or type(error).__name__
+  line = str(error).partition('\n')[0].partition(' [tensorstore_spec')[0]
+  return line.strip() or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

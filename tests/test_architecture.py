@@ -38,7 +38,7 @@ RULES = {
   'storage': _STORAGE,
   'models': {*_BASE, 'models'},
   'optim': {*_BASE, 'optim'},
-  'data': {*_BASE, 'data', 'images'},
+  'data': {*_STORAGE, 'data', 'images'},
   'distributed': {*_STORAGE, 'distributed'},
   'training': _TRAINING,
   'weights': _WEIGHTS,

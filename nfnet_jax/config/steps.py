@@ -19,6 +19,7 @@ from nfnet_jax.config import resolve, small_data, validate
 from nfnet_jax.config import workdir as workdir_lib
 from nfnet_jax.data import known
 from nfnet_jax.distributed import collectives
+from nfnet_jax.storage import failures
 from nfnet_jax.weights import network
 
 if TYPE_CHECKING:
@@ -150,13 +151,14 @@ def _load_dataset(config: ml_collections.ConfigDict) -> sources.Source:
 
   Raises:
     errors.InputError: if it is missing.
+    errors.RunError: if it cannot be read now.
   """
   folder = known.missing_folder(config.dataset, config.run.data_dir)
   if folder:
     raise errors.InputError(known.how_to_prepare(config.dataset, folder))
   from nfnet_jax.data import sources as sources_lib
 
-  with errors.as_input_error():
+  with failures.as_command_error(), errors.as_input_error():
     return sources_lib.load(config.dataset, config.run.data_dir)
 
 
@@ -179,6 +181,6 @@ def _open_dataset(
       except ValueError as error:
         raise validate.missing_split(name, error) from error
       validate.check_examples(name, split, examples, minimum)
-      with errors.as_input_error():
+      with failures.as_command_error(), errors.as_input_error():
         source.check_files(split)
   return source

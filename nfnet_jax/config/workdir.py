@@ -71,12 +71,24 @@ def is_run(workdir: epath.PathLike) -> bool:
   """Return whether a workdir holds a run that this process can see.
 
   Raises:
-    errors.InputError: if it can never be read.
+    errors.InputError: if it can never be read, or lacks its configuration.
     errors.RunError: if it cannot be read now.
   """
   path = epath.Path(workdir) / _CONFIG
+  checkpoints = epath.Path(workdir) / 'checkpoints'
   with failures.as_command_error():
-    return failures.read(f'Reading {path}', path.exists)
+    if failures.read(f'Reading {path}', path.exists):
+      return True
+    has_state = failures.read(
+      f'Listing {checkpoints}',
+      lambda: checkpoints.exists() and any(checkpoints.iterdir()),
+    )
+  if has_state:
+    raise errors.InputError(
+      f"'{workdir}' has checkpoints but no {_CONFIG}. Restore the file, or use "
+      'another --workdir.'
+    )
+  return False
 
 
 def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from nfnet_jax import errors
 from nfnet_jax.data import records, sources
+from nfnet_jax.storage import failures
 
 Batch = dict[str, np.ndarray]
 LogFn = Callable[[str], None]
@@ -143,13 +145,16 @@ def fault_tolerant_batches(
   start: int,
   bad_records: BadRecords,
 ) -> Iterator[Batch]:
-  """Iterate over batches and skip bad records, up to a number.
+  """Iterate over batches, skip bad records up to a number, and outlast outages.
+
+  After an error that may be temporary, the stream waits and starts again at the
+  same batch, a few times.
 
   An error in tf.data does not name its record. So that good data costs nothing
   extra, the stream skips no errors until one occurs; then it is restarted at
   the same batch in a slower form that marks records that fail. Good records
   yield the same examples. If this form finds no bad record for a long time, the
-  error was a temporary one of a file, and the stream returns to its fast form.
+  stream returns to its fast form.
 
   Args:
     make_dataset: maps (start, skip_errors) to the batches from the start-th on.
@@ -162,10 +167,11 @@ def fault_tolerant_batches(
 
   Raises:
     BadDataError: naming the record or file.
-    ReadError: if the stream fails in spite of skipping errors and no file is
-      bad.
+    ReadError: if the stream fails in spite of several tries or of skipping
+      errors, and no file is bad.
   """
   skipping = 0  # Batches until the fast form.
+  delays = iter(failures.DELAYS_S)
   batches = make_dataset(start, False).as_numpy_iterator()
   while True:
     try:
@@ -173,11 +179,18 @@ def fault_tolerant_batches(
     except StopIteration:
       return
     except tf.errors.OpError as error:
-      if skipping:
+      if not isinstance(error, PERMANENT):
+        delay = next(delays, None)
+        if delay is None:
+          raise bad_records.find_bad_file(error) from error
+        _wait(delay, error, bad_records.log_fn)
+      elif skipping:
         raise bad_records.find_bad_file(error) from error
-      skipping = _SKIPPING_BATCHES
-      batches = make_dataset(start, True).as_numpy_iterator()
+      else:
+        skipping = _SKIPPING_BATCHES
+      batches = make_dataset(start, bool(skipping)).as_numpy_iterator()
       continue
+    delays = iter(failures.DELAYS_S)
     bad_records.check(batch.pop('id'), batch.pop('usable'))
     yield batch
     start += 1
@@ -185,6 +198,12 @@ def fault_tolerant_batches(
       skipping -= 1
       if not skipping:
         batches = make_dataset(start, False).as_numpy_iterator()
+
+
+def _wait(delay: float, error: Exception, log_fn: LogFn) -> None:
+  reason = errors.first_line(error).removesuffix('.')
+  log_fn(f'Reading data failed: {reason}. Trying again in {delay} s.')
+  time.sleep(delay)
 
 
 def with_fallback(function: Callable, fallback: Any) -> Callable:

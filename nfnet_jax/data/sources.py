@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnet_jax.data import devices, known
+from nfnet_jax.storage import failures
 
 # Datasets of this project, built on first use without a download.
 EMBEDDED = [name for name, each in known.DATASETS.items() if each.embedded]
@@ -164,7 +165,12 @@ class TFDSSource(Source):
 @functools.cache
 def _listing(folder: str) -> frozenset[str]:
   """List a folder once: a thousand files in a bucket are one request."""
-  return frozenset(tf.io.gfile.listdir(folder))
+  names = failures.read(
+    f'Listing {folder}',
+    lambda: tf.io.gfile.listdir(folder),
+    tf.errors.OpError,
+  )
+  return frozenset(names)
 
 
 def load(name: str, data_dir: str | None = None) -> Source:
@@ -181,10 +187,16 @@ def load(name: str, data_dir: str | None = None) -> Source:
       to run.
     ValueError: if it does not consist of images with labels, or is not stored
       as TFRecord.
+    OSError: if it cannot be read, in spite of several tries after an outage.
     RuntimeError: if TensorFlow uses an accelerator already.
   """
   devices.hide_accelerators()
   _listing.cache_clear()
+  open_source = functools.partial(_open, name, data_dir)
+  return failures.read(f"Opening '{name}'", open_source, tf.errors.OpError)
+
+
+def _open(name: str, data_dir: str | None) -> Source:
   if _is_folder(name):
     from nfnet_jax.data import folders  # Imports this module.
 

@@ -25,6 +25,7 @@ from absl import flags
 
 from nfnet_jax import errors, preprocessing
 from nfnet_jax.cli import command, common_flags
+from nfnet_jax.storage import failures
 
 if TYPE_CHECKING:
   import jax
@@ -140,7 +141,7 @@ def _get_images(size: int) -> jax.Array:
   from nfnet_jax.data import pipeline, sources
   from nfnet_jax.models import inputs
 
-  with errors.as_input_error():
+  with failures.as_command_error(), errors.as_input_error():
     source = sources.load(dataset, common_flags.DATA_DIR.value)
     batches = pipeline.eval_batches(
       source,

@@ -70,6 +70,18 @@ def is_outage(error: BaseException) -> bool:
   return not names & _PERMANENT_NAMES
 
 
+def is_denied(error: BaseException) -> bool:
+  """Return whether an error is that of a file that may not be read.
+
+  Examples:
+    >>> is_denied(PermissionError()), is_denied(FileNotFoundError())
+    (True, False)
+  """
+  # TensorStore's errors are ValueErrors.
+  is_file_error = isinstance(error, PermissionError)
+  return is_file_error or str(error).startswith('PERMISSION_DENIED:')
+
+
 def retry(function: Callable[[], _T]) -> _T:
   """Return what a function returns; after an outage, wait and try again.
 
@@ -92,18 +104,24 @@ def retry(function: Callable[[], _T]) -> _T:
   return function()
 
 
-def read(action: str, function: Callable[[], _T]) -> _T:
+def read(
+  action: str,
+  function: Callable[[], _T],
+  kind: type[Exception] = Exception,
+) -> _T:
   """Return what a function reads; see `retry` and `as_os_error`."""
 
   def attempt() -> _T:
-    with as_os_error(action):
+    with as_os_error(action, kind):
       return function()
 
   return retry(attempt)
 
 
 @contextlib.contextmanager
-def as_os_error(action: str) -> Iterator[None]:
+def as_os_error(
+  action: str, kind: type[Exception] = Exception
+) -> Iterator[None]:
   """Raise errors of a bucket as `OSError`, with a message of one line.
 
   The errors of TensorFlow and google-cloud-storage are not OSErrors, and their
@@ -111,12 +129,13 @@ def as_os_error(action: str) -> Iterator[None]:
 
   Args:
     action: what the body does, such as 'Reading PATH', for the message.
+    kind: the errors to convert.
   """
   try:
     yield
   except OSError:
     raise
-  except Exception as error:
+  except kind as error:
     reason = errors.one_line(error)
     raise OSError(f'{action} failed ({reason.removesuffix(".")})') from error
 

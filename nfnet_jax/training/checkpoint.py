@@ -177,7 +177,8 @@ class Checkpoints:
     """Read the newest readable checkpoint as NumPy arrays.
 
     An unreadable one is reported, and the one before it is used. One that
-    cannot be read for an outage of storage is not passed over.
+    cannot be read for an outage of storage, or may not be read, is not passed
+    over.
 
     Args:
       template: tree of arrays or shapes with the expected structure.
@@ -186,7 +187,8 @@ class Checkpoints:
       The state, or None if there is no checkpoint.
 
     Raises:
-      UnreadableError: if there are checkpoints but none can be read.
+      UnreadableError: if there are checkpoints but none can be read, or the
+        newest that may be intact may not be read.
       OutageError: if the newest that may be intact cannot be read now.
     """
     restore = lambda step: self.restore(step, template)
@@ -239,6 +241,12 @@ class Checkpoints:
             f'Checkpoint {step} under {self.directory} cannot be read now '
             f'({reason.removesuffix(".")}). If that stays so, rename its '
             'folder to resume from the one before it'
+          ) from error
+        if failures.is_denied(error):
+          raise UnreadableError(
+            f'Checkpoint {step} under {self.directory} may not be read '
+            f'({reason.removesuffix(".")}). Change the permissions of its '
+            'files, or rename its folder to resume from the one before it.'
           ) from error
         logging.warning('Checkpoint %d cannot be read: %s', step, reason)
         self._unreadable.add(step)

@@ -28,6 +28,16 @@ def test_saved_config_reads_back_and_protects_its_workdir(tmp_path):
     steps.prepare_config(other, workdir=tmp_path)
 
 
+def test_checkpoints_without_their_config_are_refused(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  steps.prepare_config(digits(), workdir=tmp_path)  # A run that saved nothing.
+  (tmp_path / 'checkpoints' / '4').mkdir()
+  with pytest.raises(
+    errors.InputError, match=r'has checkpoints but no config\.json'
+  ):
+    steps.prepare_config(digits(), workdir=tmp_path)
+
+
 def test_a_run_of_an_older_version_resumes(tmp_path):
   (tmp_path / 'config.json').write_text(OLD_RUN.read_text())
   saved = workdir_lib.load(tmp_path)

@@ -1,6 +1,8 @@
 """Bad records are named, counted and skipped; good ones stay the same."""
 
 import io
+import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from nfnet_jax import preprocessing
 from nfnet_jax.data import faults, pipeline, sources
+from nfnet_jax.storage import failures
 from tests import imagenet
 from tests.data.streams import assert_same, take
 
@@ -222,10 +225,15 @@ def test_file_that_vanishes_is_named(tmp_path):
     take(spec(source), 12)
 
 
-class Busy:
-  """A stream of batches from a bucket that is busy at times."""
+BUSY = tf.errors.UnavailableError(None, None, 'the bucket is busy')
+DAMAGED = tf.errors.DataLossError(None, None, 'corrupted record')
 
-  def __init__(self, *failures, total=9):
+
+class Failing:
+  """A stream of batches that cannot be read at times."""
+
+  def __init__(self, *failures, error=BUSY, total=9):
+    self.error = error
     self.total = total
     self.failures = list(failures)  # Batches before which a read fails once.
     self.calls = []
@@ -238,7 +246,7 @@ class Busy:
     for number in range(self.calls[-1][0], self.total):
       if number in self.failures:
         self.failures.remove(number)
-        raise tf.errors.UnavailableError(None, None, 'the bucket is busy')
+        raise self.error
       yield {
         'id': np.array([number]),
         'usable': np.array([True]),
@@ -252,11 +260,48 @@ def iterate(stream, source):
   return list(faults.fault_tolerant_batches(stream, 0, bad_records))
 
 
-def test_stream_stops_skipping_errors_after_enough_good_batches(good):
-  busy = Busy(3, 1006, total=2009)
+def test_stream_waits_and_tries_again_after_outages(good, monkeypatch, capsys):
+  monkeypatch.setattr(failures, 'DELAYS_S', (1, 4, 16))
+  waited = []
+  monkeypatch.setattr(time, 'sleep', waited.append)
+  busy = Failing(3, 3, 3, 5)
   numbers = [batch['number'] for batch in iterate(busy, good)]
+  assert numbers == list(range(9))
+  assert busy.calls == [(start, False) for start in (0, 3, 3, 3, 5)]
+  assert waited == [1, 4, 16, 1]
+  first, *_ = capsys.readouterr().out.splitlines()
+  assert first == (
+    'Reading data failed: the bucket is busy. Trying again in 1 s.'
+  )
+
+
+def test_opening_a_dataset_is_tried_again_after_outages(good, monkeypatch):
+  monkeypatch.setattr(failures, 'DELAYS_S', (0, 0))
+  get_builder, tried = sources.get_builder, []
+
+  def busy(*args):
+    tried.append(args)
+    if len(tried) < 3:
+      raise BUSY
+    return get_builder(*args)
+
+  monkeypatch.setattr(sources, 'get_builder', busy)
+  folder = str(pathlib.Path(good.data_dir_root).parents[1])
+  opened = sources.load('corrupt', folder)
+  assert opened.num_examples('train') == GOOD
+  tried = []
+  monkeypatch.setattr(failures, 'DELAYS_S', (0,))
+  message = r"Opening 'corrupt' failed \(the bucket is busy\)"
+  with pytest.raises(OSError, match=message) as info:
+    sources.load('corrupt', folder)
+  assert failures.is_outage(info.value)
+
+
+def test_stream_stops_skipping_errors_after_enough_good_batches(good):
+  damaged = Failing(3, 1006, error=DAMAGED, total=2009)
+  numbers = [batch['number'] for batch in iterate(damaged, good)]
   assert numbers == list(range(2009))
-  assert busy.calls == [
+  assert damaged.calls == [
     (0, False),
     (3, True),
     (1003, False),
@@ -268,7 +313,7 @@ def test_stream_stops_skipping_errors_after_enough_good_batches(good):
 def test_files_that_can_be_read_again_are_not_called_bad(good):
   message = 'the bucket is busy; read again, all files are intact'
   with pytest.raises(faults.ReadError, match=message):
-    iterate(Busy(3, 3), good)
+    iterate(Failing(3, 3, 3, 3), good)
 
 
 def test_files_that_cannot_be_read_for_now_are_not_called_bad(
@@ -277,8 +322,8 @@ def test_files_that_cannot_be_read_for_now_are_not_called_bad(
   monkeypatch.setattr(
     type(good),
     'read',
-    lambda self, file: Busy(0)(0, True).as_numpy_iterator(),
+    lambda self, file: Failing(0)(0, True).as_numpy_iterator(),
   )
   message = r'after record 0 of .*\.tfrecord.*: the bucket is busy'
   with pytest.raises(faults.ReadError, match=message):
-    iterate(Busy(3, 3), good)
+    iterate(Failing(3, 3, 3, 3), good)

@@ -42,6 +42,7 @@ class Process:
     largest_file=None,
     late=0,
     environment=None,
+    as_root=True,
   ):
     """Start the process.
 
@@ -52,11 +53,15 @@ class Process:
       largest_file: the largest number of bytes that it can write to a file.
       late: seconds before it starts.
       environment: variables that it has in addition to those of the tests.
+      as_root: whether it may read files without permission if it runs as root.
     """
     # XLA uses the last of two values of a flag.
     flags = os.environ['XLA_FLAGS']
     flags += f' --xla_force_host_platform_device_count={devices}'
     command = [sys.executable, '-m', module, *map(str, arguments)]
+    if not as_root and os.geteuid() == 0:
+      unable = '--bounding-set=-dac_override,-dac_read_search'
+      command = ['setpriv', unable, *command]
     if late:
       command = ['sh', '-c', f'sleep {late}; exec "$@"', 'sh', *command]
     if largest_file:
