@@ -10,15 +10,19 @@ the largest batch that does. The dataset need not exist. `--quick` compiles in
 less time: memory is the same, cycles are pessimistic. With
 `--compare=f1,2048,v3:4x8` each further plan differs from the first in a config,
 batch size or topology. `--json` prints one object; with `--compare` it holds a
-list, `plans`. `--out` also writes plan.png. Compiled programs are cached in
-~/.cache.
+list, `plans`. `--out` also writes plan.png. `--search` looks for the fastest
+microbatches, recomputation and fast paths that fit, for each config, batch size
+and topology given. Compiled programs are cached in ~/.cache, so that a search
+goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import functools
 import json
 import re
+from typing import TYPE_CHECKING
 
 from absl import flags
 import ml_collections
@@ -26,6 +30,12 @@ import ml_collections
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, config_flag, planners
 from nfnet_jax.config import lookup
+
+if TYPE_CHECKING:
+  from nfnet_jax.planning import planner as planner_lib
+  from nfnet_jax.planning import search as search_lib
+
+_Variant = tuple[str, ml_collections.ConfigDict, str]
 
 for _name in (*config_flag.FLAGS, *planners.FLAGS, 'json', 'out'):
   flags.declare_key_flag(_name)
@@ -37,6 +47,11 @@ _QUICK = flags.DEFINE_bool(
 )
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Configs, batch sizes and topologies to compare with.'
+)
+_SEARCH = flags.DEFINE_bool(
+  'search',
+  False,
+  'Searches for the fastest microbatches, recomputation and fast paths.',
 )
 
 
@@ -56,13 +71,20 @@ def main() -> None:
   effort = 'quick' if _QUICK.value else 'full'
   with errors.as_input_error(plan_errors.PlanError):
     # All input is checked before anything is compiled.
-    variants = _variants(_TOPOLOGY.value)
+    variants = list(_variants(_TOPOLOGY.value))
     made = [planners.make(*variant) for variant in variants]
     out = common_flags.get_out() if common_flags.OUT.present else None
-    plans = [planner.plan(effort) for planner in made]
+    if _SEARCH.value:
+      trials = _search(variants, made)
+      plans = [trial.plan for trial in trials]
+    else:
+      plans = [planner.plan(effort) for planner in made]
   if common_flags.JSON.value:
     rows = [plan.numbers() for plan in plans]
-    print(json.dumps({'plans': rows} if _COMPARE.value else rows[0]))
+    several = _COMPARE.value or _SEARCH.value
+    print(json.dumps({'plans': rows} if several else rows[0]))
+  elif _SEARCH.value:
+    print(report.ranking(trials))
   elif _COMPARE.value:
     print(report.comparison(plans))
   else:
@@ -73,9 +95,44 @@ def main() -> None:
     command.log(str(path))
 
 
-def _variants(
+def _search(
+  variants: Sequence[_Variant], made: Sequence[planner_lib.Planner]
+) -> list[search_lib.Trial]:
+  """Search for the fastest step of each variant; return the fastest first.
+
+  Raises:
+    errors.InputError: if no step fits.
+  """
+  from nfnet_jax.config import fast_paths
+  from nfnet_jax.planning import search
+
+  found = []
+  for variant, first in zip(variants, made):
+    make = functools.partial(_make, *variant)
+    searching = search.Search(make, fast_paths.FAST_PATHS, command.log)
+    start = search.Choice(1, False, first.workload.fast_paths)
+    found += searching.run(start, full=not _QUICK.value)
+  if not found:
+    raise errors.InputError(
+      'No step fits, with any number of microbatches and recomputed blocks. '
+      'Use a smaller batch, or a topology with more devices.'
+    )
+  return sorted(found, key=lambda trial: trial.cost)
+
+
+def _make(
+  name: str,
+  config: ml_collections.ConfigDict,
   topology: str,
-) -> Iterator[tuple[str, ml_collections.ConfigDict, str]]:
+  choice: search_lib.Choice,
+) -> planner_lib.Planner:
+  """Return the planner of a variant with the settings of a choice."""
+  config = config.copy_and_resolve_references()
+  config.run.update(choice.overrides())
+  return planners.make(name, config, topology)
+
+
+def _variants(topology: str) -> Iterator[_Variant]:
   """Yield a config's name, config and topology, then those of `--compare`."""
   base_name, base_config = config_flag.get_name(), config_flag.get_config()
   yield base_name, base_config, topology

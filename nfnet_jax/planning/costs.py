@@ -182,17 +182,29 @@ def collectives(program: hlo.Program, devices: int) -> list[Collective]:
     kind = op.opcode.removesuffix('-start')
     if kind not in _TRAFFIC:
       continue
-    group = _group_size(op, devices)
     given = sum(hlo.num_bytes(operands[name].shape) for name in op.operands)
-    payload = given * (group if kind == 'all-gather' else 1) * times
+    gathers = kind == 'all-gather'
+    payload = given * (_group_size(op, devices) if gathers else 1) * times
     before = found.get(kind, Collective(kind, 0, 0, 0.0))
     found[kind] = Collective(
       kind,
       before.count + times,
       before.payload + payload,
-      before.sent + payload * _TRAFFIC[kind](group),
+      before.sent + given * times * traffic(op, devices),
     )
   return list(found.values())
+
+
+def traffic(op: hlo.Op, devices: int) -> float:
+  """Return the bytes that a device sends per byte of a collective's operands.
+
+  It is 0 for an operation that is no collective.
+  """
+  kind = op.opcode.removesuffix('-start')
+  if kind not in _TRAFFIC:
+    return 0.0
+  group = _group_size(op, devices)
+  return _TRAFFIC[kind](group) * (group if kind == 'all-gather' else 1)
 
 
 def _group_size(op: hlo.Op, devices: int) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
-from nfnet_jax.planning import compilation, costs, topology
+from nfnet_jax.planning import compilation, costs, overlap, topology
 from nfnet_jax.planning import workload as workload_lib
 
 _TIMES = (
   'step_ms',
+  'collective_ms_waited',
+  'collective_ms_waited_at_best',
   'images_per_second',
   'model_flops_utilisation',
   'decoded_per_second_and_host',
@@ -64,6 +67,13 @@ class Plan:
     """The config, global batch size and topology."""
     work = self.workload
     return f'{work.config} {work.batch:,} {self.pod.name}'
+
+  @functools.cached_property
+  def overlap(self) -> overlap.Overlap | None:
+    """The communication of the step, if it fits."""
+    if not self.compiled:
+      return None
+    return overlap.read(self.compiled.text, len(self.pod.devices))
 
   def numbers(self) -> dict[str, Any]:
     """Return all numbers of the plan by stable names.
@@ -168,8 +178,15 @@ class Plan:
     rate = work.batch / seconds
     flops = 6 * work.macs * rate / len(self.pod.devices)
     hours = work.steps * seconds / 3600
+    assert self.overlap
+    waits = [
+      overlap.waiting(transfers, kind.clock / kind.links) / kind.clock
+      for transfers in (self.overlap.scheduled, self.overlap.possible)
+    ]
     return {
       'step_ms': 1e3 * seconds,
+      'collective_ms_waited': 1e3 * waits[0],
+      'collective_ms_waited_at_best': 1e3 * waits[1],
       'images_per_second': rate,
       'model_flops_utilisation': flops / kind.peak,
       'decoded_per_second_and_host': work.decoded * rate / self.pod.hosts,

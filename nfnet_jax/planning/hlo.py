@@ -105,17 +105,37 @@ class Program:
   def _walk(self, name: str, times: int) -> Iterator[tuple[Op, int]]:
     computation = self.computations[name]
     for op in computation.ops.values():
-      yield op, times
-      if op.opcode == 'while':
-        trips = trip_count(self, computation, op)
-        body = op.attribute('body')
-        yield from self._walk(body, times * (1 if trips is None else trips))
-      elif op.opcode == 'conditional':
-        costliest = max(op.called, key=self._cycles)
-        yield from self._walk(costliest, times)
-      elif op.opcode in ('call', 'async-start'):
-        for callee in op.called:
-          yield from self._walk(callee, times)
+      yield from self._walk_op(computation, op, times)
+
+  def _walk_op(
+    self, computation: Computation, op: Op, times: int
+  ) -> Iterator[tuple[Op, int]]:
+    yield op, times
+    if op.opcode == 'while':
+      trips = trip_count(self, computation, op)
+      body = op.attribute('body')
+      yield from self._walk(body, times * (1 if trips is None else trips))
+    elif op.opcode == 'conditional':
+      costliest = max(op.called, key=self._cycles)
+      yield from self._walk(costliest, times)
+    elif op.opcode in ('call', 'async-start'):
+      for callee in op.called:
+        yield from self._walk(callee, times)
+
+  def timeline(self) -> dict[str, tuple[int, int]]:
+    """Return when each operation of the main computation begins and ends.
+
+    Returns:
+      Name -> cycles since the start, in the order of the schedule.
+    """
+    main, now = self.computations[self.entry], 0
+    times = {}
+    for op in main.ops.values():
+      walked = self._walk_op(main, op, 1)
+      end = now + sum(each.cycles * count for each, count in walked)
+      times[op.name] = now, end
+      now = end
+    return times
 
   def _cycles(self, name: str) -> int:
     return sum(op.cycles * times for op, times in self._walk(name, 1))

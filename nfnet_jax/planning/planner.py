@@ -46,11 +46,23 @@ class Planner:
     Args:
       effort: see `compilation.EFFORTS`.
     """
+    plan = self.attempt(effort)
+    if not plan.shortage:
+      return plan
+    shortage = self._find_shortage(plan.shortage.needed)
+    return dataclasses.replace(plan, shortage=shortage)
+
+  def attempt(self, effort: str) -> estimate.Plan:
+    """Compile the step; if it does not fit, say only what it needs.
+
+    Args:
+      effort: see `compilation.EFFORTS`.
+    """
     plan = estimate.Plan(self.workload, self.pod, effort)
     try:
       compiled = self._compile(self.workload.batch, effort)
     except plan_errors.DoesNotFitError as error:
-      shortage = self._find_shortage(error)
+      shortage = estimate.Shortage(error.needed, 0, [])
       return dataclasses.replace(plan, shortage=shortage)
     schedule = costs.read(compiled.text, len(self.pod.devices))
     return dataclasses.replace(plan, compiled=compiled, schedule=schedule)
@@ -68,28 +80,27 @@ class Planner:
       progress=functools.partial(self.progress, message),
     )
 
-  def _find_shortage(
-    self, error: plan_errors.DoesNotFitError
-  ) -> estimate.Shortage:
+  def _find_shortage(self, needed: int) -> estimate.Shortage:
     """Search in steps of one example per microbatch and device."""
     microbatches = self.workload.microbatches
     unit = microbatches * len(self.pod.devices)
+    available = self.pod.generation.memory_bytes
 
     def measure(size: int) -> int:
       try:
         # 'quick' needs the same memory. A program that compiles fits, even if
         # the sum of its sizes exceeds the memory.
         compiled = self._compile(size * unit, 'quick')
-        return min(compiled.peak_bytes, error.available)
+        return min(compiled.peak_bytes, available)
       except plan_errors.DoesNotFitError as failure:
         return failure.needed
 
     largest, tried = largest_batch.largest_batch(
-      self.workload.batch // unit, error.needed, error.available, measure
+      self.workload.batch // unit, needed, available, measure
     )
     batch, shards = self.accept(largest * microbatches)
     return estimate.Shortage(
-      needed=error.needed,
+      needed=needed,
       largest_batch=batch,
       tried=[size * microbatches for size in tried],
       shards=shards,

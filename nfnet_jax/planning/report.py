@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from nfnet_jax import plotting
-from nfnet_jax.planning import costs, estimate, topology
+from nfnet_jax.planning import costs, estimate, search, topology
 
 # Estimates against measurements; see experiments/plan_calibration/.
 _CALIBRATION = (
@@ -42,9 +42,9 @@ def overview(plan: estimate.Plan) -> str:
     f'work         {flops(row["flops_per_step"])} per step, model FLOPs '
     f'{flops(row["model_flops_per_step"])}',
     f'step         {_step(row)}',
-    f'collectives  {size(row["collective_bytes"])} per step, at least '
-    f'{row["collective_ms_by_bandwidth"]:.1f} ms at the bandwidth of the '
-    'links: not in the step time, and not from the compiler',
+    f'collectives  {size(row["collective_bytes"])} per step, '
+    f'{row["collective_ms_by_bandwidth"]:.1f} ms at the bandwidth of the links'
+    f'{_waiting(row)}: not in the step time, and not from the compiler',
   ]
   if row['step_ms'] is not None:
     lines += _schedule_lines(plan, row)
@@ -121,6 +121,16 @@ def _step(row: dict[str, Any]) -> str:
     f'{row["step_ms"]:.1f} ms estimated ({cycles} at {clock / 1e6:,.0f} MHz), '
     f'{row["images_per_second"]:,.0f} images/s, model FLOPs utilisation '
     f'{row["model_flops_utilisation"]:.1%}'
+  )
+
+
+def _waiting(row: dict[str, Any]) -> str:
+  if row['step_ms'] is None:
+    return ''
+  return (
+    f'; the step waits for {row["collective_ms_waited"]:.1f} ms of them as '
+    f'compiled, and for {row["collective_ms_waited_at_best"]:.1f} ms if each '
+    'array were sent as soon as it is computed'
   )
 
 
@@ -220,6 +230,7 @@ _RESULTS: dict[str, _Cell] = {
   'utilisation': lambda row: f'{row["model_flops_utilisation"]:.1%}',
   'collectives': lambda row: size(row['collective_bytes']),
   'collectives ms*': lambda row: f'{row["collective_ms_by_bandwidth"]:.1f}',
+  'of it waited for*': lambda row: f'{row["collective_ms_waited"]:.1f}',
   'decoded/s per host': lambda row: (
     f'{row["decoded_per_second_and_host"]:,.0f}'
   ),
@@ -260,6 +271,43 @@ def _cell(read: _Cell, row: dict[str, Any]) -> str:
     return read(row)
   except (KeyError, TypeError):  # Unknown, or the step does not fit.
     return '-'
+
+
+def ranking(trials: Sequence[search.Trial]) -> str:
+  """Format the trials of a search, in their order, and the first's flags."""
+  titles = {
+    'GiB': lambda row: f'{row["peak_bytes"] / topology.GIB:.2f}',
+    'M cycles': lambda row: f'{row["step_cycles"] / 1e6:,.1f}',
+    'step ms': lambda row: f'{row["step_ms"]:,.1f}',
+    '+ waiting': lambda row: f'{row["collective_ms_waited"]:.1f}',
+    'img/s/chip': lambda row: f'{_per_chip(row):,.0f}',
+    'chip-hours': lambda row: f'{row["chip_hours"]:,.0f}',
+  }
+  lines = ['   ' + ''.join(f'{title:>12}' for title in titles) + '  settings']
+  for place, trial in enumerate(trials, 1):
+    row = trial.plan.numbers()
+    cells = ''.join(f'{_cell(read, row):>12}' for read in titles.values())
+    settings = f'{trial.plan.name}: {search.describe(trial.choice)}'
+    lines.append(f'{place:>3}{cells}  {settings}')
+  flags = ' '.join(
+    f'--config.run.{name}={value}'
+    for name, value in trials[0].choice.overrides().items()
+  )
+  return '\n'.join(
+    [
+      *lines,
+      '',
+      f'fastest      {flags}',
+      'waiting      for collectives, at the bandwidth of the links, as the '
+      'compiler has scheduled them; in images/s per chip, not in chip-hours',
+      f'estimate     {_kind(trials[0].plan, trials[0].plan.numbers())}',
+    ]
+  )
+
+
+def _per_chip(row: dict[str, Any]) -> float:
+  seconds = (row['step_ms'] + row['collective_ms_waited']) / 1e3
+  return row['batch_size'] / seconds / row['chips']
 
 
 def draw(plans: Sequence[estimate.Plan], path: str | os.PathLike) -> None:

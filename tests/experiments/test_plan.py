@@ -41,6 +41,32 @@ def test_plan(run_command, lowering_compiler, tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []  # No figure without --out.
 
 
+def test_search(run_command, compiler):
+  flags = *PICO, '--search', '--quick', '--compare=128,v5e:2x4'
+  code, out, err = run_command(plan.main, *flags)
+  assert code == 0, err
+  # Per variant: as it is, and each of four fast paths put on or off.
+  assert len(compiler.lowered) == 3 * 5
+  assert {effort for _, _, effort in compiler.lowered} == {'quick'}
+  assert err.count(' M cycles (quick)') == 3 * 5
+  _, *rows = out.partition('\n\n')[0].splitlines()
+  assert len(rows) == 3 * 5
+  # The steps take equally long, so the largest batch is the fastest.
+  assert 'f0 128 v3:2x2: 1 microbatch; fast paths' in rows[0]
+  assert 'fastest      --config.run.accumulate=1 --config.run.remat=F' in out
+  flags = *PICO, '--search', '--quick', '--json'
+  _, out, _ = run_command(plan.main, *flags)
+  assert len(json.loads(out)['plans']) == 5
+
+
+def test_search_in_vain(run_command, compiler):
+  flags = *PICO, '--search', '--config.batch_size=512'
+  code, out, err = run_command(plan.main, *flags)
+  assert (code, out) == (2, '')
+  assert 'nfnet_jax: No step fits, with any number of microbatches' in err
+  assert 'lacks 17.52 GiB' in err
+
+
 def test_model_flops_do_not_depend_on_fast_paths(run_command, compiler):
   rows = []
   for paths in 'fast_stem', 'none':

@@ -1,0 +1,67 @@
+"""When collectives run, and how much of them computation hides."""
+
+import pytest
+
+from nfnet_jax.planning import overlap
+
+CYCLES = 'backend_config={"estimated_cycles":"%d"}'
+NAME = 'metadata={op_name="a/%s"}'
+GROUP = 'replica_groups={{0,1,2,3}}'
+# %late and %early are summed together, once both are known; only %end needs
+# the sum. Four devices send 1.5 bytes per byte.
+COMBINED = f"""ENTRY %main (x: f32[100]) -> f32[100] {{
+  %x = f32[100]{{0}} parameter(0)
+  %early = f32[100]{{0}} copy(%x), {CYCLES % 1000}, {NAME % 'early'}
+  %late = f32[50]{{0}} copy(%early), {CYCLES % 1000}, {NAME % 'late'}
+  %sum = (f32[100]{{0}}, f32[50]{{0}}) all-reduce(%early, %late), {GROUP}
+  %rest = f32[100]{{0}} copy(%x), {CYCLES % 2000}
+  %first = f32[100]{{0}} get-tuple-element(%sum), index=0
+  %second = f32[50]{{0}} get-tuple-element(%sum), index=1
+  ROOT %end = f32[100]{{0}} copy(%first, %second, %rest), {CYCLES % 500}
+}}"""
+ASYNC = f"""ENTRY %main (x: f32[100]) -> f32[100] {{
+  %x = f32[100]{{0}} parameter(0)
+  %given = f32[100]{{0}} copy(%x), {CYCLES % 1000}
+  %start = f32[100]{{0}} all-reduce-start(%given), {GROUP}
+  %rest = f32[100]{{0}} copy(%x), {CYCLES % 500}
+  %done = f32[100]{{0}} all-reduce-done(%start)
+  %last = f32[100]{{0}} copy(%x), {CYCLES % 300}
+  ROOT %end = f32[100]{{0}} copy(%done, %last, %rest), {CYCLES % 200}
+}}"""
+
+
+def test_transfers_of_a_synchronous_collective():
+  found = overlap.read(COMBINED, devices=4)
+  assert found.cycles == 4500
+  assert found.scheduled == (overlap.Transfer('', 2000, 2000, 900.0),)
+  assert found.possible == (
+    overlap.Transfer('a/early', 1000, 4000, 600.0),
+    overlap.Transfer('a/late', 2000, 4000, 300.0),
+  )
+  assert overlap.waiting(found.scheduled, 2) == 1800
+  assert overlap.waiting(found.possible, 2) == 0
+  # At 4 cycles per byte: from 1000 to 3400, then to 4600.
+  assert overlap.waiting(found.possible, 4) == 600
+
+
+def test_transfers_of_an_asynchronous_collective():
+  found = overlap.read(ASYNC, devices=4)
+  assert found.scheduled == (overlap.Transfer('', 1000, 1500, 600.0),)
+  assert found.possible == (overlap.Transfer('', 1000, 1800, 600.0),)
+  assert overlap.waiting(found.scheduled, 1) == 100
+
+
+@pytest.mark.parametrize(
+  ('transfers', 'expected'),
+  [
+    ([], 0),
+    # The second waits for the link, and the first has delayed the step.
+    ([(0, 10, 20), (5, 30, 20)], 10),
+    ([(0, 10, 20), (5, 20, 20)], 20),
+    ([(0, 0, 20), (20, 20, 5)], 25),
+  ],
+)
+def test_links_send_one_transfer_at_a_time(transfers, expected):
+  made = [overlap.Transfer('', *each) for each in transfers]
+  assert overlap.waiting(made, 1) == expected
+  assert overlap.waiting(reversed(made), 1) == expected
