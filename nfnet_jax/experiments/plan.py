@@ -10,7 +10,8 @@ the largest batch that does. The dataset need not exist. `--quick` compiles in
 less time: memory is the same, cycles are pessimistic. With
 `--compare=f1,2048,v3:4x8` each further plan differs from the first in a config,
 batch size or topology. `--json` prints one object; with `--compare` it holds a
-list, `plans`. `--out` also writes plan.png. `--search` looks for the fastest
+list, `plans`. `--out` also writes plan.png, and collectives.png, which shows
+when the devices send what they have computed. `--search` looks for the fastest
 microbatches, recomputation and fast paths that fit, for each config, batch size
 and topology given. Compiled programs are cached in ~/.cache, so that a search
 goes on where it was interrupted.
@@ -59,7 +60,7 @@ def main() -> None:
   """Print the plan of `--config` on `--topology`, or a comparison."""
   import jax
 
-  from nfnet_jax.planning import plan_errors, report
+  from nfnet_jax.planning import figures, plan_errors, report
 
   # Compiling needs no accelerator, and must not occupy one.
   jax.config.update('jax_platforms', 'cpu')
@@ -91,8 +92,11 @@ def main() -> None:
     print(report.summary(plans[0]))
   if out:
     path = out / 'plan.png'
-    report.draw(plans, path)
+    figures.draw_cycles(plans, path)
     command.log(str(path))
+    path = out / 'collectives.png'
+    if figures.draw_collectives(plans, path):
+      command.log(str(path))
 
 
 def _search(

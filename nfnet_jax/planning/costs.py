@@ -178,10 +178,11 @@ def collectives(program: hlo.Program, devices: int) -> list[Collective]:
     for computation in program.computations.values()
     for op in computation.ops.values()
   }
-  for op, times in program.walk():
-    kind = op.opcode.removesuffix('-start')
-    if kind not in _TRAFFIC:
+  for scheduled, times in program.walk():
+    op = begun_by(program, scheduled)
+    if not op:
       continue
+    kind = op.opcode.removesuffix('-start')
     given = sum(hlo.num_bytes(operands[name].shape) for name in op.operands)
     gathers = kind == 'all-gather'
     payload = given * (_group_size(op, devices) if gathers else 1) * times
@@ -195,14 +196,32 @@ def collectives(program: hlo.Program, devices: int) -> list[Collective]:
   return list(found.values())
 
 
-def traffic(op: hlo.Op, devices: int) -> float:
-  """Return the bytes that a device sends per byte of a collective's operands.
+def begun_by(program: hlo.Program, op: hlo.Op) -> hlo.Op | None:
+  """Return the collective that an operation is or begins, if any.
 
-  It is 0 for an operation that is no collective.
+  On TPU v5e a fusion can begin a collective, which the fusions after it
+  continue beside their own work, and a last one ends.
   """
+  if op.opcode.removesuffix('-start') in _TRAFFIC:
+    return op
+  return _inside(program, op, 'AsyncCollectiveStart')
+
+
+def ended_by(program: hlo.Program, op: hlo.Op) -> hlo.Op | None:
+  """Return the collective that a fusion ends, if any; see `begun_by`."""
+  return _inside(program, op, 'AsyncCollectiveDone')
+
+
+def _inside(program: hlo.Program, op: hlo.Op, target: str) -> hlo.Op | None:
+  inner = list(program.inside(op))
+  if not any(f'="{target}"' in each.rest for each in inner):
+    return None
+  return next((each for each in inner if each.opcode in _TRAFFIC), None)
+
+
+def traffic(op: hlo.Op, devices: int) -> float:
+  """Return what a device sends per byte of a collective's operands."""
   kind = op.opcode.removesuffix('-start')
-  if kind not in _TRAFFIC:
-    return 0.0
   group = _group_size(op, devices)
   return _TRAFFIC[kind](group) * (group if kind == 'all-gather' else 1)
 

@@ -7,9 +7,10 @@ that follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
+import re
 
 from nfnet_jax.planning import costs, hlo
 
@@ -71,17 +72,52 @@ def waiting(transfers: Iterable[Transfer], cycles_per_byte: float) -> float:
     >>> waiting([Transfer('', begin=10, end=30, sent=50)], cycles_per_byte=1)
     30
   """
-  free = delay = 0.0
-  for each in sorted(transfers, key=lambda each: (each.begin, each.end)):
-    free = max(free, each.begin + delay) + each.sent * cycles_per_byte
-    delay += max(0, free - each.end - delay)
+  delay = 0.0
+  for each, _, end in sending(transfers, cycles_per_byte):
+    delay += max(0, end - each.end - delay)
   return delay
+
+
+def sending(
+  transfers: Iterable[Transfer], cycles_per_byte: float
+) -> Iterator[tuple[Transfer, float, float]]:
+  """Yield transfers in the order of sending, and when each begins and ends.
+
+  Args:
+    transfers: in any order.
+    cycles_per_byte: cycles in which a device sends a byte.
+  """
+  end = delay = 0.0
+  for each in sorted(transfers, key=lambda each: (each.begin, each.end)):
+    begin = max(end, each.begin + delay)
+    end = begin + each.sent * cycles_per_byte
+    delay += max(0, end - each.end - delay)
+    yield each, begin, end
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collective:
+  """A collective, and the operations of the main computation that need it.
+
+  Attributes:
+    op: the collective itself, which may lie inside a fusion.
+    given: names of what it sends.
+    begin: the operation that begins it.
+    end: the operation that gives its result, which is `begin` if the step waits
+      for it.
+  """
+
+  op: hlo.Op
+  given: tuple[str, ...]
+  begin: hlo.Op
+  end: hlo.Op
 
 
 class _Reader:
   """Reads the transfers of a program's main computation."""
 
   def __init__(self, program: hlo.Program, devices: int):
+    self._program = program
     self._devices = devices
     self._ops = program.computations[program.entry].ops
     self._times = program.timeline()
@@ -94,46 +130,66 @@ class _Reader:
     self._needed = functools.cache(self._find_needed)
 
   def overlap(self) -> Overlap:
-    found = [
-      op for op in self._ops.values() if costs.traffic(op, self._devices)
-    ]
+    found = self._collectives()
     return Overlap(
-      scheduled=tuple(self._scheduled(op) for op in found),
-      possible=tuple(each for op in found for each in self._possible(op)),
+      scheduled=tuple(self._scheduled(each) for each in found),
+      possible=tuple(part for each in found for part in self._possible(each)),
       cycles=self._total,
     )
 
-  def _scheduled(self, op: hlo.Op) -> Transfer:
-    begin, _ = self._times[op.name]
-    end = begin
-    if op.opcode.endswith('-start'):
-      end = min(self._times[name][0] for name in self._users[op.name])
-    sent = sum(self._sent(op, name) for name in op.operands)
-    return Transfer(op.op_name, begin, end, sent)
+  def _collectives(self) -> list[_Collective]:
+    ends = {}
+    for op in self._ops.values():
+      ended = costs.ended_by(self._program, op)
+      if ended:
+        ends[_chain(ended)] = op
+    found = []
+    for op in self._ops.values():
+      begun = costs.begun_by(self._program, op)
+      if not begun:
+        continue
+      given, end = op.operands, op
+      if begun is not op:
+        given, end = self._given_to(op, begun), ends[_chain(begun)]
+      elif op.opcode.endswith('-start'):
+        end = self._ops[self._users[op.name][0]]
+      found.append(_Collective(begun, given, op, end))
+    return found
 
-  def _possible(self, op: hlo.Op) -> list[Transfer]:
-    """Return a transfer for each operand of a collective."""
-    result = op
-    if op.opcode.endswith('-start'):
-      result = self._ops[self._users[op.name][0]]
+  def _given_to(self, fusion: hlo.Op, inner: hlo.Op) -> tuple[str, ...]:
+    """Return what a fusion gives to a collective inside it."""
+    parameters = {
+      each.name: int(each.operands[0])
+      for each in self._program.inside(fusion)
+      if each.opcode == 'parameter'
+    }
+    return tuple(fusion.operands[parameters[name]] for name in inner.operands)
+
+  def _scheduled(self, each: _Collective) -> Transfer:
+    sent = sum(self._sent(each, name) for name in each.given)
+    begin, end = (self._times[op.name][0] for op in (each.begin, each.end))
+    return Transfer(each.op.op_name, begin, end, sent)
+
+  def _possible(self, each: _Collective) -> list[Transfer]:
+    """Return a transfer for each array that a collective sends."""
     parts = {
       self._ops[user].attribute('index'): user
-      for user in self._users.get(result.name, [])
+      for user in self._users.get(each.end.name, [])
       if self._ops[user].opcode == 'get-tuple-element'
     }
     transfers = []
-    for index, name in enumerate(op.operands):
+    for index, name in enumerate(each.given):
       begin = self._ready(name)
-      end = self._needed(parts.get(str(index), result.name))
+      end = self._needed(parts.get(str(index), each.end.name))
       path = self._producer(name).op_name
       transfers.append(
-        Transfer(path, begin, max(begin, end), self._sent(op, name))
+        Transfer(path, begin, max(begin, end), self._sent(each, name))
       )
     return transfers
 
-  def _sent(self, op: hlo.Op, operand: str) -> float:
-    size = hlo.num_bytes(self._ops[operand].shape)
-    return size * costs.traffic(op, self._devices)
+  def _sent(self, each: _Collective, name: str) -> float:
+    size = hlo.num_bytes(self._ops[name].shape)
+    return size * costs.traffic(each.op, self._devices)
 
   def _producer(self, name: str) -> hlo.Op:
     op = self._ops[name]
@@ -156,3 +212,9 @@ class _Reader:
       for user in self._users.get(name, [])
     ]
     return min(uses, default=self._total)
+
+
+def _chain(collective: hlo.Op) -> str:
+  """Return what the beginning and the end of a fused collective share."""
+  found = re.search(r'chain_id="(\d+)"', collective.rest)
+  return found[1] if found else ''

@@ -1,12 +1,10 @@
-"""Plans as text and figures: a summary, a comparison, cycles by category."""
+"""Plans as text: a summary, a comparison, a ranking, cycles by category."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-import os
 from typing import Any
 
-from nfnet_jax import plotting
 from nfnet_jax.planning import costs, estimate, search, topology
 
 # Estimates against measurements; see experiments/plan_calibration/.
@@ -308,35 +306,3 @@ def ranking(trials: Sequence[search.Trial]) -> str:
 def _per_chip(row: dict[str, Any]) -> float:
   seconds = (row['step_ms'] + row['collective_ms_waited']) / 1e3
   return row['batch_size'] / seconds / row['chips']
-
-
-def draw(plans: Sequence[estimate.Plan], path: str | os.PathLike) -> None:
-  """Write a bar chart of the cycles per category, with a colour per plan."""
-  drawn = [
-    (plan.name, {each.name: each for each in plan.schedule.categories})
-    for plan in plans
-    if plan.schedule
-  ]
-  names = list(dict.fromkeys(name for _, found in drawn for name in found))
-  figure, axis = plotting.subplots(
-    figsize=(9, 1 + 0.3 * len(names) * max(1, len(drawn) / 2)),
-    layout='constrained',
-  )
-  nothing = costs.Category('', 0, 0)
-  height = 0.8 / max(len(drawn), 1)
-  for index, (label, categories) in enumerate(drawn):
-    rows = [row + index * height for row in range(len(names))]
-    passes = [
-      [getattr(categories.get(n, nothing), each) / 1e6 for n in names]
-      for each in ('forward', 'backward')
-    ]
-    colour = f'C{index}'
-    axis.barh(rows, passes[0], height, color=colour, label=label)
-    axis.barh(rows, passes[1], height, passes[0], color=colour, alpha=0.5)
-  axis.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], names)
-  axis.invert_yaxis()
-  axis.set_xlabel('M cycles per step; forward dark, backward light')
-  axis.grid(axis='x', alpha=0.3)
-  if drawn:
-    axis.legend()
-  plotting.save(figure, path)

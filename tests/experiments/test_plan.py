@@ -219,6 +219,7 @@ def test_compare(run_command, compiler, tmp_path):
   assert rows['available'].split()[::2] == ['15.48', '7.48']
   assert rows['fits'].split() == ['yes', 'yes']
   assert (tmp_path / 'new' / 'plan.png').is_file()
+  assert (tmp_path / 'new' / 'collectives.png').is_file()
 
 
 @pytest.mark.slow

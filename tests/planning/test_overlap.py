@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfnet_jax.planning import overlap
+from nfnet_jax.planning import costs, hlo, overlap
 
 CYCLES = 'backend_config={"estimated_cycles":"%d"}'
 NAME = 'metadata={op_name="a/%s"}'
@@ -28,6 +28,37 @@ ASYNC = f"""ENTRY %main (x: f32[100]) -> f32[100] {{
   %last = f32[100]{{0}} copy(%x), {CYCLES % 300}
   ROOT %end = f32[100]{{0}} copy(%done, %last, %rest), {CYCLES % 200}
 }}"""
+
+
+# As on TPU v5e: %begin and %end compute beside the collective.
+FUSED = f"""%one (p: f32[25], q: f32[9]) -> f32[9] {{
+  %p = f32[25]{{0}} parameter(1)
+  %q = f32[9]{{0}} parameter(0)
+  %gather = f32[100]{{0}} all-gather(%p), {GROUP}, attributes={{chain_id="7"}}
+  ROOT %call = f32[9]{{0}} custom-call(%gather), target="AsyncCollectiveStart"
+}}
+
+%two (r: f32[9]) -> f32[100] {{
+  %r = f32[25]{{0}} parameter(0)
+  %again = f32[100]{{0}} all-gather(%r), {GROUP}, attributes={{chain_id="7"}}
+  ROOT %call.1 = f32[100]{{0}} custom-call(%again), target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (x: f32[25]) -> f32[100] {{
+  %x = f32[25]{{0}} parameter(0)
+  %own = f32[9]{{0}} copy(%x), {CYCLES % 100}
+  %begin = f32[9]{{0}} fusion(%own, %x), calls=%one, {CYCLES % 1000}
+  %end = f32[100]{{0}} fusion(%begin), calls=%two, {CYCLES % 500}
+  ROOT %last = f32[100]{{0}} copy(%end), {CYCLES % 10}
+}}"""
+
+
+def test_transfers_of_a_collective_inside_fusions():
+  found = overlap.read(FUSED, devices=4)
+  assert found.scheduled == (overlap.Transfer('', 100, 1100, 300.0),)
+  assert found.possible == (overlap.Transfer('', 0, 1600, 300.0),)
+  (summed,) = costs.collectives(hlo.parse(FUSED), devices=4)
+  assert summed == costs.Collective('all-gather', 1, 400, 300.0)
 
 
 def test_transfers_of_a_synchronous_collective():

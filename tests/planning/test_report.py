@@ -5,10 +5,7 @@ import json
 
 import pytest
 
-from nfnet_jax.planning import (
-  estimate,
-  report,
-)
+from nfnet_jax.planning import estimate, figures, report
 from tests.planning.plans import FAST_PATHS, make
 
 
@@ -125,10 +122,21 @@ def test_breakdown_adds_up():
 
 def test_chart(tmp_path):
   path = tmp_path / 'plan.png'
-  report.draw([make(), too_large(24), make(pod='v3:4x4', devices=32)], path)
+  figures.draw_cycles(
+    [make(), too_large(24), make(pod='v3:4x4', devices=32)], path
+  )
   assert path.read_bytes().startswith(b'\x89PNG')
   assert list(tmp_path.iterdir()) == [path]
-  report.draw([too_large(24)], path)  # An empty chart is no error.
+  figures.draw_cycles([too_large(24)], path)  # An empty chart is no error.
+
+
+def test_chart_of_collectives(tmp_path):
+  path = tmp_path / 'collectives.png'
+  unknown = make('v6e:8x16', 128, 32)
+  assert not figures.draw_collectives([too_large(24), unknown], path)
+  assert not list(tmp_path.iterdir())
+  assert figures.draw_collectives([make(), too_large(24), unknown], path)
+  assert path.read_bytes().startswith(b'\x89PNG')
 
 
 @pytest.mark.parametrize(
