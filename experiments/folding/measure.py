@@ -1,18 +1,23 @@
-"""Compare the inference time of unfolded, folded and ONNX networks.
+"""Compare the inference time of a network in several forms.
 
 Prints the results and writes them to results.csv next to this file:
 
   pip install 'nfnet_jax[onnx]'
   python experiments/folding/measure.py
+
+With torch and timm installed, timm's network of the same name takes turns with
+ours.
 """
 
 import argparse
 from collections.abc import Callable
 import csv
 import gc
+import importlib.util
 import pathlib
 import statistics
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,25 +27,20 @@ import nfnet_jax
 from nfnet_jax.export import fold, onnx_graph, stablehlo
 
 HERE = pathlib.Path(__file__).parent
-MODELS = ('nfnet_f0', 'eca_nfnet_l0', 'efficientnet_b0')
-BATCHES = (1, 8)
-COLUMNS = (
-  'model',
-  'pixels',
-  'batch',
-  'unfolded_ms',
-  'folded_ms',
-  'onnx_ms',
-  'folded_to_unfolded',
-  'folded_to_unfolded_iqr',
-  'onnx_to_folded',
-  'onnx_to_folded_iqr',
-)
+# Our name -> timm's.
+MODELS = {
+  'nfnet_f0': 'dm_nfnet_f0',
+  'eca_nfnet_l0': 'eca_nfnet_l0',
+  'efficientnet_b0': 'efficientnet_b0',
+}
+BATCHES = (1, 4, 8)
+# What ratios are relative to.
+BASE = 'unfolded'
+COLUMNS = 'model', 'pixels', 'batch', 'form', 'ms', 'ratio', 'iqr'
 
 
-def make_network(name: str):
-  """Return a model with random parameters and running statistics."""
-  model = nfnet_jax.create(name)
+def make_variables(model):
+  """Return random parameters and running statistics of a model."""
   size = model.spec.test_size
   image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
   init = lambda key, image: model.init(key, image, False)
@@ -55,78 +55,113 @@ def make_network(name: str):
     positive = name in ('gain', 'skip_gain', 'scale', 'average')
     return np.exp(0.1 * x) if positive else np.asarray(0.1 * x)
 
-  return model, *jax.tree_util.tree_map_with_path(draw, shapes)
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def make_calls(name: str, batch: int) -> dict[str, Callable[[], jax.Array]]:
-  """Return all versions as functions that hold their weights."""
-  model, *variables = make_network(name)
+def make_forms(name: str) -> dict[str, Callable[[np.ndarray], Any]]:
+  """Return all forms of a network as functions that hold their weights."""
+  model = nfnet_jax.create_model(name)
+  variables = make_variables(model)
   folded = fold.fold(model, *variables)
-  size = model.spec.test_size
-  pixels = np.random.default_rng(1).normal(size=(batch, size, size, 3))
-  pixels = pixels.astype(np.float32)
-  model_bytes = onnx_graph.convert(
+  forms = {
+    BASE: _unfolded(model, variables),
+    'folded': _folded(folded),
+    'onnxruntime': _onnx(folded, model.spec.test_size),
+  }
+  if 'fast_convs' in model.spec.fast_paths:
+    fast = nfnet_jax.create_model(name, fast_convs=True)
+    forms['unfolded, fast convolutions'] = _unfolded(fast, variables)
+    forms['folded, fast convolutions'] = _folded(fold.fold(fast, *variables))
+  if importlib.util.find_spec('timm'):
+    forms['timm'] = _timm(MODELS[name], channels_last=False)
+    forms['timm, channels last'] = _timm(MODELS[name], channels_last=True)
+  return forms
+
+
+def _unfolded(model, variables):
+  apply = jax.jit(lambda v, images: model.apply(*v, None, images, False)[0])
+  variables = jax.device_put(variables)
+  return lambda images: jax.block_until_ready(apply(variables, images))
+
+
+def _folded(folded: fold.Folded):
+  apply, params = jax.jit(folded.apply), jax.device_put(folded.params)
+  return lambda images: jax.block_until_ready(apply(params, images))
+
+
+def _onnx(folded: fold.Folded, size: int):
+  graph = onnx_graph.convert(
     lambda weights, images: folded.apply(stablehlo.unflatten(weights), images),
     stablehlo.flatten(folded.params),
     (size, size, 3),
-  ).SerializeToString()
-  session = onnxruntime.InferenceSession(model_bytes)
-  images = jax.device_put(pixels)
-  variables, params = jax.device_put((variables, folded.params))
-  unfolded = jax.jit(lambda v, images: model.apply(*v, None, images, False)[0])
-  apply = jax.jit(folded.apply)
-  return {
-    'unfolded': lambda: unfolded(variables, images),
-    'folded': lambda: apply(params, images),
-    'onnx': lambda: session.run(None, {'images': pixels}),
-  }
+  )
+  session = onnxruntime.InferenceSession(graph.SerializeToString())
+  return lambda images: session.run(None, {'images': images})
 
 
-def measure(calls: dict, repetitions: int) -> dict[str, list[float]]:
-  """Time the calls in milliseconds; they take turns, in alternating order."""
-  times = {name: [] for name in calls}
+def _timm(name: str, channels_last: bool):
+  import timm
+  import torch
+
+  layout = torch.channels_last if channels_last else torch.contiguous_format
+  model = timm.create_model(name).eval().to(memory_format=layout)
+
+  @torch.inference_mode()
+  def run(images):
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return model(images.contiguous(memory_format=layout))
+
+  return run
+
+
+def measure(forms: dict, images: np.ndarray, repetitions: int) -> dict:
+  """Time the forms in milliseconds; they take turns, in alternating order."""
+  times = {name: [] for name in forms}
   for repetition in range(-2, repetitions):  # The first two warm up.
-    for name in list(calls)[:: 1 if repetition % 2 else -1]:
+    for name in list(forms)[:: 1 if repetition % 2 else -1]:
       start = time.perf_counter()
-      jax.block_until_ready(calls[name]())
+      forms[name](images)
       if repetition >= 0:
         times[name].append(1e3 * (time.perf_counter() - start))
   return times
 
 
-def make_row(name: str, batch: int, times: dict[str, list[float]]) -> list:
-  """Return a row of results.
+def make_rows(name: str, images: np.ndarray, times: dict) -> list[tuple]:
+  """Return a row of results for each form.
 
   Ratios are computed within repetitions, so that changes of the machine's speed
   cancel.
   """
-  compared = []
-  for one, other in (('folded', 'unfolded'), ('onnx', 'folded')):
-    ratios = [a / b for a, b in zip(times[one], times[other])]
+  batch, pixels = images.shape[:2]
+  rows = []
+  for form, values in times.items():
+    ratios = [a / b for a, b in zip(values, times[BASE])]
     low, ratio, high = statistics.quantiles(ratios, n=4)
-    compared += [f'{ratio:.3f}', f'{high - low:.3f}']
-  medians = [statistics.median(values) for values in times.values()]
-  return [
-    name,
-    nfnet_jax.create(name).spec.test_size,
-    batch,
-    *(f'{value:.1f}' for value in medians),
-    *compared,
-  ]
+    spread, ms = f'{high - low:.3f}', f'{statistics.median(values):.1f}'
+    rows.append((name, pixels, batch, form, ms, f'{ratio:.3f}', spread))
+  return rows
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--repetitions', type=int, default=40)
+  parser.add_argument('--repetitions', type=int, default=15)
+  parser.add_argument('--models', nargs='+', default=list(MODELS))
+  parser.add_argument('--batches', type=int, nargs='+', default=BATCHES)
   parser.add_argument('--out', type=pathlib.Path, default=HERE / 'results.csv')
   args = parser.parse_args()
   rows = [COLUMNS]
-  for name in MODELS:
-    for batch in BATCHES:
-      times = measure(make_calls(name, batch), args.repetitions)
-      rows.append(make_row(name, batch, times))
-      print(rows[-1], flush=True)
-      gc.collect()
+  for name in args.models:
+    forms = make_forms(name)
+    size = nfnet_jax.create_model(name).spec.test_size
+    for batch in args.batches:
+      shape = batch, size, size, 3
+      images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+      times = measure(forms, images, args.repetitions)
+      rows += make_rows(name, images, times)
+      for row in rows[-len(forms) :]:
+        print(*row, flush=True)
+    del forms
+    gc.collect()
   with args.out.open('w', newline='') as file:
     csv.writer(file, lineterminator='\n').writerows(rows)
 

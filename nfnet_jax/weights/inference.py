@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 
 from nfnet_jax import errors
-from nfnet_jax.models import inputs
+from nfnet_jax.models import inputs, registry
 
 if TYPE_CHECKING:
   from nfnet_jax.weights import network
@@ -58,6 +58,9 @@ class Predictor:
 
   def __init__(self, weights: network.Weights):
     """Put the weights on the default device."""
+    spec = registry.get_model_spec(weights.model)
+    if jax.default_backend() == 'cpu' and 'fast_convs' in spec.fast_paths:
+      weights = weights.with_options(fast_convs=True)
     endpoints = weights.create().endpoints
     self._variables = jax.device_put((weights.params, weights.model_state))
 
