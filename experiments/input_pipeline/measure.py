@@ -50,8 +50,10 @@ STAGES = {
 BASE = 'decode, crop, resize'
 
 
-def build(data_dir: str) -> sources.Source:
-  """Create the photos and store them as a TFDS dataset."""
+def build(
+  data_dir: str, width: int = 500, count: int = PHOTOS
+) -> sources.Source:
+  """Create photos of a width and store them as a TFDS dataset."""
   tfds.dataset_builders.store_as_tfds_dataset(
     name='photos',
     version='1.0.0',
@@ -63,8 +65,8 @@ def build(data_dir: str) -> sources.Source:
     ),
     split_datasets={
       'train': [
-        (index, {'image': io.BytesIO(photo(index)), 'label': index})
-        for index in range(PHOTOS)
+        (index, {'image': io.BytesIO(photo(index, width)), 'label': index})
+        for index in range(count)
       ]
     },
     data_dir=data_dir,
@@ -72,13 +74,14 @@ def build(data_dir: str) -> sources.Source:
   return sources.load('photos', data_dir)
 
 
-def photo(seed: int) -> bytes:
-  """Return a JPEG of noise of five scales, about 110 kB."""
+def photo(seed: int, width: int = 500) -> bytes:
+  """Return a JPEG of 4 : 3 of noise of five scales, about 110 kB for 500 px."""
   rng = np.random.default_rng(seed)
-  pixels = np.full((375, 500, 3), 120.0)
+  size = width, width * 3 // 4
+  pixels = np.full((*size[::-1], 3), 120.0)
   for cells in (4, 8, 16, 40, 120):
     coarse = rng.normal(0, 130 / cells**0.5, (cells * 3 // 4 + 1, cells, 3))
-    pixels += _enlarge(coarse.astype(np.float32))
+    pixels += _enlarge(coarse.astype(np.float32), size)
   pixels += rng.normal(0, 19, pixels.shape)
   image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
   buffer = io.BytesIO()
@@ -86,9 +89,9 @@ def photo(seed: int) -> bytes:
   return buffer.getvalue()
 
 
-def _enlarge(coarse: np.ndarray) -> np.ndarray:
+def _enlarge(coarse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   channels = [Image.fromarray(coarse[..., c]) for c in range(3)]
-  size, kind = (500, 375), Image.Resampling.BICUBIC
+  kind = Image.Resampling.BICUBIC
   return np.stack([np.asarray(c.resize(size, kind)) for c in channels], -1)
 
 
@@ -168,7 +171,7 @@ def _row(stage: str, timings: dict[str, list]) -> dict:
   return {
     'stage': stage,
     'images_per_s': round(1 / wall, 1),
-    'images_per_s_core': round(1 / wall / os.cpu_count(), 1),
+    'images_per_s_core': round(1 / wall / len(os.sched_getaffinity(0)), 1),
     'cpu_ms_per_image': round(1e3 * statistics.median(cpus), 3),
     'decoded_per_image': decoded,
     'cost_to_base_per_decoded': round(ratio / decoded, 3),

@@ -58,7 +58,7 @@ def _row(form: tuple, walls: dict[tuple, list]) -> dict:
     'mixed': mixed,
     'multiplicity': multiplicity,
     'images_per_s': round(rate, 1),
-    'images_per_s_core': round(rate / os.cpu_count(), 1),
+    'images_per_s_core': round(rate / len(os.sched_getaffinity(0)), 1),
     'rate_to_one': round(statistics.median(gains), 2),
     'least': round(min(gains), 2),
     'most': round(max(gains), 2),

@@ -77,8 +77,10 @@ class Soak:
     time.sleep(self._random.uniform(0, durations[occurrence]))
     if reached and attempt.processes[victim].poll() is None:
       now, names = time.time(), [name for _, name in attempt.phases()]
+      name = names[-1] if names else 'starting'
       saved = attempts.saved_steps(self._workdir)
-      is_writing = attempts.is_writing(self._workdir)
+      # At a start, what an earlier fault left unfinished lies there.
+      is_writing = name != 'starting' and attempts.is_writing(self._workdir)
       attempt.processes[victim].send_signal(number)
       codes = attempt.finish()
       self._check(attempt, codes, number, saved)
@@ -87,7 +89,7 @@ class Soak:
         {
           'processes': self._count,
           'signal': signal.Signals(number).name,
-          'phase': names[-1] if names else 'starting',
+          'phase': name,
           'writing': 'yes' if is_writing else 'no',
           'codes': ' '.join(map(str, codes)),
           'saved_step': max(attempts.saved_steps(self._workdir), default=''),
