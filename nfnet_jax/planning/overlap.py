@@ -70,7 +70,7 @@ def waiting(transfers: Iterable[Transfer], cycles_per_byte: float) -> float:
 
   Examples:
     >>> waiting([Transfer('', begin=10, end=30, sent=50)], cycles_per_byte=1)
-    30
+    30.0
   """
   delay = 0.0
   for each, _, end in sending(transfers, cycles_per_byte):

@@ -14,7 +14,7 @@ step, not its result. Each compilation takes minutes, so few are made:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 import dataclasses
 
 from nfnet_jax import errors
@@ -64,14 +64,20 @@ class Trial:
   plan: estimate.Plan
 
   @property
+  def fits(self) -> bool:
+    """Whether the step fits into memory."""
+    return not self.plan.shortage
+
+  @property
   def cost(self) -> float:
     """Milliseconds per image and chip, or cycles where the clock is unknown.
 
-    It includes what the step waits for its collectives.
+    It includes what the step waits for its collectives. It is infinite for a
+    step that does not fit.
     """
-    row = self.plan.numbers()
-    if not row['fits']:
+    if not self.fits:
       return float('inf')
+    row = self.plan.numbers()
     per_chip = row['batch_size'] / row['chips']
     if row['step_ms'] is None:
       return row['step_cycles'] / per_chip
@@ -111,38 +117,38 @@ class Search:
     if not fitting:
       return []
     self._toggle(min(fitting, key=lambda trial: trial.cost))
-    trials = sorted(self._fits(), key=lambda trial: trial.cost)
+    trials = _rank(self._trials.values())
     if not full:
       return trials
     close = [each for each in trials if each.cost < _MARGIN * trials[0].cost]
-    finalists = [
+    return _rank(
       self._try(each.choice, 'full') for each in close[:_MAX_FINALISTS]
-    ]
-    return sorted(filter(None, finalists), key=lambda trial: trial.cost)
+    )
 
   def _fitting(self, start: Choice) -> list[Trial]:
     """Return the fewest microbatches that fit, without and with remat."""
     found = []
     for remat in (False, True):
       choice = dataclasses.replace(start, remat=remat)
-      trial = next(self._with_microbatches(choice), None)
+      trial = self._fewest(choice)
       if trial:
         found.append(trial)
         if trial.choice.accumulate == 1:
           break
     return found
 
-  def _with_microbatches(self, choice: Choice) -> Iterator[Trial]:
-    """Yield the trials that fit, with more and more microbatches."""
+  def _fewest(self, choice: Choice) -> Trial | None:
+    """Return the trial with the fewest microbatches that fits."""
     whole = None
     for count in _MICROBATCHES:
       if whole and _least_memory(whole, count) > _available(whole):
         continue
       trial = self._try(dataclasses.replace(choice, accumulate=count), 'quick')
-      if trial and trial.cost < float('inf'):
-        yield trial
+      if trial and trial.fits:
+        return trial
       if count == 1:
         whole = trial
+    return None
 
   def _toggle(self, best: Trial) -> None:
     """Put each fast path on or off, then all that gained."""
@@ -152,10 +158,6 @@ class Search:
       if trial and trial.cost < best.cost:
         gained = gained.toggle(path, self._paths)
     self._try(gained, 'quick')
-
-  def _fits(self) -> list[Trial]:
-    trials = filter(None, self._trials.values())
-    return [trial for trial in trials if trial.cost < float('inf')]
 
   def _try(self, choice: Choice, effort: str) -> Trial | None:
     """Plan a choice, once; None if training would refuse it."""
@@ -169,6 +171,12 @@ class Search:
       self._trials[choice, effort] = trial
       self._log(f'{describe(choice)}: {_result(trial)}')
     return self._trials[choice, effort]
+
+
+def _rank(trials: Iterable[Trial | None]) -> list[Trial]:
+  """Return the trials that fit, the fastest first."""
+  fitting = [trial for trial in trials if trial and trial.fits]
+  return sorted(fitting, key=lambda trial: trial.cost)
 
 
 def describe(choice: Choice) -> str:

@@ -530,7 +530,7 @@ def test_gpus_of_every_make_count_as_gpu(run_command, monkeypatch):
 def test_a_workdir_that_does_not_respond_is_a_failure_that_may_pass(
   run_command, tmp_path, monkeypatch
 ):
-  def fail(doing):
+  def fail(*_):
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
   monkeypatch.setattr(failures, 'as_os_error', fail)

@@ -227,6 +227,7 @@ class TestRun:
     shutil.copytree(workdir / 'checkpoints' / '3', kept)
     rows = (workdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
     (tmp_path / 'metrics.jsonl').write_text(''.join(rows[:3]))
+    shutil.copy(workdir / 'config.json', tmp_path)
     events = []
     record = lambda name, **details: events.append(name)
     jax.monitoring.register_event_listener(record)
