@@ -80,11 +80,12 @@ def test_family_trains_resumes_and_evaluates(
   evaluated = json.loads(out)
   assert 'top1' in evaluated
   assert evaluated.items() <= trained.items()
-  # From the checkpoint of step 3 on, in a workdir that holds no more.
+  # From the checkpoint of step 3 on, in a workdir that holds little more.
   (tmp_path / 'parts').mkdir()
   checkpoints = tmp_path / 'parts' / 'checkpoints'
   checkpoints.mkdir()
   (tmp_path / 'whole' / 'checkpoints' / '3').rename(checkpoints / '3')
+  (tmp_path / 'whole' / 'config.json').rename(tmp_path / 'parts/config.json')
   code, out, err = run_command(train.main, *flags, parts, '--json')
   assert (code, 'Resuming after step 3' in err) == (0, True)
   assert evaluated.items() <= json.loads(out).items()
