@@ -221,6 +221,26 @@ def test_plan_command_runs(tmp_path):
   assert 'convolutions, stage 3' in run.stdout
 
 
+@pytest.mark.slow
+def test_search_command_runs(tmp_path):
+  """With a small network, in a separate process."""
+  pytest.importorskip('libtpu')
+  line = block('plan.md', 'sh', '--search').strip()
+  command = [sys.executable, *shlex.split(line)[1:], '--quick']
+  run = subprocess.run(
+    [*command, '--config.model.name=nfnet_pico'],
+    capture_output=True,
+    text=True,
+    env={
+      **os.environ,
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+      'XDG_CACHE_HOME': str(tmp_path),
+    },
+  )
+  assert run.returncode == 0, run.stderr
+  assert 'fastest      --config.run.accumulate=1' in run.stdout
+
+
 def test_cloud_commands_run(tmp_path):
   """As a dry run, which calls nothing outside the repository."""
   text = block('pods.md', 'sh', 'launch/')

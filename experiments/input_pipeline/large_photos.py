@@ -9,7 +9,6 @@ large_photos.csv.
 """
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
@@ -86,11 +85,7 @@ def main() -> None:
       for size, width in WIDTHS.items()
     }
     rows = time_forms(sources, arguments.rounds, arguments.seconds)
-  path = measure.FOLDER / 'large_photos.csv'
-  with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+  measure.write_rows('large_photos.csv', rows)
   for row in rows:
     print(*row.values())
 

@@ -215,6 +215,14 @@ def train(data_dir: str) -> list[str]:
   return [line for line in run.stderr.splitlines() if 'img/s' in line]
 
 
+def write_rows(name: str, rows: list[dict]) -> None:
+  """Write rows to a file of the study's folder."""
+  with (FOLDER / name).open('w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+
+
 def plot(rows: list[dict]) -> None:
   """Plot the rate of each stage."""
   import matplotlib
@@ -247,10 +255,7 @@ def main() -> None:
     rows = measure(arguments.rounds, arguments.seconds, source)
     resident = measure_memory(source, epochs=12)
     progress = train(data_dir)
-  with (FOLDER / 'results.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+  write_rows('results.csv', rows)
   plot(rows)
   for row in rows:
     print(row)

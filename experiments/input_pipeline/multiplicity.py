@@ -7,7 +7,6 @@ turns in every round. Writes multiplicity.csv.
 """
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
@@ -73,10 +72,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as data_dir:
     source = measure.build(data_dir)
     rows = time_forms(arguments.rounds, arguments.seconds, source)
-  with (measure.FOLDER / 'multiplicity.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+  measure.write_rows('multiplicity.csv', rows)
   for row in rows:
     print(*row.values())
 

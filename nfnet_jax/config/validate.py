@@ -192,8 +192,8 @@ def _check_layout(config: ml_collections.ConfigDict, devices: int) -> None:
   if augmentation.multiplicity > 1:
     if augmentation.jpeg_scaling:
       raise errors.InputError(
-        'data.jpeg_scaling needs data.multiplicity=1: each copy has a crop of '
-        'its own.'
+        'data.jpeg_scaling needs data.multiplicity=1, because the examples of '
+        'an image have different crops. Leave one of the two out.'
       )
     name = f'{name} times data.multiplicity'
   check_divides('batch_size', config.batch_size, name, count * shards)

@@ -145,7 +145,7 @@ def fault_tolerant_batches(
   start: int,
   bad_records: BadRecords,
 ) -> Iterator[Batch]:
-  """Iterate over batches, skip bad records up to a number, and outlast outages.
+  """Iterate over batches; skip bad records and try again after outages.
 
   After an error that may be temporary, the stream waits and starts again at the
   same batch, a few times.

@@ -12,6 +12,7 @@ from absl import flags
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags
+from nfnet_jax.storage import failures
 
 flags.declare_key_flag('data_dir')
 _MANUAL_DIR = flags.DEFINE_string(
@@ -26,7 +27,7 @@ def main(name: str) -> None:
   """Prepare the dataset and print its sizes."""
   from nfnet_jax.data import prepare
 
-  with errors.as_input_error():
+  with failures.as_command_error(), errors.as_input_error():
     source = prepare.prepare(
       name,
       data_dir=common_flags.DATA_DIR.value,

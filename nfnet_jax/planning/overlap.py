@@ -72,10 +72,8 @@ def waiting(transfers: Iterable[Transfer], cycles_per_byte: float) -> float:
     >>> waiting([Transfer('', begin=10, end=30, sent=50)], cycles_per_byte=1)
     30.0
   """
-  delay = 0.0
-  for each, _, end in sending(transfers, cycles_per_byte):
-    delay += max(0, end - each.end - delay)
-  return delay
+  sent = sending(transfers, cycles_per_byte)
+  return max([0.0, *(end - each.end for each, _, end in sent)])
 
 
 def sending(
@@ -91,7 +89,7 @@ def sending(
   for each in sorted(transfers, key=lambda each: (each.begin, each.end)):
     begin = max(end, each.begin + delay)
     end = begin + each.sent * cycles_per_byte
-    delay += max(0, end - each.end - delay)
+    delay = max(delay, end - each.end)
     yield each, begin, end
 
 
@@ -150,7 +148,7 @@ class _Reader:
         continue
       given, end = op.operands, op
       if begun is not op:
-        given, end = self._given_to(op, begun), ends[_chain(begun)]
+        given, end = self._given_to(op, begun), ends.get(_chain(begun), op)
       elif op.opcode.endswith('-start'):
         end = self._ops[self._users[op.name][0]]
       found.append(_Collective(begun, given, op, end))
@@ -158,12 +156,14 @@ class _Reader:
 
   def _given_to(self, fusion: hlo.Op, inner: hlo.Op) -> tuple[str, ...]:
     """Return what a fusion gives to a collective inside it."""
-    parameters = {
-      each.name: int(each.operands[0])
-      for each in self._program.inside(fusion)
-      if each.opcode == 'parameter'
-    }
-    return tuple(fusion.operands[parameters[name]] for name in inner.operands)
+    inside = {each.name: each for each in self._program.inside(fusion)}
+    given = []
+    for name in inner.operands:
+      op = inside[name]
+      while op.opcode != 'parameter':
+        op = inside[op.operands[0]]
+      given.append(fusion.operands[int(op.operands[0])])
+    return tuple(given)
 
   def _scheduled(self, each: _Collective) -> Transfer:
     sent = sum(self._sent(each, name) for name in each.given)

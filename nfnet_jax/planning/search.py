@@ -7,8 +7,8 @@ step, not its result. Each compilation takes minutes, so few are made:
    microbatches that fits is taken, and compared with recomputation if it is
    more than one. A number is not compiled if it cannot fit: the temporary
    memory of n microbatches is at least an n-th of that of one.
-2. With the fastest of these, each fast path is put on or off alone, and then
-   all that gained together.
+2. With the fastest of these, each fast path is switched on or off alone, and
+   then all together whose switch made the step faster.
 3. The finalists are compiled again with full effort.
 """
 
@@ -50,7 +50,7 @@ class Choice:
     }
 
   def toggle(self, path: str, known: Iterable[str]) -> Choice:
-    """Return the choice with one fast path put on or off."""
+    """Return the choice with one fast path switched on or off."""
     chosen = {*self.fast_paths} ^ {path}
     paths = tuple(each for each in known if each in chosen)
     return dataclasses.replace(self, fast_paths=paths)
@@ -151,7 +151,7 @@ class Search:
     return None
 
   def _toggle(self, best: Trial) -> None:
-    """Put each fast path on or off, then all that gained."""
+    """Switch each fast path on or off, then all that made it faster."""
     gained = best.choice
     for path in self._paths:
       trial = self._try(best.choice.toggle(path, self._paths), 'quick')
