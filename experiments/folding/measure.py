@@ -25,6 +25,7 @@ import onnxruntime
 
 import nfnet_jax
 from nfnet_jax.export import fold, onnx_graph, stablehlo
+from nfnet_jax.weights import inference, network
 
 HERE = pathlib.Path(__file__).parent
 # Our name -> timm's.
@@ -65,6 +66,7 @@ def make_forms(name: str) -> dict[str, Callable[[np.ndarray], Any]]:
   folded = fold.fold(model, *variables)
   forms = {
     BASE: _unfolded(model, variables),
+    'predict': _predict(model, variables),
     'folded': _folded(folded),
     'onnxruntime': _onnx(folded, model.spec.test_size),
   }
@@ -82,6 +84,20 @@ def _unfolded(model, variables):
   apply = jax.jit(lambda v, images: model.apply(*v, None, images, False)[0])
   variables = jax.device_put(variables)
   return lambda images: jax.block_until_ready(apply(variables, images))
+
+
+def _predict(model, variables):
+  """Return what the command `predict` does, once images are decoded."""
+  weights = network.Weights(
+    *variables,
+    model=model.spec.name,
+    num_classes=1000,
+    options={},
+    class_names=[],
+    preprocessing=model.spec.preprocessing,
+  )
+  predictor = inference.Predictor(weights)
+  return lambda images: predictor(images, len(images))
 
 
 def _folded(folded: fold.Folded):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
 
+import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from nfnet_jax import errors
-from nfnet_jax.models import inputs, registry
+from nfnet_jax.models import inputs, layers, registry
 
 if TYPE_CHECKING:
   from nfnet_jax.weights import network
@@ -54,7 +56,10 @@ def likeliest(
 
 
 class Predictor:
-  """A trained network that maps pixels to features and probabilities."""
+  """A trained network that maps pixels to features and probabilities.
+
+  Its kernels are standardised once, and not for each batch.
+  """
 
   def __init__(self, weights: network.Weights):
     """Put the weights on the default device."""
@@ -62,12 +67,20 @@ class Predictor:
     if jax.default_backend() == 'cpu' and 'fast_convs' in spec.fast_paths:
       weights = weights.with_options(fast_convs=True)
     endpoints = weights.create().endpoints
-    self._variables = jax.device_put((weights.params, weights.model_state))
+    size = weights.preprocessing.size
+    params, state = jax.device_put((weights.params, weights.model_state))
+    kernels = _standardized_kernels(endpoints, params, state, size)
+    params = {
+      module: {**leaves, 'w': kernels[module]} if module in kernels else leaves
+      for module, leaves in params.items()
+    }
+    self._variables = params, state
 
     @jax.jit
     def run(params, state, images):
       images = inputs.normalize_images(images)
-      outputs, _ = endpoints(params, state, None, images, False)
+      with layers.kernels_are_standardized(kernels.keys()):
+        outputs, _ = endpoints(params, state, None, images, False)
       return {
         'features': outputs['features'],
         'probabilities': jax.nn.softmax(outputs['logits']),
@@ -101,6 +114,33 @@ class Predictor:
         'diverged.'
       )
     return outputs
+
+
+def _standardized_kernels(
+  endpoints: Callable[..., Any], params: Any, state: Any, size: int
+) -> dict[str, jax.Array]:
+  """Return the standardised kernels of a network, by the paths of modules."""
+
+  @jax.jit
+  def standardize(params, state):
+    kernels = {}
+
+    def record(call, args, kwargs, context):
+      outputs = call(*args, **kwargs)
+      module = context.module
+      if (
+        isinstance(module, layers.ScaledWSConv2D)
+        and context.method_name == 'parameters'
+      ):
+        kernels[module.module_name], _ = outputs
+      return outputs
+
+    image = jnp.zeros((1, size, size, 3))
+    with hk.intercept_methods(record):
+      endpoints(params, state, None, image, False)
+    return kernels
+
+  return standardize(params, state)
 
 
 def batched_with_progress(
