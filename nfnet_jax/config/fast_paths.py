@@ -104,8 +104,8 @@ FAST_PATHS = {
     _channel_conflict,
   ),
   'fast_convs': FastPath(
-    # Each group of a convolution is computed separately, and 1 x 1
-    # convolutions are matrix products.
+    # Each group of a convolution is computed separately, depthwise ones are
+    # sums of shifted images, and 1 x 1 convolutions are matrix products.
     'fast convolutions',
     ('cpu',),
     _no_conflict,

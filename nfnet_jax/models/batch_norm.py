@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nfnet_jax.models import layers, residual
+from nfnet_jax.models.fast import convolutions
 
 # The mapped axis over whose devices batch statistics are shared.
 REPLICA_AXIS = 'batch'
@@ -68,6 +69,8 @@ class BatchNorm(hk.BatchNorm):
 
 # Creates a `BatchNorm` with a given name.
 NormFactory = Callable[..., BatchNorm]
+# As `conv`.
+ConvFactory = Callable[..., hk.Conv2D]
 
 
 def conv(
@@ -75,6 +78,7 @@ def conv(
   kernel_size: int,
   stride: int = 1,
   groups: int = 1,
+  fast: bool = False,
   **options: Any,
 ) -> hk.Conv2D:
   """Return a convolution without bias, SAME padding, He initialisation.
@@ -84,10 +88,11 @@ def conv(
     kernel_size: pixels a side.
     stride: pixels between windows, in both directions.
     groups: channel groups.
+    fast: whether `models.fast.convolutions` computes it.
     **options: passed to `hk.Conv2D`, such as `name` or `w_init`.
   """
   init = hk.initializers.VarianceScaling(2.0, 'fan_in', 'normal')
-  return hk.Conv2D(
+  return (convolutions.Conv2D if fast else hk.Conv2D)(
     channels,
     kernel_size,
     stride,

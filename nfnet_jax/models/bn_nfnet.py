@@ -67,6 +67,7 @@ class BNNFNet(classifier.ImageClassifier):
     stochdepth_rate: float = 0.25,
     dropout_rate: float | None = None,
     cross_replica_bn: bool = False,
+    fast_convs: bool = False,
     name: str = 'BN_NFNet',
   ):
     """Create the modules.
@@ -79,6 +80,8 @@ class BNNFNet(classifier.ImageClassifier):
       dropout_rate: Dropout rate on the pooled features; None takes the
         variant's.
       cross_replica_bn: Share batch statistics across devices in training.
+      fast_convs: Compute convolutions as plain ones and matrix products, which
+        suits CPUs; see `models.fast.convolutions`.
       name: Root of all parameter paths.
 
     Raises:
@@ -96,9 +99,10 @@ class BNNFNet(classifier.ImageClassifier):
     norm = functools.partial(
       batch_norm.BatchNorm, cross_replica_bn=cross_replica_bn
     )
+    conv = functools.partial(batch_norm.conv, fast=fast_convs)
     stem_channels = (*row.stem, row.width[0] // 2)
     self.stem_convs = [
-      batch_norm.conv(channels, 3, stride, name=f'stem_conv{i}')
+      conv(channels, 3, stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(zip(stem_channels, (2, 1, 1, 2)))
     ]
     self.stem_norms = [norm(name=f'stem_bn{i}') for i in range(3)]
@@ -110,12 +114,13 @@ class BNNFNet(classifier.ImageClassifier):
         group_size=row.group_size,
         stochdepth_rate=spec.stochdepth_rate,
         norm=norm,
+        conv=conv,
       )
       for spec in residual.block_specs(
         row.depth, nfnet.STRIDES, stochdepth_rate
       )
     ]
-    self.final_conv = batch_norm.conv(2 * row.width[-1], 1, name='final_conv')
+    self.final_conv = conv(2 * row.width[-1], 1, name='final_conv')
     self.final_bn = norm(name='final_bn')
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
@@ -142,6 +147,7 @@ class BNBlock(batch_norm.PreActivationBlock):
     group_size: int,
     stochdepth_rate: float,
     norm: batch_norm.NormFactory = batch_norm.BatchNorm,
+    conv: batch_norm.ConvFactory = batch_norm.conv,
     name: str = 'bn_block',
   ):
     super().__init__(
@@ -151,7 +157,6 @@ class BNBlock(batch_norm.PreActivationBlock):
     self.activation = jax.nn.gelu
     groups = channels // 2 // group_size
     inner = groups * group_size
-    conv = batch_norm.conv
     self.norms = [norm(name=f'bn{i}') for i in ('0', '1', '1b', '2')]
     self.convs = [
       conv(inner, 1, name='conv0'),

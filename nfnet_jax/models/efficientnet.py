@@ -133,6 +133,7 @@ class EfficientNet(classifier.ImageClassifier):
     stochdepth_rate: float = 0.2,
     dropout_rate: float | None = None,
     cross_replica_bn: bool = False,
+    fast_convs: bool = False,
     name: str = 'EfficientNet',
   ):
     """Create the modules.
@@ -145,6 +146,8 @@ class EfficientNet(classifier.ImageClassifier):
       dropout_rate: Dropout rate on the pooled features; None takes the
         variant's.
       cross_replica_bn: Share batch statistics across devices in training.
+      fast_convs: Compute convolutions as matrix products and sums of shifted
+        images, which suits CPUs; see `models.fast.convolutions`.
       name: Root of all parameter paths.
 
     Raises:
@@ -166,8 +169,13 @@ class EfficientNet(classifier.ImageClassifier):
       eps=1e-3,
       cross_replica_bn=cross_replica_bn,
     )
+    conv = functools.partial(
+      batch_norm.conv,
+      fast=fast_convs,
+      w_init=hk.initializers.VarianceScaling(2.0, 'fan_out', 'normal'),
+    )
     channels = width(32)
-    self.stem_conv = _conv(channels, 3, 2, name='stem_conv')
+    self.stem_conv = conv(channels, 3, 2, name='stem_conv')
     self.stem_bn = norm(name='stem_bn')
     self.blocks: list[MBConv] = []
     strides = [stage.stride for stage in STAGES]
@@ -182,10 +190,11 @@ class EfficientNet(classifier.ImageClassifier):
           expansion=stage.expansion,
           stochdepth_rate=spec.stochdepth_rate,
           norm=norm,
+          conv=conv,
         )
       )
       channels = width(stage.width)
-    self.final_conv = _conv(width(1280), 1, name='final_conv')
+    self.final_conv = conv(width(1280), 1, name='final_conv')
     self.final_bn = norm(name='final_bn')
 
   def stem(self, images: jax.Array, is_training: bool) -> jax.Array:
@@ -217,6 +226,7 @@ class MBConv(residual.ResidualBlock):
     expansion: int,
     stochdepth_rate: float,
     norm: batch_norm.NormFactory = batch_norm.BatchNorm,
+    conv: batch_norm.ConvFactory = batch_norm.conv,
     name: str = 'mb_conv',
   ):
     self.is_residual = stride == 1 and channels_in == channels
@@ -228,9 +238,9 @@ class MBConv(residual.ResidualBlock):
     self.expansion = expansion
     inner = channels_in * expansion
     if expansion > 1:
-      self.expand_conv = _conv(inner, 1, name='expand_conv')
+      self.expand_conv = conv(inner, 1, name='expand_conv')
       self.expand_bn = norm(name='expand_bn')
-    self.depthwise_conv = batch_norm.conv(
+    self.depthwise_conv = conv(
       inner,
       kernel_size,
       stride,
@@ -244,7 +254,7 @@ class MBConv(residual.ResidualBlock):
     self.squeeze_excite = layers.SqueezeExcite(
       inner, channels_in // 4, jax.nn.silu, name='squeeze_excite'
     )
-    self.project_conv = _conv(channels, 1, name='project_conv')
+    self.project_conv = conv(channels, 1, name='project_conv')
     self.project_bn = norm(name='project_bn')
 
   def branch(self, x: jax.Array, is_training: bool) -> jax.Array:
@@ -259,10 +269,3 @@ class MBConv(residual.ResidualBlock):
   def merge(self, out: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Add the shortcut, if there is one."""
     return shortcut + out if self.is_residual else out
-
-
-def _conv(
-  channels: int, kernel_size: int, stride: int = 1, *, name: str
-) -> hk.Conv2D:
-  init = hk.initializers.VarianceScaling(2.0, 'fan_out', 'normal')
-  return batch_norm.conv(channels, kernel_size, stride, w_init=init, name=name)

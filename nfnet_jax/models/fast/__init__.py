@@ -1,6 +1,7 @@
 """Fast paths: other ways to compute a network's values.
 
-Each is an option of `nfnet.NFNet`, off by default; light NFNets have the last.
+Each is an option of `nfnet.NFNet`, off by default; light and batch-normalised
+NFNets and EfficientNets have the last.
 Parameters are the same; values and gradients differ by rounding and the order
 of sums.
 
@@ -11,8 +12,8 @@ of sums.
   standardisation in fewer passes over memory, forward and backward. It pays on
   all platforms.
 - `fast_convs` (`convolutions.py`) computes a grouped convolution as one plain
-  convolution per group, and 1x1 convolutions as matrix products. It pays on
-  CPUs.
+  convolution per group, a depthwise one as a sum of shifted images, and 1x1
+  convolutions as matrix products. It pays on CPUs.
 
 `fast_stem` and `fused_blocks` hold channels in another order and therefore need
 an activation that works on each channel separately; see
