@@ -9,7 +9,6 @@ import itertools
 import logging as std_logging
 import os
 import pathlib
-import re
 from typing import Any
 import zlib
 
@@ -20,13 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from nfnet_jax import errors, trees
-from nfnet_jax.storage import buckets, failures, files
+from nfnet_jax.storage import buckets, failures
 from nfnet_jax.training import state as state_lib
+from nfnet_jax.training import unfinished
 
 _STATE = 'state'
 _CHECKSUMS = 'checksums'
-# Orbax's names for checkpoints on a disk that are not complete.
-_UNFINISHED = re.compile(r'\d+\.orbax-checkpoint-tmp.*')
 
 
 class UnreadableError(ValueError):
@@ -96,7 +94,7 @@ class Checkpoints:
     if not read_only:
       # Orbax does not create the folder if `active_processes` is given.
       self.directory.mkdir(parents=True, exist_ok=True)
-      self._remove_unfinished()
+      failures.retry(functools.partial(unfinished.remove, self.directory))
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -290,20 +288,6 @@ class Checkpoints:
       if restored[_CHECKSUMS].get(path) != checksum:
         raise UnreadableError(f"'{path}' differs from what was saved")
     return state
-
-  def _remove_unfinished(self) -> None:
-    """Remove what killed saves left, each up to the size of a whole state.
-
-    On a disk they have other names than complete checkpoints. In a bucket they
-    have the same names and lack only the file that Orbax writes last, which is
-    also missing if a checkpoint was copied there from a disk. Orbax ignores
-    them, so they stay until the same step is saved again.
-    """
-    if files.is_in_bucket(self.directory):
-      return
-    for path in self.directory.iterdir():
-      if _UNFINISHED.fullmatch(path.name):
-        path.rmtree()
 
   def _set_aside_unreadable(self) -> None:
     for step in sorted(self._unreadable):

@@ -15,7 +15,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.storage import failures, files
-from nfnet_jax.training import checkpoint, state
+from nfnet_jax.training import checkpoint, state, unfinished
 from tests.training import small_models
 from tests.training.small_checkpoints import replace_last_step, small_state
 
@@ -201,8 +201,8 @@ def place(request, tmp_path):
   return epath.Path('gs://checkpoints/run')
 
 
-def test_incomplete_checkpoint_is_ignored_and_removed_from_a_disk(
-  place, saved_state
+def test_incomplete_checkpoint_is_ignored_and_removed(
+  place, saved_state, monkeypatch
 ):
   with checkpoint.Checkpoints(place) as checkpoints:
     for step in 3, 4:
@@ -222,6 +222,11 @@ def test_incomplete_checkpoint_is_ignored_and_removed_from_a_disk(
       after = {path.name for path in place.iterdir()}
       assert after == (whole if on_disk else left)
       assert reader.restore_latest(small_state(0)).step == 3
+  # In a bucket it is removed later, but not a copy of a complete one.
+  monkeypatch.setattr(unfinished, 'LONG_AGO_S', 0.0)
+  (place / '3' / 'commit_success.txt').unlink(missing_ok=True)
+  checkpoint.Checkpoints(place).close()
+  assert {path.name for path in place.iterdir()} == whole
 
 
 def test_full_disk_is_reported_once(tmp_path, caplog):

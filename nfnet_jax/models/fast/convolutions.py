@@ -49,7 +49,8 @@ def convolve(
 class Conv2D(hk.Conv2D):
   """`hk.Conv2D` of images `[N, H, W, C]` with SAME padding, as `convolve`."""
 
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  # Without the option `precision` of Haiku's.
+  def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]
     """Convolve, and add the bias if there is one."""
     groups, units = self.feature_group_count, self.output_channels
     shape = (*self.kernel_shape, inputs.shape[-1] // groups, units)
