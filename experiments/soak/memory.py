@@ -27,15 +27,36 @@ RECIPE = (
   '--config.run.eval_every=1000 steps',
   '--config.run.checkpoint_every=500 steps',
 )
-TITLES = {'mib': 'resident MiB', 'files': 'open files', 'threads': 'threads'}
+TITLES = {
+  'resident_mib': 'resident, MiB',
+  'allocated_mib': 'allocated, MiB',
+  'python_blocks': 'blocks of Python objects',
+  'files': 'open files',
+  'threads': 'threads',
+}
+# Panels of the figure.
+PANELS = {
+  'memory, MiB': ('resident_mib', 'allocated_mib'),
+  'blocks of Python objects': ('python_blocks',),
+  'open files': ('files',),
+  'threads': ('threads',),
+}
 
 
-def sample(process: int) -> dict[str, float]:
-  """Return what a process uses now."""
+def sample(process: int, held: pathlib.Path) -> dict[str, float]:
+  """Return what a process uses now.
+
+  Args:
+    process: its number.
+    held: the file in which it reports what its program holds.
+  """
   folder = pathlib.Path(f'/proc/{process}')
   pages = int((folder / 'statm').read_text().split()[1])
+  allocated, blocks = map(int, held.read_text().split())
   return {
-    'mib': round(pages * os.sysconf('SC_PAGE_SIZE') / 2**20, 1),
+    'resident_mib': round(pages * os.sysconf('SC_PAGE_SIZE') / 2**20, 1),
+    'allocated_mib': round(allocated / 2**20, 1),
+    'python_blocks': blocks,
     'files': len(list((folder / 'fd').iterdir())),
     'threads': len(list((folder / 'task').iterdir())),
   }
@@ -45,23 +66,24 @@ def measure(steps: int, interval: float) -> list[dict]:
   """Train, and return a sample for each interval after the first log line."""
   rows = []
   with tempfile.TemporaryDirectory() as folder:
-    log = pathlib.Path(folder) / 'log'
+    log, held = pathlib.Path(folder) / 'log', pathlib.Path(folder) / 'held'
     with log.open('w') as file:
       run = subprocess.Popen(
         [
-          *(sys.executable, '-m', 'nfnet_jax.experiments.train', *RECIPE),
+          *(sys.executable, '-m', 'experiments.soak.probed_train', *RECIPE),
           f'--config.train_for={steps} steps',
           f'--workdir={folder}/run',
         ],
         stdout=file,
         stderr=file,
+        env=os.environ | {'HELD': str(held)},
       )
     while run.poll() is None:
       time.sleep(interval)
       shown = re.findall(r'^step ([\d,]+)/', log.read_text(), re.M)
-      if shown and run.poll() is None:
-        step = int(shown[-1].replace(',', ''))
-        rows.append({'step': step, **sample(run.pid)})
+      step = int(shown[-1].replace(',', '')) if shown else 0
+      if 0 < step < steps:  # It may end at any moment after the last step.
+        rows.append({'step': step, **sample(run.pid, held)})
     if run.returncode:
       raise RuntimeError(log.read_text())
   return rows
@@ -78,12 +100,16 @@ def growth(rows: list[dict], name: str) -> tuple[float, float]:
 def draw(rows: list[dict], path: pathlib.Path) -> None:
   """Draw the samples over the steps."""
   figure, axes = plotting.subplots(
-    1, 3, figsize=(9, 2.8), layout='constrained', squeeze=False
+    1, 4, figsize=(12, 2.8), layout='constrained', squeeze=False
   )
-  for axis, (name, title) in zip(axes.flat, TITLES.items()):
-    axis.plot([row['step'] for row in rows], [row[name] for row in rows])
+  for axis, (title, names) in zip(axes.flat, PANELS.items()):
+    for name in names:
+      values = [row[name] for row in rows]
+      axis.plot([row['step'] for row in rows], values, label=name)
     axis.set(xlabel='step', title=title)
     axis.set_ylim(bottom=0)
+    if len(names) > 1:
+      axis.legend(fontsize=8)
   figure.savefig(path, dpi=110)
 
 
