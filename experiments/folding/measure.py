@@ -35,8 +35,6 @@ MODELS = {
   'efficientnet_b0': 'efficientnet_b0',
 }
 BATCHES = (1, 4, 8)
-# Makes XLA call oneDNN for products and convolutions.
-ONEDNN = {'xla_cpu_experimental_onednn_custom_call': True}
 # What ratios are relative to.
 BASE = 'unfolded'
 COLUMNS = 'model', 'pixels', 'batch', 'form', 'ms', 'ratio', 'iqr'
@@ -75,9 +73,7 @@ def make_forms(name: str) -> dict[str, Callable[[np.ndarray], Any]]:
   if 'fast_convs' in model.spec.fast_paths:
     fast = nfnet_jax.create_model(name, fast_convs=True)
     forms['unfolded, fast convolutions'] = _unfolded(fast, variables)
-    folded_fast = fold.fold(fast, *variables)
-    forms['folded, fast convolutions'] = _folded(folded_fast)
-    forms['folded, fast, oneDNN'] = _folded(folded_fast, ONEDNN)
+    forms['folded, fast convolutions'] = _folded(fold.fold(fast, *variables))
   if importlib.util.find_spec('timm'):
     forms['timm'] = _timm(MODELS[name], channels_last=False)
     forms['timm, channels last'] = _timm(MODELS[name], channels_last=True)
@@ -104,9 +100,8 @@ def _predict(model, variables):
   return lambda images: predictor(images, len(images))
 
 
-def _folded(folded: fold.Folded, options: dict | None = None):
-  apply = jax.jit(folded.apply, compiler_options=options)
-  params = jax.device_put(folded.params)
+def _folded(folded: fold.Folded):
+  apply, params = jax.jit(folded.apply), jax.device_put(folded.params)
   return lambda images: jax.block_until_ready(apply(params, images))
 
 
