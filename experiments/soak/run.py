@@ -163,9 +163,10 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
     counts = [hits[phase] for phase in PHASES]
     bars.barh(PHASES, counts, left=[below[p] for p in PHASES], label=kind)
     below.update(hits)
-    losses.hist([float(r['lost_s']) for r in rows if r['signal'] == kind])
   bars.set_xlabel('signals')
   bars.legend(fontsize=8)
+  lost = [[float(r['lost_s']) for r in rows if r['signal'] == k] for k in kinds]
+  losses.hist(lost, bins=20, stacked=True)
   losses.set_xlabel('seconds since the start or the last checkpoint')
   losses.set_ylabel('signals')
   figure.savefig(path, dpi=110)
