@@ -1,6 +1,6 @@
 """Time the loss and gradient of a network with and without fast paths on a CPU.
 
-Writes cpu.csv next to this file and its table into README.md. Takes five
+Writes cpu.csv next to this file and its table into README.md. Takes ten
 minutes on two cores:
 
   JAX_PLATFORMS=cpu python experiments/fast_step/cpu.py
@@ -28,7 +28,12 @@ FORMS = {
   'both': FUSED | CONVS,
 }
 # Model, images, height and width in pixels.
-CASES = ('nfnet_f0', 4, 192), ('nfnet_nano', 64, 32)
+CASES = (
+  ('nfnet_f0', 4, 192),
+  ('nfnet_nano', 64, 32),
+  ('nfnet_f0_bn', 4, 192),
+  ('efficientnet_b0', 4, 224),
+)
 COLUMNS = (
   'model',
   'images',
@@ -42,19 +47,23 @@ COLUMNS = (
 
 
 def make_gradient(
-  name: str, options: dict, params: dict, images: jax.Array, labels: jax.Array
+  name: str,
+  options: dict,
+  variables: tuple[dict, dict],
+  images: jax.Array,
+  labels: jax.Array,
 ) -> Callable[[], tuple]:
   """Compile the gradient of the cross-entropy as a call without arguments."""
   model = nfnet_jax.create(name, **options)
 
-  def loss(params):
+  def loss(params, state):
     key = jax.random.key(1)
-    logits = model.apply(params, {}, key, images, True)[0]
+    logits = model.apply(params, state, key, images, True)[0]
     scores = jax.nn.log_softmax(logits)
     return -jnp.mean(jnp.take_along_axis(scores, labels[:, None], 1))
 
-  gradient = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
-  return lambda: jax.block_until_ready(gradient(params))
+  gradient = jax.jit(jax.value_and_grad(loss)).lower(*variables).compile()
+  return lambda: jax.block_until_ready(gradient(*variables))
 
 
 def measure(
@@ -64,16 +73,17 @@ def measure(
   model = nfnet_jax.create(name)
   images = jax.random.normal(jax.random.key(2), (batch, size, size, 3))
   labels = jnp.arange(batch)
-  params, _ = jax.jit(lambda key: model.init(key, images, False))(
+  variables = jax.jit(lambda key: model.init(key, images, False))(
     jax.random.key(0)
   )
   calls = {
-    form: make_gradient(name, options, params, images, labels)
+    form: make_gradient(name, options, variables, images, labels)
     for form, options in FORMS.items()
+    if model.spec.fast_paths >= options.keys()
   }
   for call in calls.values():
     call()
-  seconds = {form: [] for form in FORMS}
+  seconds = {form: [] for form in calls}
   for _ in range(rounds):
     for form, call in calls.items():
       start = time.perf_counter()

@@ -22,6 +22,7 @@ def resolved(platform, **settings):
     ({'model.name': 'eca_nfnet_l0'}, 'tpu', 'none'),
     ({'model.name': 'eca_nfnet_l0'}, 'cpu', 'fast_convs'),
     ({'model.name': 'nfnet_f1_bn'}, 'tpu', 'shard_update'),
+    ({'model.name': 'efficientnet_b0'}, 'cpu', 'fast_convs'),
     ({'optimizer.sam_rho': 0.05}, 'tpu', 'fast_stem,fused_blocks'),
     ({'optimizer.clip_by': 'layer'}, 'tpu', 'fast_stem,fused_blocks'),
     (
