@@ -7,6 +7,7 @@ memory.png.
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import pathlib
@@ -83,7 +84,8 @@ def measure(steps: int, interval: float) -> list[dict]:
       shown = re.findall(r'^step ([\d,]+)/', log.read_text(), re.M)
       step = int(shown[-1].replace(',', '')) if shown else 0
       if 0 < step < steps:  # It may end at any moment after the last step.
-        rows.append({'step': step, **sample(run.pid, held)})
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+          rows.append({'step': step, **sample(run.pid, held)})
     if run.returncode:
       raise RuntimeError(log.read_text())
   return rows

@@ -69,7 +69,7 @@ class BatchNorm(hk.BatchNorm):
 
 # Creates a `BatchNorm` with a given name.
 NormFactory = Callable[..., BatchNorm]
-# As `conv`.
+# Creates a convolution, with the arguments of `conv`.
 ConvFactory = Callable[..., hk.Conv2D]
 
 

@@ -146,8 +146,9 @@ class EfficientNet(classifier.ImageClassifier):
       dropout_rate: Dropout rate on the pooled features; None takes the
         variant's.
       cross_replica_bn: Share batch statistics across devices in training.
-      fast_convs: Compute convolutions as matrix products and sums of shifted
-        images, which suits CPUs; see `models.fast.convolutions`.
+      fast_convs: Compute 1 x 1 convolutions as matrix products and depthwise
+        ones as sums of shifted images, which suits CPUs; see
+        `models.fast.convolutions`.
       name: Root of all parameter paths.
 
     Raises:

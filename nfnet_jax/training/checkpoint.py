@@ -58,8 +58,9 @@ def _is_no_orbax_traceback(record: std_logging.LogRecord) -> bool:
 class Checkpoints:
   """The checkpoints of a run: `DIR/STEP/`, written in the background.
 
-  A checkpoint is renamed atomically once it is complete, so that a killed run
-  never leaves an incomplete one under its name. Each holds a checksum of every
+  On a disk a checkpoint is renamed atomically once it is complete, so that a
+  killed run never leaves an incomplete one under its name. In a bucket the file
+  that is written last tells which are complete. Each holds a checksum of every
   tensor, which is checked on reading. Only process 0 opens them.
 
   Examples:
@@ -94,7 +95,10 @@ class Checkpoints:
     if not read_only:
       # Orbax does not create the folder if `active_processes` is given.
       self.directory.mkdir(parents=True, exist_ok=True)
-      failures.retry(functools.partial(unfinished.remove, self.directory))
+      failures.read(
+        f'Removing unfinished checkpoints in {self.directory}',
+        functools.partial(unfinished.remove, self.directory),
+      )
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(

@@ -1,4 +1,7 @@
-"""What saves that did not end leave, each up to the size of a whole state."""
+"""Removal of checkpoints whose saving did not finish.
+
+Each may be as large as a whole state.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,47 @@ from nfnet_jax.storage import files
 
 # Orbax's names for such checkpoints on a disk.
 _NAME_ON_DISK = re.compile(r'\d+\.orbax-checkpoint-tmp.*')
-# No save takes as long.
+_METADATA = '_CHECKPOINT_METADATA'
+# No save takes this long.
 LONG_AGO_S = 3600.0
 
 
 def remove(directory: epath.Path) -> None:
-  """Remove unfinished checkpoints; in a bucket, only those of long ago.
+  """Remove unfinished checkpoints; in a bucket, those that can be told.
+
+  On a disk they have names of their own. In a bucket they have the names of
+  complete ones, and lack the file that Orbax writes last, but so may a complete
+  one that was copied from a disk. Those are removed whose metadata say that the
+  save began long ago, and not that it finished. Others stay until the same
+  step is saved again.
 
   Args:
     directory: a folder of checkpoints that no process writes now.
 
   Raises:
-    OSError: if it cannot be read, or a checkpoint not removed.
+    OSError: if it cannot be read, or a checkpoint not removed. Errors of a
+      bucket are of other kinds.
   """
   in_bucket = files.is_in_bucket(directory)
   for path in directory.iterdir():
-    if (
-      path.name.isdigit() and _has_failed_in_bucket(path)
-      if in_bucket
-      else _NAME_ON_DISK.fullmatch(path.name)
-    ):
+    if not in_bucket and _NAME_ON_DISK.fullmatch(path.name):
+      path.rmtree()
+    elif in_bucket and path.name.isdigit() and _is_unfinished(path):
+      # The metadata go last, so that the next call goes on if this one fails.
+      for part in path.iterdir():
+        if part.is_dir():
+          part.rmtree()
       path.rmtree()
 
 
-def _has_failed_in_bucket(path: epath.Path) -> bool:
-  """Return whether a save began long ago, and did not end.
-
-  In a bucket these have the names of complete checkpoints. They lack the file
-  that Orbax writes last, but so may a complete one that was copied from a disk.
-  """
-  metadata = path / '_CHECKPOINT_METADATA'
+def _is_unfinished(path: epath.Path) -> bool:
+  """Return whether a save into a bucket began long ago, and did not finish."""
+  metadata = path / _METADATA
   if (path / 'commit_success.txt').exists() or not metadata.exists():
     return False
   try:
     times = json.loads(metadata.read_text())
-    began, ended = (
-      times['init_timestamp_nsecs'],
-      times['commit_timestamp_nsecs'],
-    )
+    seconds = time.time() - times['init_timestamp_nsecs'] / 1e9
+    return times['commit_timestamp_nsecs'] is None and seconds > LONG_AGO_S
   except (KeyError, TypeError, ValueError):
     return False
-  return ended is None and time.time() - began / 1e9 > LONG_AGO_S

@@ -120,27 +120,34 @@ def _standardized_kernels(
   endpoints: Callable[..., Any], params: Any, state: Any, size: int
 ) -> dict[str, jax.Array]:
   """Return the standardised kernels of a network, by the paths of modules."""
+  if not any('gain' in leaves for leaves in params.values()):
+    return {}
+  modules: dict[str, layers.ScaledWSConv2D] = {}
 
-  @jax.jit
-  def standardize(params, state):
-    kernels = {}
+  def record(call, args, kwargs, context):
+    module = context.module
+    if (
+      isinstance(module, layers.ScaledWSConv2D)
+      and context.method_name == 'parameters'
+    ):
+      modules[module.module_name] = module
+    return call(*args, **kwargs)
 
-    def record(call, args, kwargs, context):
-      outputs = call(*args, **kwargs)
-      module = context.module
-      if (
-        isinstance(module, layers.ScaledWSConv2D)
-        and context.method_name == 'parameters'
-      ):
-        kernels[module.module_name], _ = outputs
-      return outputs
-
+  def trace(params, state):
     image = jnp.zeros((1, size, size, 3))
     with hk.intercept_methods(record):
-      endpoints(params, state, None, image, False)
-    return kernels
+      return endpoints(params, state, None, image, False)
 
-  return standardize(params, state)
+  jax.eval_shape(trace, params, state)
+
+  @jax.jit
+  def standardize(params):
+    return {
+      path: module.standardize(params[path]['w'], params[path]['gain'])
+      for path, module in modules.items()
+    }
+
+  return standardize({path: params[path] for path in modules})
 
 
 def batched_with_progress(

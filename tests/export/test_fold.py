@@ -70,6 +70,14 @@ def test_every_family(name):
   assert {*folded.merged, *folded.kept} == norms
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['nfnet_pico_bn', 'efficientnet_pico'])
+def test_fast_convolutions(name):
+  model = nfnet_jax.create(name, 10, fast_convs=True)
+  params, state = randomize(model)
+  check(model, params, state, fold.fold(model, params, state))
+
+
 def test_standardisation_of_timm():
   standardize = layers.standardize_as_timm
   model = network(

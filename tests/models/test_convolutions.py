@@ -62,9 +62,25 @@ def test_values_and_gradients(case, dtype, tolerance, symmetric):
     assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(one)
 
 
-def test_no_grouped_convolution_is_left():
-  text = jax.jit(convolutions.convolve, static_argnums=(2, 3)).lower(
-    jnp.ones((2, 6, 6, 8)), jnp.ones((3, 3, 4, 6)), 1, 2
+def test_bfloat16_kernels_get_sums_over_all_pixels():
+  """In bfloat16 a sum of positive numbers stops growing at 256 of them."""
+  x, kernel = jnp.ones((2, 56, 56, 4)), jnp.ones((3, 3, 1, 4))
+
+  def gradient(dtype):
+    total = lambda kernel: jnp.sum(
+      convolutions.convolve(x.astype(dtype), kernel, 1, 4), dtype=jnp.float32
+    )
+    return jax.jit(jax.grad(total))(kernel.astype(dtype))
+
+  np.testing.assert_allclose(
+    np.float32(gradient(jnp.bfloat16)), gradient(jnp.float32), rtol=1e-2
   )
-  assert text.as_text().count('stablehlo.convolution') == 2
-  assert 'feature_group_count = 2' not in text.as_text()
+
+
+@pytest.mark.parametrize(('groups', 'plain'), [(2, 2), (8, 0)])
+def test_no_grouped_convolution_is_left(groups, plain):
+  text = jax.jit(convolutions.convolve, static_argnums=(2, 3)).lower(
+    jnp.ones((2, 6, 6, 8)), jnp.ones((3, 3, 8 // groups, 8)), 1, groups
+  )
+  assert text.as_text().count('stablehlo.convolution') == plain
+  assert f'feature_group_count = {groups}' not in text.as_text()

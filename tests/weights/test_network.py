@@ -10,6 +10,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax import images
 from nfnet_jax.models import inputs
+from nfnet_jax.weights import inference
 from tests import trained_weights
 
 
@@ -53,6 +54,40 @@ def test_predictions_are_those_of_the_model(weights, photos, probabilities_of):
     np.testing.assert_allclose(
       [guess.probability for guess in row], expected[order], rtol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [
+    ('nfnet_pico', {'timm_forward': True}),
+    pytest.param('eca_nfnet_pico', {}, marks=pytest.mark.slow),
+    pytest.param('nf_regnet_pico', {}, marks=pytest.mark.slow),
+    pytest.param('efficientnet_pico', {}, marks=pytest.mark.slow),
+  ],
+)
+def test_kernels_are_standardised_once(name, options, monkeypatch):
+  _, weights = trained_weights.random_weights(name, options=options)
+  model = weights.create()
+  pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+  pixels = np.float32(pixels)
+  expected, _ = jax.jit(model.endpoints, static_argnums=4)(
+    weights.params,
+    weights.model_state,
+    None,
+    inputs.normalize_images(pixels),
+    False,
+  )
+  predictor = inference.Predictor(weights)
+  if not weights.model_state:  # Batch normalisation computes a root, too.
+    monkeypatch.setattr(jax.lax, 'rsqrt', None)
+  outputs = predictor(pixels, 2)
+  scale = np.abs(expected['features']).max()
+  np.testing.assert_allclose(
+    outputs['features'], expected['features'], rtol=0, atol=1e-5 * scale
+  )
+  np.testing.assert_allclose(
+    outputs['probabilities'], jax.nn.softmax(expected['logits']), atol=1e-4
+  )
 
 
 def test_one_image_or_several_of_any_kind(weights, photos):

@@ -1,7 +1,7 @@
 """Fast paths: other ways to compute a network's values.
 
-Each is an option of `nfnet.NFNet`, off by default; light and batch-normalised
-NFNets and EfficientNets have the last.
+Each is an option of `nfnet.NFNet`, off by default. `fast_convs` is also an
+option of light NFNets, batch-normalised NFNets and EfficientNets.
 Parameters are the same; values and gradients differ by rounding and the order
 of sums.
 

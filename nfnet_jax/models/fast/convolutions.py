@@ -3,8 +3,8 @@
 XLA for CPUs computes the gradient with respect to a grouped kernel at a
 fraction of the speed of plain kernels, and 1x1 convolutions slower than matrix
 products. Here each group is a separate convolution. Depthwise convolutions are
-sums of shifted images, which XLA computes in one pass. Values are those of
-`layers.convolve`; gradients differ only in the order of sums.
+sums of shifted images, which XLA computes in one pass. Values and gradients
+differ from those of `layers.convolve` only in the order of sums.
 """
 
 from __future__ import annotations
@@ -64,15 +64,18 @@ class Conv2D(hk.Conv2D):
 def _convolve_depthwise(
   x: jax.Array, kernel: jax.Array, stride: int, symmetric: bool
 ) -> jax.Array:
+  # The kernel's gradient is a sum over all pixels, too long for bfloat16.
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  x, kernel, narrow = x.astype(dtype), kernel.astype(dtype), x.dtype
   sides, sizes = x.shape[1:3], kernel.shape[:2]
   padding = [(size // 2, size // 2) for size in sizes]
   if not symmetric:
     padding = lax.padtype_to_pads(sides, sizes, (stride, stride), 'SAME')
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  # The last pixel that a kernel's first pixel meets, plus one.
+  # Positions of the kernel at stride 1.
   rows, columns = (side - size + 1 for side, size in zip(x.shape[1:3], sizes))
   terms = [
     x[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j, 0]
     for i, j in np.ndindex(*sizes)
   ]
-  return functools.reduce(jnp.add, terms)
+  return functools.reduce(jnp.add, terms).astype(narrow)
