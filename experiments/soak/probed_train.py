@@ -1,8 +1,8 @@
 """The command `train`, which also reports the memory that its program holds.
 
 The file `HELD` has one line, which is replaced several times per second: the
-bytes that the C library has given to the program and not got back, and the
-number of memory blocks of Python objects. Needs glibc.
+bytes that are allocated, of which glibc keeps some for each thread, and the
+number of memory blocks of Python objects.
 """
 
 import ctypes
