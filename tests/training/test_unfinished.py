@@ -38,26 +38,26 @@ def checkpoint_in(bucket, step, times, is_complete):
 
 @pytest.mark.slow
 def test_only_saves_of_long_ago_are_removed(buckets):
-  bucket = buckets.objects.setdefault('checkpoints', {})
+  bucket = buckets.objects['unfinished'] = {}
   for step, (times, is_complete) in enumerate(KEPT.values()):
     checkpoint_in(bucket, step, times, is_complete)
   bucket['run/77/state/d/abc'] = b'no metadata'
   kept = dict(bucket)
   checkpoint_in(bucket, 99, ABANDONED, False)
-  unfinished.remove(epath.Path('gs://checkpoints/run'))
+  unfinished.remove(epath.Path('gs://unfinished/run'))
   assert {n: v for n, v in bucket.items() if not n.endswith('/')} == kept
 
 
 @pytest.mark.slow
 def test_a_removal_that_fails_goes_on_later(buckets):
-  bucket = buckets.objects.setdefault('checkpoints', {})
+  bucket = buckets.objects['unfinished'] = {}
   checkpoint_in(bucket, 99, ABANDONED, False)
   buckets.fault = lambda method, path: (
     403
     if method == 'DELETE' and path == 'run/99/state/manifest.ocdbt'
     else None
   )
-  directory = epath.Path('gs://checkpoints/run')
+  directory = epath.Path('gs://unfinished/run')
   with pytest.raises(Exception, match='could not fully delete'):
     unfinished.remove(directory)
   assert 'run/99/_CHECKPOINT_METADATA' in bucket
