@@ -60,7 +60,7 @@ class Checkpoints:
 
   On a disk a checkpoint is renamed atomically once it is complete, so that a
   killed run never leaves an incomplete one under its name. In a bucket the file
-  that is written last tells which are complete. Each holds a checksum of every
+  that is written last shows which are complete. Each holds a checksum of every
   tensor, which is checked on reading. Only process 0 opens them.
 
   Examples:

@@ -15,19 +15,18 @@ from nfnet_jax.storage import files
 
 # Orbax's names for such checkpoints on a disk.
 _NAME_ON_DISK = re.compile(r'\d+\.orbax-checkpoint-tmp.*')
-_METADATA = '_CHECKPOINT_METADATA'
 # No save takes this long.
 LONG_AGO_S = 3600.0
 
 
 def remove(directory: epath.Path) -> None:
-  """Remove unfinished checkpoints; in a bucket, those that can be told.
+  """Remove unfinished checkpoints; in a bucket, those that are known to be so.
 
-  On a disk they have names of their own. In a bucket they have the names of
-  complete ones, and lack the file that Orbax writes last, but so may a complete
-  one that was copied from a disk. Those are removed whose metadata say that the
-  save began long ago, and not that it finished. Others stay until the same
-  step is saved again.
+  On a disk their names show it. In a bucket they are named like complete ones.
+  They lack the file that Orbax writes last, but so may a complete checkpoint
+  that was copied from a disk. So one is removed only if its metadata show that
+  the save began long ago and did not finish. Others stay until the same step is
+  saved again.
 
   Args:
     directory: a folder of checkpoints that no process writes now.
@@ -50,7 +49,7 @@ def remove(directory: epath.Path) -> None:
 
 def _is_unfinished(path: epath.Path) -> bool:
   """Return whether a save into a bucket began long ago, and did not finish."""
-  metadata = path / _METADATA
+  metadata = path / '_CHECKPOINT_METADATA'
   if (path / 'commit_success.txt').exists() or not metadata.exists():
     return False
   try:

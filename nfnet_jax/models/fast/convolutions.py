@@ -64,7 +64,7 @@ class Conv2D(hk.Conv2D):
 def _convolve_depthwise(
   x: jax.Array, kernel: jax.Array, stride: int, symmetric: bool
 ) -> jax.Array:
-  # The kernel's gradient is a sum over all pixels, too long for bfloat16.
+  # The kernel's gradient is a sum over all pixels; bfloat16 would lose most.
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   x, kernel, narrow = x.astype(dtype), kernel.astype(dtype), x.dtype
   sides, sizes = x.shape[1:3], kernel.shape[:2]
