@@ -13,6 +13,7 @@ import tqdm
 
 from nfnet_jax import errors
 from nfnet_jax.models import inputs, layers, registry
+from nfnet_jax.models.fast import convolutions
 
 if TYPE_CHECKING:
   from nfnet_jax.weights import network
@@ -58,28 +59,32 @@ def likeliest(
 class Predictor:
   """A trained network that maps pixels to features and probabilities.
 
-  Its kernels are standardised once, and not for each batch.
+  Its kernels are standardised, and those of groups copied, once and not for
+  each batch.
   """
 
   def __init__(self, weights: network.Weights):
     """Put the weights on the default device."""
     spec = registry.get_model_spec(weights.model)
-    if jax.default_backend() == 'cpu' and 'fast_convs' in spec.fast_paths:
+    is_fast = jax.default_backend() == 'cpu' and 'fast_convs' in spec.fast_paths
+    if is_fast:
       weights = weights.with_options(fast_convs=True)
     endpoints = weights.create().endpoints
     size = weights.preprocessing.size
     params, state = jax.device_put((weights.params, weights.model_state))
-    kernels = _standardized_kernels(endpoints, params, state, size)
-    params = {
-      module: {**leaves, 'w': kernels[module]} if module in kernels else leaves
-      for module, leaves in params.items()
-    }
-    self._variables = params, state
+    convs = _standardizing_convs(endpoints, params, state, size)
+    self._variables = _prepare(convs, params, split=is_fast), state
 
     @jax.jit
     def run(params, state, images):
+      def use_prepared(call, args, kwargs, context):
+        if not _gives_kernel(context):
+          return call(*args, **kwargs)
+        leaves = params[context.module.module_name]
+        return leaves['kernel'], leaves['bias']
+
       images = inputs.normalize_images(images)
-      with layers.kernels_are_standardized(kernels.keys()):
+      with hk.intercept_methods(use_prepared):
         outputs, _ = endpoints(params, state, None, images, False)
       return {
         'features': outputs['features'],
@@ -116,21 +121,17 @@ class Predictor:
     return outputs
 
 
-def _standardized_kernels(
+def _standardizing_convs(
   endpoints: Callable[..., Any], params: Any, state: Any, size: int
-) -> dict[str, jax.Array]:
-  """Return the standardised kernels of a network, by the paths of modules."""
+) -> dict[str, layers.ScaledWSConv2D]:
+  """Return the convolutions that standardise their kernels, by their paths."""
   if not any('gain' in leaves for leaves in params.values()):
     return {}
   modules: dict[str, layers.ScaledWSConv2D] = {}
 
   def record(call, args, kwargs, context):
-    module = context.module
-    if (
-      isinstance(module, layers.ScaledWSConv2D)
-      and context.method_name == 'parameters'
-    ):
-      modules[module.module_name] = module
+    if _gives_kernel(context):
+      modules[context.module.module_name] = context.module
     return call(*args, **kwargs)
 
   def trace(params, state):
@@ -139,15 +140,40 @@ def _standardized_kernels(
       return endpoints(params, state, None, image, False)
 
   jax.eval_shape(trace, params, state)
+  return modules
+
+
+def _gives_kernel(context: hk.MethodContext) -> bool:
+  """Return whether the method called is one that standardises a kernel."""
+  is_conv = isinstance(context.module, layers.ScaledWSConv2D)
+  return is_conv and context.method_name == 'parameters'
+
+
+def _prepare(
+  convs: dict[str, layers.ScaledWSConv2D], params: Any, split: bool
+) -> dict[str, Any]:
+  """Return the parameters with standardised kernels in place of `w` and `gain`.
+
+  Args:
+    convs: see `_standardizing_convs`.
+    params: parameters of all modules.
+    split: whether to split the kernels of groups.
+  """
 
   @jax.jit
-  def standardize(params):
-    return {
-      path: module.standardize(params[path]['w'], params[path]['gain'])
-      for path, module in modules.items()
-    }
+  def prepare(params):
+    prepared = {}
+    for path, leaves in params.items():
+      conv = convs[path]
+      kernel = conv.standardize(leaves['w'], leaves['gain'])
+      groups = conv.groups if split else 1
+      prepared[path] = {
+        'kernel': convolutions.split_kernel(kernel, groups),
+        'bias': leaves['bias'],
+      }
+    return prepared
 
-  return standardize({path: params[path] for path in modules})
+  return {**params, **prepare({path: params[path] for path in convs})}
 
 
 def batched_with_progress(

@@ -62,6 +62,20 @@ def test_values_and_gradients(case, dtype, tolerance, symmetric):
     assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(one)
 
 
+@pytest.mark.parametrize('case', CASES)
+def test_kernels_that_are_split_beforehand(case):
+  def given_split(x, kernel, stride, groups):
+    kernel = convolutions.split_kernel(kernel, groups)
+    return convolutions.convolve(x, kernel, stride, groups)
+
+  for one, other in zip(
+    compute(convolutions.convolve, case, jnp.float32),
+    compute(given_split, case, jnp.float32),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(one, other)
+
+
 def test_bfloat16_kernels_get_sums_over_all_pixels():
   """In bfloat16 a sum of positive numbers stops growing at 256 of them."""
   x, kernel = jnp.ones((2, 56, 56, 4)), jnp.ones((3, 3, 1, 4))

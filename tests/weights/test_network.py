@@ -10,6 +10,7 @@ import pytest
 import nfnet_jax
 from nfnet_jax import images
 from nfnet_jax.models import inputs
+from nfnet_jax.models.fast import convolutions
 from nfnet_jax.weights import inference
 from tests import trained_weights
 
@@ -65,7 +66,7 @@ def test_predictions_are_those_of_the_model(weights, photos, probabilities_of):
     pytest.param('efficientnet_pico', {}, marks=pytest.mark.slow),
   ],
 )
-def test_kernels_are_standardised_once(name, options, monkeypatch):
+def test_kernels_are_standardised_and_split_once(name, options, monkeypatch):
   _, weights = trained_weights.random_weights(name, options=options)
   model = weights.create()
   pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
@@ -80,6 +81,7 @@ def test_kernels_are_standardised_once(name, options, monkeypatch):
   predictor = inference.Predictor(weights)
   if not weights.model_state:  # Batch normalisation computes a root, too.
     monkeypatch.setattr(jax.lax, 'rsqrt', None)
+    monkeypatch.setattr(convolutions, 'split_kernel', None)
   outputs = predictor(pixels, 2)
   scale = np.abs(expected['features']).max()
   np.testing.assert_allclose(

@@ -9,6 +9,7 @@ differ from those of `layers.convolve` only in the order of sums.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 
 import haiku as hk
@@ -22,28 +23,49 @@ from nfnet_jax.models import layers
 
 def convolve(
   x: jax.Array,
-  kernel: jax.Array,
+  kernel: jax.Array | Sequence[jax.Array],
   stride: int,
   groups: int,
   symmetric: bool = False,
 ) -> jax.Array:
   """Compute `layers.convolve`.
 
+  Args:
+    x: `[N, H, W, I]`.
+    kernel: `[H, W, I / groups, O]`, or the result of `split_kernel`.
+    stride: see `layers.convolve`.
+    groups: see `layers.convolve`.
+    symmetric: see `layers.convolve`.
+
   Examples:
     >>> x, kernel = jnp.ones((1, 4, 4, 6)), jnp.ones((3, 3, 2, 9))
     >>> convolve(x, kernel, stride=2, groups=3).shape
     (1, 2, 2, 9)
   """
-  if groups == x.shape[-1] == kernel.shape[-1]:
-    return _convolve_depthwise(x, kernel, stride, symmetric)
-  if groups > 1:
-    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1))
+  if groups > 1 and not isinstance(kernel, Sequence):
+    kernel = split_kernel(kernel, groups)
+  if isinstance(kernel, Sequence):
+    parts = zip(jnp.split(x, groups, -1), kernel, strict=True)
     return jnp.concatenate(
       [convolve(*part, stride, 1, symmetric) for part in parts], -1
     )
+  if groups > 1:
+    return _convolve_depthwise(x, kernel, stride, symmetric)
   if kernel.shape[:2] == (1, 1) and stride == 1:
     return x @ kernel[0, 0]
   return layers.convolve(x, kernel, stride, groups, symmetric)
+
+
+def split_kernel(kernel: jax.Array, groups: int) -> jax.Array | list[jax.Array]:
+  """Return the kernel of each group; a kernel that is not split, unchanged.
+
+  `convolve` copies the kernels of the groups in each call unless it is given
+  the result.
+  """
+  is_depthwise = kernel.shape[2] == 1 and kernel.shape[3] == groups
+  if groups == 1 or is_depthwise:
+    return kernel
+  return jnp.split(kernel, groups, -1)
 
 
 class Conv2D(hk.Conv2D):
