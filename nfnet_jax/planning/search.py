@@ -3,10 +3,12 @@
 Microbatches, recomputation and fast paths change the time and the memory of a
 step, not its result. Each compilation takes minutes, so few are made:
 
-1. Microbatches and recomputation only add work. The smallest number of
-   microbatches that fits is taken, and compared with recomputation if it is
-   more than one. A number is not compiled if it cannot fit: the temporary
-   memory of n microbatches is at least an n-th of that of one.
+1. Microbatches and recomputation add work. The smallest number of microbatches
+   that fits is taken, and compared with recomputation if it is more than one.
+   Only where it nearly fills the memory is twice the number tried: the compiler
+   may recompute by itself in order to fit. A number is not compiled if it
+   cannot fit: the temporary memory of n microbatches is at least an n-th of
+   that of one.
 2. With the fastest of these, each fast path is switched on or off alone, and
    then all together whose switch made the step faster.
 3. The finalists are compiled again with full effort.
@@ -21,6 +23,8 @@ from nfnet_jax import errors
 from nfnet_jax.planning import estimate, planner
 
 _MICROBATCHES = (1, 2, 4, 8, 16)
+# The share of the memory from which a step nearly fills it.
+_NEARLY_FULL = 0.85
 # Steps that take up to this much longer than the fastest are finalists.
 _MARGIN = 1.1
 _MAX_FINALISTS = 3
@@ -67,6 +71,16 @@ class Trial:
   def fits(self) -> bool:
     """Whether the step fits into memory."""
     return not self.plan.shortage
+
+  @property
+  def memory(self) -> int:
+    """Bytes that the step needs per device."""
+    return self.plan.numbers()['peak_bytes']
+
+  @property
+  def available(self) -> int:
+    """Bytes that a device has."""
+    return self.plan.pod.generation.memory_bytes
 
   @property
   def cost(self) -> float:
@@ -126,22 +140,26 @@ class Search:
     )
 
   def _fitting(self, start: Choice) -> list[Trial]:
-    """Return the fewest microbatches that fit, without and with remat."""
-    found = []
+    """Return the steps that fit and may be fastest, without and with remat."""
+    found: list[Trial] = []
     for remat in (False, True):
-      choice = dataclasses.replace(start, remat=remat)
-      trial = self._fewest(choice)
-      if trial:
-        found.append(trial)
-        if trial.choice.accumulate == 1:
-          break
+      trial = self._fewest(dataclasses.replace(start, remat=remat))
+      if not trial:
+        continue
+      found.append(trial)
+      if trial.memory > _NEARLY_FULL * trial.available:
+        count = 2 * trial.choice.accumulate
+        more = dataclasses.replace(trial.choice, accumulate=count)
+        found += filter(None, [self._try(more, 'quick')])
+      if trial.choice.accumulate == 1:
+        break
     return found
 
   def _fewest(self, choice: Choice) -> Trial | None:
     """Return the trial with the fewest microbatches that fits."""
     whole = None
     for count in _MICROBATCHES:
-      if whole and _least_memory(whole, count) > _available(whole):
+      if whole and _least_memory(whole, count) > whole.available:
         continue
       trial = self._try(dataclasses.replace(choice, accumulate=count), 'quick')
       if trial and trial.fits:
@@ -197,10 +215,6 @@ def _result(trial: Trial) -> str:
 
 def _least_memory(whole: Trial, count: int) -> float:
   """Return the bytes that `count` microbatches need at least."""
-  row = whole.plan.numbers()
-  state = min(row['state_bytes_per_device'], row['peak_bytes'])
-  return state + (row['peak_bytes'] - state) / count
-
-
-def _available(whole: Trial) -> int:
-  return whole.plan.pod.generation.memory_bytes
+  state = whole.plan.workload.state_bytes_per_device
+  state = min(state, whole.memory)
+  return state + (whole.memory - state) / count
