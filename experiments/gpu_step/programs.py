@@ -193,9 +193,9 @@ class Inference:
 
   def prepare(self, forms: Iterable[str]) -> None:
     """Put weights and images on the device."""
-    params = make_params(self._weights[0])
+    params, state = (make_params(shapes) for shapes in self._weights)
     params = jax.tree.map(lambda x: jnp.asarray(x, self._dtype), params)
-    self._args = params, {}, jax.device_put(self._images)
+    self._args = jax.device_put((params, state, self._images))
 
   def reset(self) -> None:
     """Do nothing: inference has no state."""
@@ -237,15 +237,18 @@ def weight_shapes(model: str, pixels: int) -> tuple[dict, dict]:
 
 
 def make_params(shapes: dict) -> dict:
-  """Fill parameters on the host: on a GPU, compiling `init` takes long."""
+  """Fill parameters, or a state, on the host.
+
+  On a GPU, compiling `init` takes long.
+  """
   rng = np.random.default_rng(0)
-  constants = {'gain': 1, 'scale': 1, 'skip_gain': 0.1}
+  constants = {'gain': 1, 'scale': 1, 'skip_gain': 0.1, 'average': 1}
 
   def fill(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     name = path.rpartition('/')[2]
     if name == 'w':
       scale = np.float32(math.prod(leaf.shape[:-1]) ** -0.5)
       return rng.standard_normal(leaf.shape, np.float32) * scale
-    return np.full(leaf.shape, constants.get(name, 0), np.float32)
+    return np.full(leaf.shape, constants.get(name, 0), leaf.dtype)
 
   return trees.map_named(fill, shapes)

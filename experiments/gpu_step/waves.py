@@ -47,6 +47,14 @@ WAVES = {
     Group(INFER, 'nfnet_f0', 256, 64, [PLAIN, BEST]),
     Group(INFER, 'nfnet_f0', 256, 64, [PLAIN, BEST], 'float32'),
   ],
+  'more inference': [
+    Group(INFER, 'nfnet_f1', 320, 64, [PLAIN, BEST]),
+    Group(INFER, 'nfnet_f3', 416, 32, [PLAIN, BEST]),
+    Group(INFER, 'eca_nfnet_l0', 288, 64, [PLAIN]),
+    Group(INFER, 'bn_resnet50', 224, 64, [PLAIN]),
+    Group(INFER, 'efficientnet_b0', 224, 64, [PLAIN]),
+    Group(INFER, 'efficientnet_b3', 300, 64, [PLAIN]),
+  ],
   'batches': [
     Group(TRAIN, 'nfnet_f0', 192, 256, [PLAIN, BEST]),
     Group(TRAIN, 'nfnet_f0', 192, 32, [PLAIN, BEST]),
@@ -80,6 +88,7 @@ QUICK = {
     Group(TRAIN, 'senet_pico', 32, 8, [PLAIN], 'float32'),
     Group(TRAIN, *_MINIATURE, [PLAIN, f'{BEST}, NCHW'], 'float32'),
     Group(INFER, *_MINIATURE, [PLAIN, BEST], 'float32'),
+    Group(INFER, 'efficientnet_pico', 32, 8, [PLAIN], 'float32'),
   ],
   'networks': [
     Group(TRAIN, model, 32, 8, [PLAIN], 'float32')
