@@ -49,20 +49,26 @@ def make(
   from nfnet_jax.planning import topology
 
   pod = topology.get_pod(topology_name)
-  experiment = open_experiment(config, len(pod.devices))
+  devices, memory = len(pod.devices), pod.generation.memory_bytes
+  experiment = open_experiment(config, devices, memory)
   return planner_lib.Planner(
-    workload=_workload(name, experiment, len(pod.devices)),
+    workload=_workload(name, experiment, devices),
     pod=pod,
     lower=functools.partial(_lower, experiment, pod.devices),
-    accept=functools.partial(_accept, config, experiment, len(pod.devices)),
+    accept=functools.partial(_accept, config, experiment, devices, memory),
     progress=command.working,
   )
 
 
 def open_experiment(
-  config: ml_collections.ConfigDict, devices: int
+  config: ml_collections.ConfigDict, devices: int, memory: int
 ) -> experiment_lib.Experiment:
   """Check a config as for training on TPUs, without opening its dataset.
+
+  Args:
+    config: the config before it is resolved.
+    devices: number of devices.
+    memory: bytes of a device.
 
   Raises:
     errors.InputError: if training would not accept the config.
@@ -70,7 +76,11 @@ def open_experiment(
   from nfnet_jax.config import steps
 
   return steps.open_experiment(
-    config, platform='tpu', devices=devices, dataset=get_dataset(config)
+    config,
+    platform='tpu',
+    devices=devices,
+    memory=memory,
+    dataset=get_dataset(config),
   )
 
 
@@ -188,29 +198,31 @@ def _accept(
   config: ml_collections.ConfigDict,
   experiment: experiment_lib.Experiment,
   devices: int,
+  memory: int,
   batch: int,
-) -> tuple[int, int | None]:
-  """Return a batch per device that training accepts, and its data shards.
+) -> tuple[int, dict[str, int]]:
+  """Return a batch per device that training accepts, and settings for it.
 
   Args:
     config: the config of the experiment before it was resolved.
     experiment: the planned experiment, whose number of microbatches must stay.
     devices: number of devices.
+    memory: bytes of a device.
     batch: the batch per device that fits.
 
   Returns:
-    The batch per device, and the `data.shards` to set with it; None if the
-    config leads to a valid number.
+    The batch per device, and the settings without which the config would not be
+    accepted with it, or not have the number of microbatches.
   """
   # A shard holds all examples of a group.
   batch -= batch % experiment.augmentation.examples_per_group
   if not batch:
-    return 0, None
+    return 0, {}
   config = config.copy_and_resolve_references()
   config.batch_size = batch * devices
   try:
-    run = open_experiment(config, devices).config.run
+    run = open_experiment(config, devices, memory).config.run
   except errors.InputError:
-    return batch, devices
-  same = run.accumulate == experiment.config.run.accumulate
-  return batch, None if same else devices
+    return batch, {'data.shards': devices}
+  count = experiment.config.run.accumulate
+  return batch, {} if run.accumulate == count else {'run.accumulate': count}

@@ -176,13 +176,13 @@ _RUN = {
   'remat': Setting(
     None,
     'Recompute blocks in the backward pass, to save memory; by default where '
-    'a model needs it.',
+    'the model needs it on these devices.',
     type=bool,
   ),
   'accumulate': Setting(
     None,
-    'Microbatches per step and device, to save memory; by default what a model '
-    'needs.',
+    'Microbatches per step and device, to save memory; by default what the '
+    'model needs on these devices.',
     _COUNT,
     type=int,
   ),

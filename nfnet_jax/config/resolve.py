@@ -28,19 +28,24 @@ _MAX_SHARDS = 128
 _SHARE = re.compile(r'([1-9]\d?)%')
 _WHOLE_SPLIT = re.compile(r'[^\[\]+]+')
 
-# How 32 images per core fit the 16 GiB of a TPU v3: in microbatches of eight or
-# more, or else by recomputing blocks. The key is True if the update is sharded
-# over at least `_MIN_SHARDED` devices; see experiments/plan_memory/.
+# The most images of a microbatch for each `_MEMORY` of a device. The key says
+# whether the update is sharded over at least `_MIN_SHARDED` devices. Blocks are
+# recomputed where fewer than `_MIN_IMAGES` fit, which costs less. See
+# experiments/plan_memory/.
+_MEMORY = 15 * 2**30
 _MIN_SHARDED = 8
-_MICROBATCHES = {
-  True: {'nfnet_f5': 2, 'nfnet_f6': 4},
-  False: {'nfnet_f4': 2, 'nfnet_f5': 4},
+_MIN_IMAGES = 8
+_IMAGES = {
+  True: {'nfnet_f4': 32, 'nfnet_f5': 16, 'nfnet_f6': 8, 'nfnet_f7': 4},
+  False: {'nfnet_f4': 16, 'nfnet_f5': 8, 'nfnet_f6': 4, 'nfnet_f7': 4},
 }
-_REMAT = {True: ('nfnet_f7',), False: ('nfnet_f6', 'nfnet_f7')}
 
 
 def resolve(
-  config: ml_collections.ConfigDict, platform: str, devices: int
+  config: ml_collections.ConfigDict,
+  platform: str,
+  devices: int,
+  memory: int | None = None,
 ) -> ml_collections.ConfigDict:
   """Return a configuration with all derived values, locked.
 
@@ -48,6 +53,7 @@ def resolve(
     config: with overrides applied.
     platform: 'cpu', 'tpu' or another of JAX's.
     devices: number of all devices that train.
+    memory: bytes of a device. Where they are unknown, those of a TPU v3.
   """
   config = config.copy_and_resolve_references()
   if config.compute_dtype == 'auto':
@@ -60,7 +66,7 @@ def resolve(
   if config.model.name in registry.list_models():
     spec = registry.get_model_spec(config.model.name)
     _resolve_data(config, spec)
-    _resolve_step(config, spec, platform, devices)
+    _resolve_step(config, spec, platform, devices, memory)
   if config.run.eval_batch_size is None:
     config.run.eval_batch_size = config.batch_size
   return config.lock()
@@ -118,19 +124,22 @@ def _resolve_step(
   spec: registry.ModelSpec,
   platform: str,
   devices: int,
+  memory: int | None,
 ) -> None:
   run = config.run
   if run.fast_paths == fast_paths.AUTO:
     run.fast_paths = fast_paths.choose(config, spec, platform)
   shards_update = fast_paths.SHARD_UPDATE in fast_paths.names(run.fast_paths)
   is_sharded = shards_update and devices >= _MIN_SHARDED
+  batch = max(config.batch_size // devices, 1)
+  images = _IMAGES[is_sharded].get(spec.name, batch)
+  images *= max((memory or _MEMORY) // _MEMORY, 1)
+  counts = range(math.ceil(batch / images), batch + 1)
+  count = next(count for count in counts if batch % count == 0)
   if run.remat is None:
-    run.remat = spec.name in _REMAT[is_sharded]
+    run.remat = batch // count < min(batch, _MIN_IMAGES)
   if run.accumulate is None:
-    # A number that divides the examples per device, for any number of devices.
-    wanted = _MICROBATCHES[is_sharded].get(spec.name, 1)
-    per_shard = config.batch_size // max(config.data.shards, 1)
-    run.accumulate = math.gcd(wanted, per_shard)
+    run.accumulate = 1 if run.remat else count
 
 
 @functools.lru_cache(maxsize=1)

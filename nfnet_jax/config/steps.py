@@ -34,6 +34,7 @@ def open_experiment(
   trains: bool = True,
   platform: str | None = None,
   devices: int | None = None,
+  memory: int | None = None,
   dataset: experiment_lib.Dataset | None = None,
 ) -> experiment_lib.Experiment:
   """Resolve and validate a configuration, and open its dataset.
@@ -48,6 +49,8 @@ def open_experiment(
     trains: whether the training split and the layout on devices matter.
     platform: what it runs on, as JAX calls it; by default what is here.
     devices: how many there are; by default all that are here.
+    memory: bytes of a device; by default those of the devices here, if the
+      platform is not given either.
     dataset: takes the place of the configuration's.
 
   Raises:
@@ -61,6 +64,7 @@ def open_experiment(
       trains=trains,
       platform=platform,
       devices=devices,
+      memory=memory,
       dataset=dataset,
     ).to_dict()
   )
@@ -78,6 +82,7 @@ def prepare_config(
   trains: bool = True,
   platform: str | None = None,
   devices: int | None = None,
+  memory: int | None = None,
   dataset: experiment_lib.Dataset | None = None,
 ) -> ml_collections.ConfigDict:
   """Resolve and validate a configuration in this process.
@@ -91,12 +96,15 @@ def prepare_config(
     trains: likewise.
     platform: likewise.
     devices: likewise.
+    memory: likewise.
     dataset: likewise.
 
   Raises:
     errors.InputError: in one line, what is wrong and what to do.
   """
-  machine = platform or jax.default_backend(), devices or jax.device_count()
+  if platform is None:
+    platform, memory = jax.default_backend(), memory or _device_memory()
+  machine = platform, devices or jax.device_count(), memory
   config = _set_model(config, workdir, weights)
   if not small_data.is_complete(config):
     config = small_data.complete(config, dataset or _load_dataset(config))
@@ -106,6 +114,12 @@ def prepare_config(
     saved = resolve.resolve(workdir_lib.load(workdir), *machine)
     validate.check_same_experiment(saved, resolved, os.fspath(workdir))
   return resolved
+
+
+def _device_memory() -> int | None:
+  """Return the bytes that programs can use on a device; None on CPUs."""
+  statistics = jax.local_devices()[0].memory_stats()
+  return statistics and statistics.get('bytes_limit')
 
 
 def _set_model(

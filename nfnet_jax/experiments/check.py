@@ -69,7 +69,7 @@ def main() -> None:
   config = config_flag.get_config()
   with errors.as_input_error(plan_errors.PlanError):
     accelerator = accelerators.parse(_ACCELERATOR_TYPE.value)
-    sizes = _sizes(_check(config, accelerator.devices), accelerator)
+    sizes = _sizes(_check(config, accelerator), accelerator)
     command.log(
       f'The flags are valid for {accelerator.name}: batch '
       f'{sizes["batch_size"]:,}, {sizes["batch_per_device"]} per device.'
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _check(
-  config: ml_collections.ConfigDict, devices: int
+  config: ml_collections.ConfigDict, accelerator: accelerators.Accelerator
 ) -> ml_collections.ConfigDict:
   """Check the flags as far as training does without its data.
 
@@ -92,11 +92,14 @@ def _check(
   from nfnet_jax.config import steps
 
   traced = profile.get_steps()
+  devices, memory = accelerator.devices, accelerator.memory
   if _has_known_dataset(config):
-    experiment = planners.open_experiment(config, devices)
+    experiment = planners.open_experiment(config, devices, memory)
     profile.check_total(traced, experiment.cadence.total)
     return experiment.config
-  return steps.prepare_config(config, platform='tpu', devices=devices)
+  return steps.prepare_config(
+    config, platform='tpu', devices=devices, memory=memory
+  )
 
 
 def _has_known_dataset(config: ml_collections.ConfigDict) -> bool:
@@ -115,6 +118,8 @@ def _sizes(
     'devices': accelerator.devices,
     'batch_size': config.batch_size,
     'batch_per_device': config.batch_size // accelerator.devices,
+    'accumulate': config.run.accumulate,
+    'remat': config.run.remat,
   }
 
 

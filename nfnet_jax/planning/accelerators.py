@@ -56,12 +56,14 @@ class Accelerator:
   Attributes:
     name: such as 'v3-128'.
     devices: number of JAX devices.
+    memory: bytes of a device that a program can use.
     topology: its name for `topology.get_pod`, or None for a size whose layout
       is not listed here.
   """
 
   name: str
   devices: int
+  memory: int
   topology: str | None
 
 
@@ -72,8 +74,9 @@ def parse(name: str) -> Accelerator:
     plan_errors.PlanError: if the name is malformed or the generation unknown.
 
   Examples:
-    >>> parse('v3-128')
-    Accelerator(name='v3-128', devices=128, topology='v3:8x8')
+    >>> accelerator = parse('v3-128')
+    >>> accelerator.devices, accelerator.topology
+    (128, 'v3:8x8')
   """
   match = re.fullmatch(r'(\w+)-([1-9]\d*)', name)
   if not match or match[1] not in _FAMILIES:
@@ -90,8 +93,10 @@ def parse(name: str) -> Accelerator:
       'cores per chip. Give an even number of cores.'
     )
   layout = layouts.get(chips)
+  hardware = topology.GENERATIONS[generation]
   return Accelerator(
     name,
-    devices=chips * topology.GENERATIONS[generation].devices_per_chip,
+    devices=chips * hardware.devices_per_chip,
+    memory=hardware.memory_bytes,
     topology=layout and f'{generation}:{layout}',
   )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -32,14 +32,13 @@ class Shortage:
     needed: bytes per device, as reported by the compiler.
     largest_batch: examples per device that fit; 0 if not even one does.
     tried: examples per device that were compiled in the search.
-    shards: the number of data shards to set with the largest batch, or None
-      if the workload's own settings lead to a valid number.
+    settings: what else to set with the largest batch.
   """
 
   needed: int
   largest_batch: int
   tried: Sequence[int]
-  shards: int | None = None
+  settings: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Plan:
       'lacking_bytes': shortage.needed - available,
       'largest_batch_per_device': shortage.largest_batch,
       'largest_batch_size': shortage.largest_batch * len(self.pod.devices),
-      'largest_batch_shards': shortage.shards,
+      'largest_batch_settings': dict(shortage.settings),
       'tried_batch_per_device': list(shortage.tried),
     }
 

@@ -29,15 +29,14 @@ class Planner:
     pod: the devices to compile for.
     lower: maps a global batch size to the step, lowered for the pod's devices.
     accept: maps a batch per device that fits to the largest one up to it that
-      training accepts, and to the number of data shards to set with it, which
-      is None if the workload's own settings lead to a valid number.
+      training accepts, and to the settings that it needs.
     progress: maps a message to a context manager that shows it.
   """
 
   workload: workload_lib.Workload
   pod: topology.Pod
   lower: Callable[[int], jax.stages.Lowered]
-  accept: Callable[[int], tuple[int, int | None]]
+  accept: Callable[[int], tuple[int, dict[str, int]]]
   progress: Callable[[str], contextlib.AbstractContextManager]
 
   def plan(self, effort: str) -> estimate.Plan:
@@ -98,10 +97,10 @@ class Planner:
     largest, tried = largest_batch.largest_batch(
       self.workload.batch // unit, needed, available, measure
     )
-    batch, shards = self.accept(largest * microbatches)
+    batch, settings = self.accept(largest * microbatches)
     return estimate.Shortage(
       needed=needed,
       largest_batch=batch,
       tried=[size * microbatches for size in tried],
-      shards=shards,
+      settings=settings,
     )

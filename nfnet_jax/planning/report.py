@@ -105,8 +105,8 @@ def _largest(row: dict[str, Any]) -> str:
   if not largest:
     return f'not even 1 per {device} fits (compiled: {tried})'
   flags = f'--config.batch_size={row["largest_batch_size"]}'
-  if row['largest_batch_shards']:
-    flags += f' --config.data.shards={row["largest_batch_shards"]}'
+  for name, value in row['largest_batch_settings'].items():
+    flags += f' --config.{name}={value}'
   return f'{largest} per {device} fit: {flags} (compiled: {tried})'
 
 

@@ -26,56 +26,72 @@ def test_derived_after_overrides():
     resolved.new_key = 1
 
 
+GIB = 2**30
+
+
+def step_of(model, per_device, devices, memory=None, **settings):
+  """Return the number of microbatches, and whether blocks are recomputed."""
+  config = make_config(model)
+  config.batch_size = per_device * devices
+  config.update_from_flattened_dict(settings)
+  run = resolve_lib.resolve(config, 'tpu', devices, memory).run
+  assert 'shard_update' in run.fast_paths or settings
+  return run.accumulate, run.remat
+
+
 @pytest.mark.parametrize(
-  ('model', 'batch_size', 'platform', 'parts'),
+  ('model', 'sharded', 'replicated'),
   [
-    ('nfnet_f3', 4096, 'cpu', 1),
-    ('nfnet_f4', 4096, 'cpu', 2),
-    ('nfnet_f4', 4096, 'tpu', 1),
-    ('nfnet_f5', 4096, 'cpu', 4),
-    ('nfnet_f5', 4096, 'tpu', 2),
-    ('nfnet_f6', 4096, 'tpu', 4),
-    ('nfnet_f5', 24, 'cpu', 2),  # Four shards of six images.
-    ('nfnet_f5', 7, 'cpu', 1),
+    ('nfnet_f3', (1, False), (1, False)),
+    ('nfnet_f4', (1, False), (2, False)),
+    ('nfnet_f5', (2, False), (4, False)),
+    ('nfnet_f6', (4, False), (1, True)),
+    ('nfnet_f7', (1, True), (1, True)),
   ],
 )
-def test_large_models_use_microbatches(model, batch_size, platform, parts):
-  config = make_config(model)
-  config.batch_size = batch_size
-  resolved = resolve_lib.resolve(config, platform, 8)
-  assert resolved.run.accumulate == parts
-  assert batch_size // resolved.data.shards % parts == 0
-  assert not resolved.run.remat
-
-
-def test_the_largest_models_recompute_blocks():
-  def remat(model, platform, **settings):
-    config = make_config(model)
-    config.update_from_flattened_dict(settings)
-    return resolve_lib.resolve(config, platform, 8).run.remat
-
-  assert remat('nfnet_f6', 'cpu')
-  assert not remat('nfnet_f6', 'cpu', **{'run.remat': False})
-  assert not remat('nfnet_f6', 'tpu')
-  # With SAM the update cannot be sharded.
-  assert remat('nfnet_f6', 'tpu', **{'optimizer.sam_rho': 0.05})
-  assert remat('nfnet_f7', 'tpu')
+def test_how_32_images_fit_a_tpu_v3(model, sharded, replicated):
+  assert step_of(model, 32, 8) == step_of(model, 32, 128) == sharded
+  # Few devices do not save enough, and with SAM the update is not sharded.
+  assert step_of(model, 32, 4) == replicated
+  assert step_of(model, 32, 8, **{'optimizer.sam_rho': 0.05}) == replicated
+  assert step_of(model, 32, 8, int(15.48 * GIB)) == sharded
 
 
 @pytest.mark.parametrize(
-  ('devices', 'parts', 'again'),
-  [(1, [2, 4, 1], True), (4, [2, 4, 1], True), (8, [1, 2, 4], False)],
+  ('model', 'per_device', 'gib', 'expected'),
+  [
+    ('nfnet_f5', 32, 30.75, (1, False)),  # TPU v4.
+    ('nfnet_f5', 64, 30.75, (2, False)),
+    ('nfnet_f6', 32, 30.75, (2, False)),
+    ('nfnet_f7', 32, 30.75, (4, False)),
+    ('nfnet_f7', 32, 95.74, (2, False)),
+    ('nfnet_f5', 64, 15.48, (4, False)),
+    ('nfnet_f5', 24, 15.48, (2, False)),
+    ('nfnet_f5', 34, 15.48, (1, True)),  # 17 microbatches of two images.
+    ('nfnet_f5', 40, 15.48, (4, False)),
+    ('nfnet_f5', 16, 15.48, (1, False)),
+    ('nfnet_f7', 4, 15.48, (1, False)),
+    ('nfnet_f5', 32, 7.48, (2, False)),
+    ('nfnet_f0', 1024, 7.48, (1, False)),
+  ],
 )
-def test_the_sharded_update_saves_memory_from_eight_devices_on(
-  devices, parts, again
-):
-  resolved = [
-    resolve_lib.resolve(make_config(model), 'tpu', devices)
-    for model in ('nfnet_f4', 'nfnet_f5', 'nfnet_f6')
-  ]
-  assert [config.run.accumulate for config in resolved] == parts
-  assert resolved[2].run.remat is again
-  assert all('shard_update' in config.run.fast_paths for config in resolved)
+def test_microbatches_follow_the_memory(model, per_device, gib, expected):
+  assert step_of(model, per_device, 8, int(gib * GIB)) == expected
+
+
+def test_given_microbatches_and_recomputation_hold():
+  given = {'run.accumulate': 8}
+  assert step_of('nfnet_f5', 32, 8, **given) == (8, False)
+  given = {'run.remat': True}
+  assert step_of('nfnet_f5', 32, 8, **given) == (1, True)
+  given = {'run.remat': False}
+  assert step_of('nfnet_f7', 32, 8, **given) == (8, False)
+
+
+def test_a_batch_that_is_smaller_than_the_devices():
+  config = make_config('nfnet_f5')
+  config.batch_size = 7
+  assert resolve(config).run.accumulate == 1
 
 
 def test_given_values_hold():

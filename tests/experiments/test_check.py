@@ -119,6 +119,8 @@ def test_plan_is_left_out_without_libtpu(run_command, monkeypatch):
     'devices': 8,
     'batch_size': 64,
     'batch_per_device': 8,
+    'accumulate': 1,
+    'remat': False,
     'cost': None,
   }
 
@@ -159,6 +161,25 @@ def test_bad_input_is_one_line_before_compiling(
   (line,) = err.splitlines()
   assert message in line
   assert not compiler.lowered
+
+
+@pytest.mark.parametrize(
+  ('accelerator', 'expected'),
+  [('v3-8', (2, False)), ('v4-16', (1, False)), ('v3-2', (4, False))],
+)
+def test_microbatches_follow_the_tpu(run_command, accelerator, expected):
+  devices = {'v3-8': 8, 'v4-16': 8, 'v3-2': 2}[accelerator]
+  code, out, err = run_command(
+    check.main,
+    '--config=f5',
+    f'--config.batch_size={32 * devices}',
+    f'--accelerator_type={accelerator}',
+    '--noplan',
+    '--json',
+  )
+  assert code == 0, err
+  row = json.loads(out)
+  assert (row['accumulate'], row['remat']) == expected
 
 
 def test_batch_that_follows_from_the_dataset(run_command):

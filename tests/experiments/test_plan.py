@@ -160,7 +160,7 @@ def test_a_batch_that_does_not_fit_leads_to_the_largest_that_does(
   assert row['largest_batch_per_device'] == 28
   assert row['largest_batch_size'] == 224
   assert row['tried_batch_per_device'] == [16, 28]
-  assert row['largest_batch_shards'] is None  # They are derived from the batch.
+  assert row['largest_batch_settings'] == {}  # They follow from the batch.
   # The quick compilation needs the same memory.
   assert [each[2] for each in compiler.lowered] == ['full', 'quick', 'quick']
   assert compiler.lowered[-1][1] == (8, 28, 8, 8, 48)

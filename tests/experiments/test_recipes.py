@@ -1,5 +1,8 @@
 """The published settings, variant by variant."""
 
+import types
+
+import jax
 import pytest
 
 from nfnet_jax import errors
@@ -156,13 +159,24 @@ def test_accelerators_compute_in_bfloat16(platform, dtype):
     assert resolved.compute_dtype == dtype
 
 
-def test_large_models_are_resolved_for_the_devices_that_are_here():
-  microbatches = lambda devices: (
-    steps.prepare_config(
-      load('f4'), platform='tpu', devices=devices
+def test_large_models_are_resolved_for_the_devices_that_are_here(monkeypatch):
+  def microbatches(devices, memory=None):
+    config = load('f4')
+    config.batch_size = 32 * devices
+    return steps.prepare_config(
+      config, platform='tpu', devices=devices, memory=memory
     ).run.accumulate
-  )
+
   assert (microbatches(8), microbatches(1)) == (1, 2)
+  assert microbatches(1, memory=32 * 2**30) == 1
+
+  device = types.SimpleNamespace(
+    memory_stats=lambda: {'bytes_limit': 32 * 2**30}
+  )
+  monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+  config = load('f4')
+  config.batch_size = 32
+  assert steps.prepare_config(config, devices=1).run.accumulate == 1
 
 
 @pytest.mark.parametrize(

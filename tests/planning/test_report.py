@@ -99,7 +99,7 @@ def test_a_plan_that_does_not_fit():
   assert 'does not fit by 4.52 GiB' in text
   assert '24 per core fit: --config.batch_size=3072 (compiled: 16, 24)' in text
   assert 'step ' not in text
-  other = dataclasses.replace(plan.shortage, shards=128)
+  other = dataclasses.replace(plan.shortage, settings={'data.shards': 128})
   text = report.summary(dataclasses.replace(plan, shortage=other))
   assert '=3072 --config.data.shards=128 (compiled' in text
   assert 'not even 1 per core fits' in report.summary(too_large(largest=0))
