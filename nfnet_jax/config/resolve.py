@@ -36,7 +36,7 @@ _MEMORY = 15 * 2**30
 _MIN_SHARDED = 8
 _MIN_IMAGES = 8
 _IMAGES = {
-  True: {'nfnet_f4': 32, 'nfnet_f5': 16, 'nfnet_f6': 8, 'nfnet_f7': 4},
+  True: {'nfnet_f4': 32, 'nfnet_f5': 16, 'nfnet_f6': 8, 'nfnet_f7': 8},
   False: {'nfnet_f4': 16, 'nfnet_f5': 8, 'nfnet_f6': 4, 'nfnet_f7': 4},
 }
 
