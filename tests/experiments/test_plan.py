@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nfnet_jax.cli import command, config_flag
-from nfnet_jax.config import steps
+from nfnet_jax.config import resolve, steps
 from nfnet_jax.data import known
 from nfnet_jax.experiments import plan
 from nfnet_jax.planning import compilation, plan_errors
@@ -205,6 +205,23 @@ def test_train_accepts_the_batch_that_is_suggested(
   (line,) = [line for line in out.splitlines() if line.startswith('largest')]
   assert [word for word in line.split() if word[0] == '-'] == suggested
   # The plan's own checks are those of training.
+  code, out, err = run_command(plan.main, *flags, *suggested)
+  assert code == 0, err
+  assert 'to spare' in out
+
+
+def test_the_largest_batch_keeps_its_microbatches(
+  run_command, compiler, monkeypatch
+):
+  """At most six images each: 32 need eight microbatches, and 24 need four."""
+  images = {'nfnet_pico': 6}
+  monkeypatch.setattr(resolve, '_IMAGES', {True: images, False: images})
+  flags = [*PICO, '--config.run.remat=False']
+  code, out, err = run_command(plan.main, *flags, '--config.batch_size=256')
+  assert code == 0, err
+  (line,) = [line for line in out.splitlines() if line.startswith('largest')]
+  suggested = [word for word in line.split() if word[0] == '-']
+  assert suggested == ['--config.batch_size=192', '--config.run.accumulate=8']
   code, out, err = run_command(plan.main, *flags, *suggested)
   assert code == 0, err
   assert 'to spare' in out
