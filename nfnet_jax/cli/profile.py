@@ -8,6 +8,7 @@ from absl import flags
 from etils import epath
 
 from nfnet_jax import errors
+from nfnet_jax.storage import run_files
 
 _PROFILE = flags.DEFINE_string(
   'profile',
@@ -57,7 +58,8 @@ def check_not_passed(steps: range, workdir: epath.Path) -> None:
   """
   from nfnet_jax.training import checkpoint, profiling  # Orbax is slow.
 
-  folder, saved = profiling.folder_of(workdir, steps), workdir / 'checkpoints'
+  folder = profiling.folder_of(workdir, steps)
+  saved = workdir / run_files.CHECKPOINTS
   if not steps or not saved.is_dir() or folder.is_dir():
     return
   with checkpoint.Checkpoints(saved, read_only=True) as checkpoints:

@@ -13,10 +13,7 @@ import ml_collections
 
 from nfnet_jax import errors
 from nfnet_jax.config import base, fast_paths
-from nfnet_jax.storage import failures, files
-
-_CONFIG = 'config.json'
-_CLASSES = 'classes.txt'
+from nfnet_jax.storage import failures, files, run_files
 
 
 class _DamagedError(ValueError):
@@ -63,8 +60,9 @@ def save(
   with failures.as_command_error():
     with failures.as_os_error(f'Making {folder}'):
       folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(folder / _CLASSES, '\n'.join(class_names) + '\n')
-    files.write_atomically(folder / _CONFIG, text)
+    names = '\n'.join(class_names) + '\n'
+    files.write_atomically(folder / run_files.CLASSES, names)
+    files.write_atomically(folder / run_files.CONFIG, text)
 
 
 def is_run(workdir: epath.PathLike) -> bool:
@@ -74,8 +72,8 @@ def is_run(workdir: epath.PathLike) -> bool:
     errors.InputError: if it can never be read, or lacks its configuration.
     errors.RunError: if it cannot be read now.
   """
-  path = epath.Path(workdir) / _CONFIG
-  checkpoints = epath.Path(workdir) / 'checkpoints'
+  path = epath.Path(workdir) / run_files.CONFIG
+  checkpoints = epath.Path(workdir) / run_files.CHECKPOINTS
   with failures.as_command_error():
     if failures.read(f'Reading {path}', path.exists):
       return True
@@ -85,8 +83,8 @@ def is_run(workdir: epath.PathLike) -> bool:
     )
   if has_state:
     raise errors.InputError(
-      f"'{workdir}' has checkpoints but no {_CONFIG}. Restore the file, or use "
-      'another --workdir.'
+      f"'{workdir}' has checkpoints but no {path.name}. Restore the file, or "
+      'use another --workdir.'
     )
   return False
 
@@ -102,9 +100,10 @@ def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   """
   if not is_run(workdir):
     raise errors.InputError(
-      f"'{workdir}' holds no run: it has no {_CONFIG}. Name the folder of one."
+      f"'{workdir}' holds no run: it has no {run_files.CONFIG}. Name the "
+      'folder of one.'
     )
-  path = epath.Path(workdir) / _CONFIG
+  path = epath.Path(workdir) / run_files.CONFIG
   with failures.as_command_error():
     text = failures.read(f'Reading {path}', path.read_bytes)
   try:

@@ -23,7 +23,7 @@ from etils import epath
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, config_flag, session
-from nfnet_jax.storage import failures
+from nfnet_jax.storage import failures, run_files
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
@@ -150,7 +150,7 @@ def restore_latest(
   from nfnet_jax.storage import buckets
   from nfnet_jax.training import checkpoint
 
-  directory = workdir / 'checkpoints'
+  directory = workdir / run_files.CHECKPOINTS
   state = None
   with failures.as_command_error():
     buckets.check(directory, to_write=False)

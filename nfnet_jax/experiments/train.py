@@ -15,7 +15,7 @@ from etils import epath
 
 from nfnet_jax import errors
 from nfnet_jax.cli import command, common_flags, config_flag, profile, session
-from nfnet_jax.storage import failures, files, lock
+from nfnet_jax.storage import failures, files, lock, run_files
 
 if TYPE_CHECKING:
   from nfnet_jax.config import experiment as experiment_lib
@@ -150,7 +150,7 @@ def train(
     checkpoint.quiet_orbax(),
     (
       checkpoint.Checkpoints(
-        workdir / 'checkpoints', config.run.keep_checkpoints
+        workdir / run_files.CHECKPOINTS, config.run.keep_checkpoints
       )
       if processes.is_primary()
       else checkpoint.NullCheckpoints()

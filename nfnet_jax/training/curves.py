@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from nfnet_jax import plotting
+from nfnet_jax.storage import run_files
 from nfnet_jax.training import metrics
 
 # Title -> metric and label of each line.
@@ -34,7 +35,7 @@ def plot(workdir: str | os.PathLike) -> epath.Path:
   (`optimizer.clip_statistics`), a map of layers and steps.
   """
   folder = epath.Path(workdir)
-  rows = metrics.read_metrics(folder / 'metrics.jsonl')
+  rows = metrics.read_metrics(folder / run_files.METRICS)
   shares = _clipping_names(rows)
   by_layer = {k: label for k, label in shares.items() if '/' in label}
   lines = {k: label for k, label in shares.items() if k not in by_layer}
@@ -51,7 +52,7 @@ def plot(workdir: str | os.PathLike) -> epath.Path:
   axes['gradient norm'].set_yscale('log')
   if by_layer:
     figure.colorbar(_draw_map(axes[_BY_LAYER], by_layer, rows))
-  picture = folder / 'curves.png'
+  picture = folder / run_files.CURVES
   plotting.save(figure, picture)
   return picture
 

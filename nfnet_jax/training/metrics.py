@@ -16,11 +16,9 @@ import tensorboardX
 
 from nfnet_jax import errors
 from nfnet_jax.distributed import collectives, processes
-from nfnet_jax.storage import failures, files
+from nfnet_jax.storage import failures, files, run_files
 
 Row = dict[str, float]
-
-_FILE, _EVENTS = 'metrics.jsonl', 'tensorboard'
 
 
 class MetricsWriter:
@@ -58,7 +56,7 @@ class MetricsWriter:
     )
 
   def _open(self, resumed_step: int) -> None:
-    rows = read_metrics(self._workdir / _FILE)
+    rows = read_metrics(self._workdir / run_files.METRICS)
     kept = [row for row in rows if row['step'] <= resumed_step]
     steps = {row['step'] for row in kept if 'eval/top1' not in row}
     self.missing_steps = resumed_step - len(steps)
@@ -66,7 +64,7 @@ class MetricsWriter:
       self._local = epath.Path(
         self._files.enter_context(tempfile.TemporaryDirectory())
       )
-    path = self._local / _FILE
+    path = self._local / run_files.METRICS
     files.write_atomically(
       path, ''.join(files.to_json(row) + '\n' for row in kept)
     )
@@ -79,7 +77,9 @@ class MetricsWriter:
     self, suffix: str = '', purge_step: int | None = None
   ) -> None:
     self._events = tensorboardX.SummaryWriter(
-      str(self._local / _EVENTS), purge_step=purge_step, filename_suffix=suffix
+      str(self._local / run_files.EVENTS),
+      purge_step=purge_step,
+      filename_suffix=suffix,
     )
 
   def __enter__(self) -> MetricsWriter:
@@ -114,10 +114,11 @@ class MetricsWriter:
     if self._local == self._workdir or not self._unpublished:
       return
     self._events.close()  # A flush would leave rows in its queue.
-    for path in (self._local / _EVENTS).iterdir():
-      files.upload(path, self._workdir / _EVENTS / path.name)
+    for path in (self._local / run_files.EVENTS).iterdir():
+      files.upload(path, self._workdir / run_files.EVENTS / path.name)
       path.unlink()
-    files.upload(self._local / _FILE, self._workdir / _FILE)
+    path = self._workdir / run_files.METRICS
+    files.upload(self._local / path.name, path)
     # The time in a file's name has whole seconds, and so may not be unique.
     self._open_events(suffix=f'.{next(self._event_files)}')
     self._unpublished = False

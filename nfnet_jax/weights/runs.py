@@ -12,7 +12,7 @@ import numpy as np
 
 from nfnet_jax import preprocessing
 from nfnet_jax.models import classifier
-from nfnet_jax.storage import failures, files
+from nfnet_jax.storage import failures, files, run_files
 
 Tree = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -46,19 +46,20 @@ def read_run(path: epath.Path) -> tuple[Tree, Tree, dict[str, Any]]:
 
   if not files.is_in_bucket(path):  # `resolve` is for paths on a disk.
     path = path.resolve()
-  step = int(path.name) if path.parent.name == 'checkpoints' else None
+  step = int(path.name) if path.parent.name == run_files.CHECKPOINTS else None
   inside = path if step is None else path.parent
-  workdir = inside.parent if inside.name == 'checkpoints' else inside
+  workdir = inside.parent if inside.name == run_files.CHECKPOINTS else inside
   if not (
-    is_folder(workdir / 'checkpoints') and (workdir / 'config.json').exists()
+    is_folder(workdir / run_files.CHECKPOINTS)
+    and (workdir / run_files.CONFIG).exists()
   ):
     raise RunFormatError('the folder holds no run with a checkpoint')
   with checkpoint.Checkpoints(
-    workdir / 'checkpoints', read_only=True
+    workdir / run_files.CHECKPOINTS, read_only=True
   ) as checkpoints:
     state = checkpoints.restore_fields(('ema_params', 'ema_model_state'), step)
-  metadata = _metadata_of_config(workdir / 'config.json')
-  names = workdir / 'classes.txt'
+  metadata = _metadata_of_config(workdir / run_files.CONFIG)
+  names = workdir / run_files.CLASSES
   if names.exists():
     metadata['class_names'] = names.read_text().splitlines()
   return state['ema_params'], state['ema_model_state'], metadata
