@@ -42,7 +42,7 @@ def naming_extras() -> Iterator[None]:
     ...     raise ModuleNotFoundError(name='orbax.checkpoint')
     ... except InputError as error:
     ...   print(error)
-    orbax is not installed. Run: pip install 'nfnet_jax[train]'.
+    orbax is not installed. Run in your clone: pip install '.[train]'.
   """
   try:
     yield
@@ -51,8 +51,8 @@ def naming_extras() -> Iterator[None]:
     if package not in _EXTRAS:
       raise
     raise InputError(
-      f'{package} is not installed. '
-      f"Run: pip install 'nfnet_jax[{_EXTRAS[package]}]'."
+      f'{package} is not installed. Run in your clone: '
+      f"pip install '.[{_EXTRAS[package]}]'."
     ) from error
 
 

@@ -2,7 +2,7 @@
 
 Prints the results and writes them to results.csv next to this file:
 
-  pip install 'nfnet_jax[onnx]'
+  pip install '.[onnx]'
   python experiments/folding/measure.py
 
 With torch and timm installed, timm's network of the same name takes turns with

@@ -2,7 +2,7 @@
 
   python -m experiments.latency.run
 
-Needs libtpu (`pip install 'nfnet_jax[plan]'`), and no TPU.
+Needs libtpu (`pip install '.[plan]'`), and no TPU.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 takes the flags of train, and checks them for that TPU on this machine: names,
 values, and that the batch divides over the TPU's cores. If libtpu is installed
-(`pip install 'nfnet_jax[plan]'`), it also plans the run as the command plan
+(`pip install '.[plan]'`), it also plans the run as the command plan
 does, which takes minutes: whether the training step fits into memory, its time,
 the chip-hours and, with `--price_per_chip_hour`, the cost. `--noplan` leaves
 this out. No dataset, workdir or TPU is touched. Exits with 2 if training would
@@ -135,7 +135,7 @@ def _plan(
   if not _PLAN.value:
     reason = '--noplan'
   elif importlib.util.find_spec('libtpu') is None:
-    reason = "libtpu is missing. To have it, run: pip install 'nfnet_jax[plan]'"
+    reason = "libtpu is missing. Run in your clone: pip install '.[plan]'"
   elif not _has_known_dataset(config):
     split = config.data.train_split
     reason = f"the size of '{config.dataset}', split '{split}', is not known"

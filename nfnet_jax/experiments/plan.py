@@ -3,7 +3,7 @@
   python -m nfnet_jax.experiments.plan --config=f3 --topology=v3:8x8
 
 compiles the training step of the config for that pod with the real TPU compiler
-(`pip install 'nfnet_jax[plan]'`), which takes minutes. It prints the memory,
+(`pip install '.[plan]'`), which takes minutes. It prints the memory,
 the compiler's own estimate of the step, the throughput and schedule that
 result, and the cycles by category. If the step does not fit, it searches for
 the largest batch that does. The dataset need not exist. `--quick` compiles in

@@ -42,7 +42,8 @@ def translate_libtpu_errors(topology: str) -> Iterator[None]:
   """Raise what libtpu reports about a topology as a `PlanError`."""
   if importlib.util.find_spec('libtpu') is None:
     raise PlanError(
-      "The TPU compiler is not installed; run: pip install 'nfnet_jax[plan]'."
+      'The TPU compiler is not installed. '
+      "Run in your clone: pip install '.[plan]'."
     )
   try:
     yield

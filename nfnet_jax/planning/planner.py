@@ -72,12 +72,17 @@ class Planner:
       f'{batch // len(self.pod.devices)} images per '
       f'{self.pod.generation.device} ({effort}) ...'
     )
-    return compilation.compile_step(
+    compiled = compilation.compile_step(
       self.lower(batch),
       self.pod.name,
       effort,
       progress=functools.partial(self.progress, message),
     )
+    # With microbatches the compiler also accepts some programs that need more.
+    available = self.pod.generation.memory_bytes
+    if compiled.peak_bytes > available:
+      raise plan_errors.DoesNotFitError(compiled.peak_bytes, available)
+    return compiled
 
   def _find_shortage(self, needed: int) -> estimate.Shortage:
     """Search in steps of one example per microbatch and device."""
@@ -87,10 +92,8 @@ class Planner:
 
     def measure(size: int) -> int:
       try:
-        # 'quick' needs the same memory. A program that compiles fits, even if
-        # the sum of its sizes exceeds the memory.
-        compiled = self._compile(size * unit, 'quick')
-        return min(compiled.peak_bytes, available)
+        # 'quick' needs the same memory.
+        return self._compile(size * unit, 'quick').peak_bytes
       except plan_errors.DoesNotFitError as failure:
         return failure.needed
 

@@ -320,7 +320,7 @@ def test_missing_libtpu_is_one_line(run_command, monkeypatch):
   assert (code, out) == (2, '')
   (line,) = err.splitlines()
   assert 'TPU compiler is not installed' in line
-  assert "pip install 'nfnet_jax[plan]'" in line
+  assert "pip install '.[plan]'" in line
 
 
 def test_unknown_datasets_take_their_numbers_from_flags(run_command, compiler):

@@ -9,7 +9,10 @@ GIB = 2**30
 
 
 class Compiler:
-  """Replaces libtpu; a step needs 1 GiB, and 0.5 GiB per image."""
+  """Replaces libtpu; a step needs 1 GiB, and 0.5 GiB per image.
+
+  Like libtpu, it accepts some steps that do not fit.
+  """
 
   def __init__(self):
     self.lowered = []
@@ -20,7 +23,7 @@ class Compiler:
     with progress():
       needed = GIB + images[1] * GIB // 2
     available = topology.parse(pod).memory_bytes
-    if needed > available:
+    if needed > 1.2 * available:
       raise plan_errors.DoesNotFitError(needed, available)
     return compilation.Compiled(TEXT, needed, 0, 0, 0, 0, 1e12, 2.0)
 

@@ -198,4 +198,4 @@ def test_failures_are_one_line(server, monkeypatch):
   assert 'no connection. Try again' in refuse('F0')
   assert 'is not hf:OWNER/REPO' in refuse('hf:timm')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  assert "pip install 'nfnet_jax[hub]'" in refuse('hf:timm/dm_nfnet_f0.dm_in1k')
+  assert "pip install '.[hub]'" in refuse('hf:timm/dm_nfnet_f0.dm_in1k')
