@@ -156,8 +156,12 @@ def train(
       else checkpoint.NullCheckpoints()
     ) as checkpoints,
   ):
+    trainer = experiment.trainer_on(jax.device_count())
+    parallel = data_parallel.DataParallel()
     state = _first_state(experiment, checkpoints, log)
     first = int(state.step)
+    # The same name, so that the state on the host is freed.
+    state = parallel.shard_state(trainer.layout, state)
     with (
       metrics.MetricsWriter(workdir, resumed_step=first) as writer,
       open(os.devnull, 'w') as nowhere,
@@ -176,8 +180,8 @@ def train(
       # `profile.check_not_passed`.
       steps = traced if first <= traced.start else range(0)
       running = loop.Loop(
-        trainer=experiment.trainer_on(jax.device_count()),
-        parallel=data_parallel.DataParallel(),
+        trainer=trainer,
+        parallel=parallel,
         train_batches=lambda first: experiment.train_batches(first, log_fn),
         eval_batches=lambda: experiment.eval_batches(log_fn),
         cadence=cadence,
@@ -192,7 +196,7 @@ def train(
         ),
       )
       try:
-        running.run(state)
+        running.run(state, first)
       except preemption.Interrupted:
         step = first + running.throughput.steps
         log(results.interrupted(running, step, workdir))
@@ -207,7 +211,12 @@ def _first_state(
   checkpoints: checkpoint.Checkpoints | checkpoint.NullCheckpoints,
   log: command.LogFn,
 ) -> state_lib.TrainState:
-  """Restore or initialise the state in process 0, and send it to all."""
+  """Restore or initialise the state in process 0, and send it to all.
+
+  The state is on the host, so that each device later holds only one copy.
+  """
+  import jax
+
   from nfnet_jax.distributed import collectives, processes
   from nfnet_jax.training import checkpoint
 
@@ -219,7 +228,7 @@ def _first_state(
     if processes.is_primary():
       state = checkpoints.restore_latest(abstract_state)
       if state is None:
-        state = experiment.create_state()
+        state = jax.device_get(experiment.create_state())
       else:
         log(f'Resuming after step {int(state.step)}.')
   return collectives.broadcast(state, abstract_state)

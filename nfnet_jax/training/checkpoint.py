@@ -160,10 +160,10 @@ class Checkpoints:
       SaveError: if this or an earlier save in the background failed.
     """
     self._set_aside_unreadable()
-    host = _to_host(state)
-    step = int(host.step)
+    step = int(jax.device_get(state.step))
     if step in self._manager.all_steps():
       return
+    host = _to_host(state)
     args = ocp.args.Composite(
       **{
         _STATE: ocp.args.PyTreeSave(host),

@@ -60,12 +60,14 @@ class DataParallel:
 
     The result owns its buffers, so that they can be donated to a step.
     """
+
     # On CPU `may_alias=False` still shares the memory of NumPy arrays, and a
     # step that such memory is donated to crashes.
-    own = lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf
-    return jax.device_put(
-      jax.tree.map(own, tree), self._replicated, may_alias=False
-    )
+    def place(leaf: np.ndarray | jax.Array) -> jax.Array:
+      owned = jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+      return jax.device_put(owned, self._replicated, may_alias=False)
+
+    return jax.tree.map(place, tree)
 
   def shard_batch(
     self, batch: Mapping[str, np.ndarray]

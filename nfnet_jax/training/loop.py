@@ -109,11 +109,12 @@ class Loop:
     self._data_error: Exception | None = None
     self._last_row: metrics_lib.Row | None = None
 
-  def run(self, state: state_lib.TrainState) -> Mapping[str, float]:
+  def run(self, state: state_lib.TrainState, step: int) -> Mapping[str, float]:
     """Train from `state` to the end.
 
     Args:
-      state: plain state of host or device arrays; no reference is kept.
+      state: placed by `parallel.shard_state`; its buffers are donated.
+      step: number of its updates.
 
     Returns:
       The metrics of the last evaluation.
@@ -123,8 +124,6 @@ class Loop:
       nonfinite.NonFiniteError: if loss, gradient or learning rate became
         non-finite; the last good state is saved.
     """
-    step = int(state.step)
-    state = self.parallel.shard_state(self.trainer.layout, state)
     batches = self._prefetch(self.train_batches(step), step)
     if step < self.cadence.total:
       self.progress.log('Compiling the training step ...')

@@ -221,6 +221,26 @@ class TestRun:
     assert json.loads(out)['top1'] == row['eval/top1']
     assert json.loads(out)['examples'] == 355
 
+  def test_begins_with_one_copy_of_the_state(
+    self, run_command, small, tmp_path, monkeypatch
+  ):
+    """The initial state does not stay on a device."""
+    before, held = jax.live_arrays(), []
+    run = loop.Loop.run
+
+    def recording(self, state, step):
+      known = {id(array) for array in before}
+      new = [array for array in jax.live_arrays() if id(array) not in known]
+      held.append(sum(array.nbytes for array in new))
+      held.append(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+      return run(self, state, step)
+
+    monkeypatch.setattr(loop.Loop, 'run', recording)
+    code, _, err = run_command(train.main, *small, f'--workdir={tmp_path}')
+    assert code == 0, err
+    all_bytes, state_bytes = held
+    assert all_bytes < 1.1 * state_bytes
+
   def test_resumes_bit_for_bit(self, run_command, small, workdir, tmp_path):
     """Copy the run as it was after step 3, and resume it."""
     kept = tmp_path / 'checkpoints' / '3'

@@ -79,9 +79,10 @@ class Run:
         metrics.MetricsWriter(self.workdir, at) as writer,
         progress.Progress(at, 12, BATCH, self.output) as shown,
       ):
+        parallel = data_parallel.DataParallel()
         return loop.Loop(
           trainer=trainer,
-          parallel=data_parallel.DataParallel(),
+          parallel=parallel,
           train_batches=self.changes.get('train_batches', train_batches),
           eval_batches=self.changes.get('eval_batches', eval_batches),
           cadence=loop.Cadence(12, log=3, evaluate=4.5, checkpoint=5),
@@ -90,7 +91,7 @@ class Run:
           progress=shown,
           stop=stop,
           tracer=self.changes.get('tracer') or profiling.Tracer(),
-        ).run(first)
+        ).run(parallel.shard_state(trainer.layout, first), at)
 
   def saved(self):
     names = (path.name for path in (self.workdir / 'checkpoints').iterdir())
