@@ -30,11 +30,12 @@ _WHOLE_SPLIT = re.compile(r'[^\[\]+]+')
 
 # The most images of a microbatch for each `_MEMORY` of a device. The key says
 # whether the update is sharded over at least `_MIN_SHARDED` devices. Blocks are
-# recomputed where fewer than `_MIN_IMAGES` fit, which costs less. See
-# experiments/plan_memory/.
+# recomputed where fewer than `_MIN_IMAGES` fit, which costs less; then
+# `_RECOMPUTED_IMAGES` fit. See experiments/plan_memory/.
 _MEMORY = 15 * 2**30
 _MIN_SHARDED = 8
 _MIN_IMAGES = 8
+_RECOMPUTED_IMAGES = 32
 _IMAGES = {
   True: {'nfnet_f4': 32, 'nfnet_f5': 16, 'nfnet_f6': 8, 'nfnet_f7': 8},
   False: {'nfnet_f4': 16, 'nfnet_f5': 8, 'nfnet_f6': 4, 'nfnet_f7': 4},
@@ -132,14 +133,25 @@ def _resolve_step(
   shards_update = fast_paths.SHARD_UPDATE in fast_paths.names(run.fast_paths)
   is_sharded = shards_update and devices >= _MIN_SHARDED
   batch = max(config.batch_size // devices, 1)
-  images = _IMAGES[is_sharded].get(spec.name, batch)
-  images *= max((memory or _MEMORY) // _MEMORY, 1)
-  counts = range(math.ceil(batch / images), batch + 1)
-  count = next(count for count in counts if batch % count == 0)
+  images = _IMAGES[is_sharded].get(spec.name)
+  count = 1
+  if images:
+    factor = max((memory or _MEMORY) // _MEMORY, 1)
+    count = _fewest_microbatches(batch, images * factor)
+    if run.remat is None:
+      run.remat = batch // count < min(batch, _MIN_IMAGES)
+    if run.remat:
+      count = _fewest_microbatches(batch, _RECOMPUTED_IMAGES * factor)
   if run.remat is None:
-    run.remat = batch // count < min(batch, _MIN_IMAGES)
+    run.remat = False
   if run.accumulate is None:
-    run.accumulate = 1 if run.remat else count
+    run.accumulate = count
+
+
+def _fewest_microbatches(batch: int, images: int) -> int:
+  """Return into how many a batch is cut so that each has few enough images."""
+  counts = range(math.ceil(batch / images), batch + 1)
+  return next(count for count in counts if batch % count == 0)
 
 
 @functools.lru_cache(maxsize=1)

@@ -67,7 +67,8 @@ def test_how_32_images_fit_a_tpu_v3(model, sharded, replicated):
     ('nfnet_f7', 32, 95.74, (1, False)),
     ('nfnet_f5', 64, 15.48, (4, False)),
     ('nfnet_f5', 24, 15.48, (2, False)),
-    ('nfnet_f5', 34, 15.48, (1, True)),  # 17 microbatches of two images.
+    ('nfnet_f5', 34, 15.48, (2, True)),  # Not 17 of two images.
+    ('nfnet_f7', 125, 15.48, (5, True)),  # Not 25 of five images.
     ('nfnet_f5', 40, 15.48, (4, False)),
     ('nfnet_f5', 16, 15.48, (1, False)),
     ('nfnet_f7', 8, 15.48, (1, False)),
@@ -86,6 +87,11 @@ def test_given_microbatches_and_recomputation_hold():
   assert step_of('nfnet_f5', 32, 8, **given) == (1, True)
   given = {'run.remat': False}
   assert step_of('nfnet_f7', 32, 4, **given) == (8, False)
+
+
+def test_recomputed_blocks_of_a_large_batch_have_microbatches():
+  assert step_of('nfnet_f6', 128, 4) == (4, True)
+  assert step_of('nfnet_f5', 64, 8, **{'run.remat': True}) == (2, True)
 
 
 def test_a_batch_that_is_smaller_than_the_devices():
