@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -86,15 +87,29 @@ def open_experiment(
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """The numbers of a dataset, in place of a `data.sources.Source`."""
+  """The numbers of a dataset, in place of a `data.sources.Source`.
+
+  Attributes:
+    num_classes: number of classes.
+    examples: number of training examples if it was given, else None.
+    facts: what is known of it, if anything.
+  """
 
   num_classes: int
   examples: int | None
-  splits: Sequence[str]
+  facts: known.Known | None
+
+  @property
+  def splits(self) -> list[str]:
+    """Names of the known splits."""
+    return list(self.facts.splits) if self.facts else []
 
   def num_examples(self, split: str) -> float:
-    """Return the number of training examples, or NaN if it is unknown."""
-    return float('nan') if self.examples is None else self.examples
+    """Return the number of examples of the training split, or NaN."""
+    count = self.examples
+    if count is None and self.facts:
+      count = self.facts.num_examples(split)
+    return float('nan') if count is None else count
 
 
 def get_dataset(config: ml_collections.ConfigDict) -> Dataset:
@@ -103,11 +118,8 @@ def get_dataset(config: ml_collections.ConfigDict) -> Dataset:
   Raises:
     errors.InputError: if a number that the plan needs is unknown.
   """
-  dataset, split = known.DATASETS.get(config.dataset), config.data.train_split
-  classes, examples = _NUM_CLASSES.value, _EXAMPLES.value
-  if dataset:
-    classes = classes or dataset.num_classes
-    examples = examples or dataset.num_examples(split)
+  facts, split = known.DATASETS.get(config.dataset), config.data.train_split
+  classes = _NUM_CLASSES.value or (facts.num_classes if facts else None)
   if classes is None:
     raise errors.InputError(
       f"The number of classes of '{config.dataset}' is unknown. Give "
@@ -119,12 +131,13 @@ def get_dataset(config: ml_collections.ConfigDict) -> Dataset:
   needs_examples = config.train_for is None or any(
     'epoch' in (each or '') for each in durations
   )
-  if examples is None and needs_examples:
+  dataset = Dataset(classes, _EXAMPLES.value, facts)
+  if math.isnan(dataset.num_examples(split)) and needs_examples:
     raise errors.InputError(
       f"The number of examples of '{split}' of '{config.dataset}' is unknown. "
       'Give --examples=N, or durations in steps.'
     )
-  return Dataset(classes, examples, list(dataset.splits) if dataset else [])
+  return dataset
 
 
 def _workload(
@@ -150,6 +163,7 @@ def _workload(
     for path in experiment.fast_paths
     if path != fast_paths.SHARD_UPDATE or layout.sharded
   ]
+  examples = experiment.source.num_examples(data.train_split)
   titles = {name: path.title for name, path in fast_paths.FAST_PATHS.items()}
   augmentation = experiment.augmentation
   return workload_lib.Workload(
@@ -159,7 +173,7 @@ def _workload(
     dtype=config.compute_dtype,
     batch=config.batch_size,
     steps=experiment.cadence.total,
-    examples=get_dataset(config).examples,
+    examples=None if math.isnan(examples) else int(examples),
     decoded=augmentation.records_per_group / augmentation.examples_per_group,
     macs=complexity.count_image_macs(
       experiment.plain_model, state.params, state.model_state, data.image_size

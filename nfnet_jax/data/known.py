@@ -9,7 +9,8 @@ import re
 import shlex
 import sys
 
-_PART = re.compile(r'(\w+)(?:\[(-?\d*):(-?\d*)\])?')
+# A split or a slice of it, by examples or percent.
+_PART = re.compile(r'(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +28,30 @@ class Known:
   embedded: bool = False
 
   def num_examples(self, split: str) -> int | None:
-    """Return the size of a split such as 'train[10000:]', None if unknown.
+    """Return the size of 'train', 'train[10%:]', 'train+test', ..., or None.
 
     Examples:
-      >>> DATASETS['imagenet2012'].num_examples('train[10000:]')
-      1271167
+      >>> DATASETS['imagenet2012'].num_examples('train[10000:]+validation')
+      1321167
     """
-    match = _PART.fullmatch(split)
-    if not match or match[1] not in self.splits:
-      return None
-    first, last = (int(edge) if edge else None for edge in match.groups()[1:])
-    return len(range(self.splits[match[1]])[first:last])
+    total = 0
+    for part in split.split('+'):
+      match = _PART.fullmatch(part)
+      if not match or match[1] not in self.splits:
+        return None
+      size = self.splits[match[1]]
+      first, last = (_index(edge, size) for edge in match.groups()[1:])
+      total += len(range(size)[first:last])
+    return total
+
+
+def _index(edge: str | None, size: int) -> int | None:
+  """Return the index at an edge of a slice, rounded as by TFDS."""
+  if edge is None:
+    return None
+  if edge.endswith('%'):
+    return round(int(edge[:-1]) * size / 100)
+  return int(edge)
 
 
 DATASETS = {

@@ -78,6 +78,15 @@ def test_prints_no_cost_where_the_clock_is_unknown(
   assert 'cost' not in out
 
 
+def test_a_share_is_held_out(run_command, compiler):
+  flags = '--config.data.eval_split=10%', '--json'
+  _, whole, _ = run_command(check.main, *PICO, flags[1])
+  code, part, err = run_command(check.main, *PICO, *flags)
+  assert code == 0, err
+  whole, part = (json.loads(out)['epoch_minutes'] for out in (whole, part))
+  assert part == pytest.approx(0.9 * whole, rel=1e-5)
+
+
 def test_step_that_does_not_fit_is_refused(run_command, compiler):
   flags = [*PICO, '--config.batch_size=256', '--price_per_chip_hour=1']
   code, out, err = run_command(check.main, *flags)
@@ -92,7 +101,7 @@ def test_step_that_does_not_fit_is_refused(run_command, compiler):
   [
     (['--noplan'], '--noplan'),
     (['--config.dataset=cifar10'], "size of 'cifar10', split 'train', is not"),
-    (['--config.data.train_split=train[:10%]'], "split 'train[:10%]'"),
+    (['--config.data.train_split=train[1shard:]'], "split 'train[1shard:]'"),
     (
       ['--accelerator_type=v5litepod-1', '--config.batch_size=8'],
       'the layout of v5litepod-1 is not known',
