@@ -96,7 +96,7 @@ def _files(slices: Sequence[sources.FileSlice], first: int) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices(
     (
       np.arange(first, first + len(slices), dtype=np.int64),
-      [part.path for part in slices],
+      tf.constant([part.path for part in slices], tf.string),  # Or none.
       np.asarray([part.skip for part in slices], np.int64),
       np.asarray([part.take for part in slices], np.int64),
     )

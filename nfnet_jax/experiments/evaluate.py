@@ -86,7 +86,7 @@ def _evaluate_weights(log: command.LogFn) -> dict[str, float]:
   from nfnet_jax.distributed import collectives
   from nfnet_jax.training import evaluation
 
-  with collectives.failing_together():
+  with collectives.primary_first():  # It downloads them, for all on its host.
     weights = common_flags.get_weights()
   config, overrides = config_flag.get_config(), config_flag.get_overrides()
   config.weights = None

@@ -128,12 +128,13 @@ def _write(
     if _SAVED_MODEL.value:
       from nfnet_jax.export import saved_model
 
-      with _replacing(out / 'saved_model') as folder:
-        saved_model.save(folder, predict, arrays, weights.preprocessing.size)
+      folder = stack.enter_context(_replacing(out / 'saved_model'))
+      saved_model.save(folder, predict, arrays, weights.preprocessing.size)
     if _ONNX.value:
       from nfnet_jax.export import onnx_file
 
-      with errors.as_input_error(), _replacing(out / 'onnx') as folder:
+      folder = stack.enter_context(_replacing(out / 'onnx'))
+      with errors.as_input_error():
         onnx_file.save(folder, predict, arrays, weights.preprocessing.size)
   return facts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import datetime
 import errno
 import fcntl
@@ -95,16 +96,16 @@ def _lock_object(path: epath.Path) -> Iterator[None]:
 
   bucket, name = parse.urlsplit(os.fspath(path))[1:3]
   blob = storage.Client().bucket(bucket).blob(name.removeprefix('/'))
-  me = _myself()
+  lock = _ObjectLock(blob, _myself())
   with failures.as_os_error(f'Locking {path}'):
     generation = _free_generation(blob)
-    is_mine = generation is not None and _write(blob, me, generation)
-    holder = me if is_mine else _read(blob)
+    is_mine = generation is not None and lock.write(generation)
+    holder = lock.holder if is_mine else _read(blob)
   if not is_mine:
     raise _held_error(path, holder)
   ended = threading.Event()
   renewal = threading.Thread(
-    target=_renew, args=(path, blob, me, ended), daemon=True
+    target=_renew, args=(path, lock, ended), daemon=True
   )
   renewal.start()
   try:
@@ -113,7 +114,7 @@ def _lock_object(path: epath.Path) -> Iterator[None]:
     ended.set()
     renewal.join()
     with contextlib.suppress(Exception):  # It expires.
-      blob.delete(if_generation_match=blob.generation)
+      blob.delete(if_generation_match=lock.generation)
 
 
 def _free_generation(blob: Any) -> int | None:
@@ -136,9 +137,38 @@ def _free_generation(blob: Any) -> int | None:
   return 0
 
 
-def _renew(
-  path: epath.Path, blob: Any, me: dict[str, Any], ended: threading.Event
-) -> None:
+@dataclasses.dataclass
+class _ObjectLock:
+  """A lock in a bucket.
+
+  Attributes:
+    blob: its object.
+    holder: what it says of this process.
+    generation: the object's, as this process last wrote it. That of `blob` may
+      be another process's.
+  """
+
+  blob: Any
+  holder: dict[str, Any]
+  generation: int = 0
+
+  def write(self, generation: int) -> bool:
+    """Write the lock if it has this generation; return whether it is mine."""
+    from google.api_core import exceptions
+
+    text = json.dumps(self.holder)
+    try:
+      self.blob.upload_from_string(text, if_generation_match=generation)
+    except exceptions.PreconditionFailed:
+      # The response to an upload that succeeded may have been lost.
+      self.blob.reload()
+      if _read(self.blob) != self.holder:
+        return False
+    self.generation = self.blob.generation
+    return True
+
+
+def _renew(path: epath.Path, lock: _ObjectLock, ended: threading.Event) -> None:
   """Renew the lock until `ended`; end the process if another one has it.
 
   That can happen to a process that was stopped for longer than a lock lasts.
@@ -146,26 +176,13 @@ def _renew(
   """
   while not ended.wait(_RENEW_S):
     with contextlib.suppress(Exception):  # An outage: the next try may succeed.
-      if not _write(blob, me, blob.generation):
+      if not lock.write(lock.generation):
         print(
           f'nfnet_jax: Another process has taken over {path}.',
           file=sys.stderr,
           flush=True,
         )
         os._exit(1)
-
-
-def _write(blob: Any, me: dict[str, Any], generation: int) -> bool:
-  """Write the lock if it has this generation; return whether it is mine."""
-  from google.api_core import exceptions
-
-  try:
-    blob.upload_from_string(json.dumps(me), if_generation_match=generation)
-  except exceptions.PreconditionFailed:
-    # The response to an upload that succeeded may have been lost.
-    blob.reload()
-    return _read(blob) == me
-  return True
 
 
 def _read(blob: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 import nfnet_jax
 from nfnet_jax.experiments import export
-from nfnet_jax.export import fold, saved_model
+from nfnet_jax.export import fold, onnx_file, saved_model
 from tests import trained_weights
 
 FILES = {'model.json', 'model.stablehlo', 'weights.npz'}
@@ -87,9 +87,11 @@ def test_an_earlier_export_is_replaced_as_one(
     raise OSError('disk full')
 
   with monkeypatch.context() as patch:
-    patch.setattr(np, 'savez', fail)
+    patch.setattr(saved_model, 'check', lambda: None)
+    patch.setattr(saved_model, 'save', lambda folder, *rest: folder.mkdir())
+    patch.setattr(onnx_file, 'save', fail)  # The last that is written.
     with pytest.raises(OSError, match='disk full'):
-      run_command(export.main, *flags)
+      run_command(export.main, *flags, '--saved_model', '--onnx')
   facts = json.loads((out / 'model.json').read_text())
   assert facts['size'] == 40
   assert names(out) == FILES

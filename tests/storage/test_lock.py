@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from google.api_core import exceptions
 import pytest
 
 from nfnet_jax import errors
@@ -127,3 +128,27 @@ class TestObject:
       buckets.put('locks', 'run/lock.json', b'{"host": "other"}')
       assert process.wait(20) == 1
       assert 'has taken over gs://locks/run/lock.json' in process.stderr.read()
+
+  def test_a_failed_read_does_not_take_it_back(self):
+    """The generation of another process's lock is not taken for our own."""
+
+    class Blob:
+      generation, is_down = 5, True
+
+      def upload_from_string(self, text, if_generation_match):
+        if if_generation_match != 7:
+          raise exceptions.PreconditionFailed('Another generation')
+
+      def reload(self):
+        self.generation = 7
+
+      def download_as_bytes(self):
+        if self.is_down:
+          raise ConnectionError
+        return b'{"host": "other"}'
+
+    held = lock._ObjectLock(Blob(), {'host': 'mine'}, 5)
+    with pytest.raises(ConnectionError):
+      held.write(held.generation)
+    held.blob.is_down = False
+    assert not held.write(held.generation)
