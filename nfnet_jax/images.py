@@ -175,7 +175,8 @@ def _check_pixels(pixels: np.ndarray) -> None:
     raise ImageError(
       f'An image is an array [H, W, 3], not {list(pixels.shape)}.'
     )
-  if np.issubdtype(pixels.dtype, np.floating) and pixels.max() <= 1:
+  # An image that is all black does not show its range.
+  if np.issubdtype(pixels.dtype, np.floating) and 0 < pixels.max() <= 1:
     raise ImageError('Pixels are 0 to 255, not 0 to 1. Multiply them by 255.')
 
 

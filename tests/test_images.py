@@ -266,6 +266,9 @@ class TestPreprocess:
     with pytest.raises(images.ImageError, match=message):
       images.preprocess(image, self.PLAIN)
 
+  def test_a_black_image_of_floats_can_be_used(self):
+    assert not images.preprocess(0.0 * PICTURE, self.PLAIN).any()
+
 
 class TestFind:
   """Files and folders are expanded to a list of files."""

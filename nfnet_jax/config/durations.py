@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 _DURATION = re.compile(
@@ -26,7 +27,9 @@ def parse(duration: str) -> tuple[float, str]:
       f"'{duration}' is not a duration; write '100 steps', '5 epochs' or "
       "'1e6 examples'."
     )
-  return float(match[1]), match[2]
+  if math.isinf(amount := float(match[1])):
+    raise ValueError(f"'{duration}' is too long.")
+  return amount, match[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,8 +158,9 @@ def names(setting: str) -> tuple[str, ...]:
     >>> names('none')
     ()
   """
-  parts = [part.strip() for part in setting.split(',')]
-  return tuple(part for part in parts if part and part != NONE)
+  if setting == NONE:
+    return ()
+  return tuple(filter(None, map(str.strip, setting.split(','))))
 
 
 def join(chosen: list[str]) -> str:

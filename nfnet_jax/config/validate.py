@@ -170,6 +170,10 @@ def _check_fast_paths(
 ) -> None:
   known = list(fast_paths.FAST_PATHS)
   for name in fast_paths.names(config.run.fast_paths):
+    if name in (fast_paths.AUTO, fast_paths.NONE):
+      raise errors.InputError(
+        f"run.fast_paths: '{name}' stands alone. Leave the other names out."
+      )
     if name not in known:
       raise errors.InputError(
         f"run.fast_paths has no path '{name}'."

@@ -71,10 +71,10 @@ def folder_warnings(
     if classes:
       yield f"'{other}' has no images of {_some(sorted(classes))}."
   for used in (train, evaluation):
-    used = used.partition('[')[0]
-    for split in source.splits:
-      if split != used and _is_like(split, used):
-        yield f"The folder has splits '{used}', which is used, and '{split}'."
+    parts = [part.partition('[')[0] for part in used.split('+')]
+    for part, split in itertools.product(parts, source.splits):
+      if split not in parts and _is_like(split, part):
+        yield f"The folder has splits '{part}', which is used, and '{split}'."
 
 
 def _is_like(name: str, other: str) -> bool:

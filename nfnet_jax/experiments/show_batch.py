@@ -15,6 +15,7 @@ import pathlib
 from absl import flags
 import numpy as np
 
+from nfnet_jax import preprocessing
 from nfnet_jax.cli import command, common_flags, config_flag
 
 for _name in (*config_flag.FLAGS, 'out'):
@@ -29,11 +30,14 @@ _SHUFFLE_BUFFER = 1024
 
 def main() -> None:
   """Draw a training and an evaluation batch to `--out`."""
-  from nfnet_jax.config import steps  # Orbax is slow to import.
+  from nfnet_jax.config import base, steps  # Orbax is slow to import.
 
   config = config_flag.get_config()
   # One batch and one shard, so that both kinds of mixing are shown.
-  config.batch_size = config.run.eval_batch_size = _IMAGES.value // 2 * 2
+  augmentation = base.read_fields(preprocessing.Augmentation, config.data)
+  unit = max(augmentation.examples_per_group, 2)
+  size = -(-_IMAGES.value // unit) * unit
+  config.batch_size = config.run.eval_batch_size = size
   config.data.shards = 1
   config.run.fast_paths = 'none'  # Images, not blocks of pixels.
   config.data.shuffle_buffer = min(config.data.shuffle_buffer, _SHUFFLE_BUFFER)

@@ -149,7 +149,13 @@ def _get_images(size: int) -> jax.Array:
       batch_size=_BATCH.value,
       preprocessing=preprocessing.EvalPreprocessing(size, margin=0),
     )
-    pixels = next(batches)['image']
+    batch = next(batches, None)
+    if batch is None:
+      raise errors.InputError(
+        f"'{common_flags.SPLIT.value}' of '{dataset}' has no images. Use "
+        'another --split.'
+      )
+  pixels = batch['image'][batch['mask'] > 0]
   return inputs.normalize_images(jax.numpy.asarray(pixels))
 
 

@@ -54,7 +54,9 @@ class BNNFNet(classifier.ImageClassifier):
     (192, 10)
   """
 
-  variants: ClassVar[Mapping[str, nfnet.Variant]] = nfnet.VARIANTS
+  variants: ClassVar[Mapping[str, nfnet.Variant]] = {
+    name: row for name, row in nfnet.VARIANTS.items() if row.spatial_convs == 2
+  }
   uses_batch_statistics = True
   eval_crop = 'squash'
   published_top1 = PUBLISHED_TOP1

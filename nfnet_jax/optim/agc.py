@@ -257,10 +257,11 @@ def _check_function(name: str, value: Any) -> None:
 def _unit_rule(axes: str | UnitRule | None) -> UnitRule:
   if callable(axes):
     return axes
-  name = axes or 'output_last'
-  if name not in UNIT_RULES:
+  if axes is None:
+    return output_last_axes
+  if not isinstance(axes, str) or axes not in UNIT_RULES:
     raise ValueError(
-      f"agc: unknown axes '{name}'. Use {' or '.join(UNIT_RULES)}, or a "
+      f'agc: unknown axes {axes!r}. Use {" or ".join(UNIT_RULES)}, or a '
       'function (path, shape) -> axes.'
     )
-  return UNIT_RULES[name]
+  return UNIT_RULES[axes]

@@ -103,6 +103,8 @@ def evaluate(
     placed = parallel.shard_batch(batch)
     for name, (params, model_state) in weights.items():
       totals[name].append(eval_step(params, model_state, placed))
+    # Bounds the number of batches on the devices.
+    jax.block_until_ready([sums[-3:-2] for sums in totals.values()])
   return {
     f'{name}/{metric}': value
     for name, sums in totals.items()

@@ -25,6 +25,11 @@ def test_other_durations_are_refused(bad):
     durations.Units(8, 8).steps(bad)
 
 
+def test_infinite_durations_are_refused():
+  with pytest.raises(ValueError, match="'1e400 epochs' is too long"):
+    durations.Units(8, 8).steps('1e400 epochs')
+
+
 def test_published_number_of_steps():
   units = durations.Units(batch_size=4096, examples=1_281_167)
   assert int(units.steps(base.get_config().train_for)) == 112_602

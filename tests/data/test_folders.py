@@ -181,6 +181,7 @@ def test_classes_in_one_split_only_are_named(tmp_path):
     (('train', 'Train'), 'train[:50%]', True),
     (('train', 'val', 'validation'), 'validation', True),
     (('train', 'test'), 'test', False),
+    (('train', 'test'), 'train[:50%]+test', False),
   ],
 )
 def test_splits_of_similar_names(tmp_path, names, used, is_warned):

@@ -214,6 +214,10 @@ def test_evaluate_takes_overrides_of_the_run(run_command, tmp_path):
     (['--config=digits:x'], "The config 'digits' takes no argument"),
     (['--config=f3:x'], "The config 'f3' takes no argument"),
     (
+      ['--config=digits', '--config.run.fast_paths=auto,fast_convs'],
+      "run.fast_paths: 'auto' stands alone. Leave the other names out.",
+    ),
+    (
       ['--config=digits', '--config.run.fast_paths=fast_stm'],
       "run.fast_paths has no path 'fast_stm'. Did you mean 'fast_stem'?",
     ),

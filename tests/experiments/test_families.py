@@ -274,16 +274,25 @@ def test_signal_propagation(run_command, tmp_path, name, expected):
 def test_signal_propagation_of_a_run_on_images(run_command, data_dir, tmp_path):
   _, weights = trained_weights.random_weights('nfnet_pico')
   trained_weights.write_run(tmp_path / 'run', weights)
-  code, _, err = run_command(
-    signal_propagation.main,
+  flags = [
     f'--weights={tmp_path}/run',
     '--dataset=digits',
     f'--data_dir={data_dir}',
     f'--out={tmp_path}',
+  ]
+  tables = []
+  for batch in (3, 8):  # A larger batch is not padded.
+    code, _, err = run_command(
+      signal_propagation.main, *flags, '--split=test[:3]', f'--batch={batch}'
+    )
+    assert code == 0, err
+    tables.append(read_table(tmp_path / 'nfnet_pico.csv'))
+  assert [row['block'] for row in tables[0]] == ['0', '1', '2', '3']
+  assert tables[0] == tables[1]
+  code, _, err = run_command(
+    signal_propagation.main, *flags, '--split=test[:0]'
   )
-  assert code == 0, err
-  rows = read_table(tmp_path / 'nfnet_pico.csv')
-  assert [row['block'] for row in rows] == ['0', '1', '2', '3']
+  assert (code, "'test[:0]' of 'digits' has no images" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def test_contact_sheets(
     show_batch.main,
     *small_recipe,
     f'--out={tmp_path}/new',
-    '--images=12',
+    '--images=11',
+    '--config.data.multiplicity=2',  # Batches are multiples of four then.
     '--config.run.fast_paths=fast_stem',  # It takes images in blocks.
   )
   assert (code, err) == (0, '')

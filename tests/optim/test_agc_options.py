@@ -342,7 +342,8 @@ def test_wrong_argument_is_named(arguments, message):
     nfnet_jax.agc(**arguments)
 
 
-def test_unknown_axes_name_lists_the_known_ones():
+@pytest.mark.parametrize('axes', ['output_middle', '', 0, (), [0, 1], False])
+def test_unknown_axes_list_the_known_ones(axes):
   with pytest.raises(ValueError, match='output_last or output_first') as error:
-    nfnet_jax.agc(axes='output_middle')
-  assert "'output_middle'" in str(error.value)
+    nfnet_jax.agc(axes=axes)
+  assert repr(axes) in str(error.value)
