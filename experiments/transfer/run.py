@@ -26,7 +26,7 @@ PRETRAINED, SCRATCH = 'pre-trained', 'from scratch'
 PRETRAINING_RATES = (0.0125, 0.025, 0.05, 0.1)
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 STEPS = 200
-# How late branches open under AGC.
+# How late skip gains grow under AGC.
 AGC_RATES, EPS = (0.025, 0.1, 0.4, 1.6), (0.001, 0.01, 0.1)
 # Differences from the published recipes, for small greyscale images.
 _SMALL: dict[str, Any] = {
