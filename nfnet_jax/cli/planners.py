@@ -74,15 +74,17 @@ def open_experiment(
   Raises:
     errors.InputError: if training would not accept the config.
   """
-  from nfnet_jax.config import steps
+  from nfnet_jax.config import steps, validate
 
-  return steps.open_experiment(
+  experiment = steps.open_experiment(
     config,
     platform='tpu',
     devices=devices,
     memory=memory,
     dataset=get_dataset(config),
   )
+  validate.check_run(experiment.config, experiment.units)
+  return experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +129,15 @@ def get_dataset(config: ml_collections.ConfigDict) -> Dataset:
     )
   optimizer = config.optimizer
   durations = config.train_for, optimizer.warmup, optimizer.decay_every
-  # Without a value, it follows from the number of examples.
-  needs_examples = config.train_for is None or any(
+  # Without a value, they follow from the number of examples.
+  needs_examples = None in (config.train_for, config.batch_size) or any(
     'epoch' in (each or '') for each in durations
   )
   dataset = Dataset(classes, _EXAMPLES.value, facts)
   if math.isnan(dataset.num_examples(split)) and needs_examples:
     raise errors.InputError(
       f"The number of examples of '{split}' of '{config.dataset}' is unknown. "
-      'Give --examples=N, or durations in steps.'
+      'Give --examples=N, or durations in steps and a batch size.'
     )
   return dataset
 
@@ -228,15 +230,19 @@ def _accept(
     The batch per device, and the settings without which the config would not be
     accepted with it, or not have the number of microbatches.
   """
+  count = experiment.config.run.accumulate
   # A shard holds all examples of a group.
-  batch -= batch % experiment.augmentation.examples_per_group
+  batch -= batch % math.lcm(experiment.augmentation.examples_per_group, count)
   if not batch:
     return 0, {}
   config = config.copy_and_resolve_references()
   config.batch_size = batch * devices
+  settings = {}
   try:
     run = open_experiment(config, devices, memory).config.run
   except errors.InputError:
-    return batch, {'data.shards': devices}
-  count = experiment.config.run.accumulate
-  return batch, {} if run.accumulate == count else {'run.accumulate': count}
+    config.data.shards = settings['data.shards'] = devices
+    run = open_experiment(config, devices, memory).config.run
+  if run.accumulate != count:
+    settings['run.accumulate'] = count
+  return batch, settings

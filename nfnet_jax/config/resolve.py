@@ -136,7 +136,8 @@ def _resolve_step(
   images = _IMAGES[is_sharded].get(spec.name)
   count = 1
   if images:
-    factor = max((memory or _MEMORY) // _MEMORY, 1)
+    share = (memory or _MEMORY) / _MEMORY
+    factor = math.floor(share) or share
     count = _fewest_microbatches(batch, images * factor)
     if run.remat is None:
       run.remat = batch // count < min(batch, _MIN_IMAGES)
@@ -148,9 +149,9 @@ def _resolve_step(
     run.accumulate = count
 
 
-def _fewest_microbatches(batch: int, images: int) -> int:
+def _fewest_microbatches(batch: int, images: float) -> int:
   """Return into how many a batch is cut so that each has few enough images."""
-  counts = range(math.ceil(batch / images), batch + 1)
+  counts = range(min(math.ceil(batch / images), batch), batch + 1)
   return next(count for count in counts if batch % count == 0)
 
 

@@ -145,7 +145,7 @@ def _variants(topology: str) -> Iterator[_Variant]:
       config = base_config.copy_and_resolve_references()
       config.batch_size = int(item)
       yield base_name, config, topology
-    elif re.fullmatch(r'v\d\w*:[\dx]+', item):
+    elif re.fullmatch(r'(v\d|tpu)\w*:[\dx]+', item):
       yield base_name, base_config, item
     else:
       yield item, lookup.load(item, config_flag.get_overrides()), topology

@@ -200,10 +200,16 @@ def begun_by(program: hlo.Program, op: hlo.Op) -> hlo.Op | None:
   """Return the collective that an operation is or begins, if any.
 
   On TPU v5e a fusion can begin a collective, which the fusions after it
-  continue beside their own work, and a last one ends.
+  continue beside their own work, and a last one ends. Another fusion is an
+  all-reduce of which each device keeps a part. TPU7x offloads collectives.
   """
   if op.opcode.removesuffix('-start') in _TRAFFIC:
     return op
+  if op.opcode == 'call-start':
+    return _first_inside(program, op)
+  if any(name.startswith('all-reduce-scatter') for name in op.called):
+    found = _first_inside(program, op)
+    return found and dataclasses.replace(found, opcode='reduce-scatter')
   return _inside(program, op, 'AsyncCollectiveStart')
 
 
@@ -213,9 +219,13 @@ def ended_by(program: hlo.Program, op: hlo.Op) -> hlo.Op | None:
 
 
 def _inside(program: hlo.Program, op: hlo.Op, target: str) -> hlo.Op | None:
-  inner = list(program.inside(op))
-  if not any(f'="{target}"' in each.rest for each in inner):
+  if not any(f'="{target}"' in each.rest for each in program.inside(op)):
     return None
+  return _first_inside(program, op)
+
+
+def _first_inside(program: hlo.Program, op: hlo.Op) -> hlo.Op | None:
+  inner = program.inside(op)
   return next((each for each in inner if each.opcode in _TRAFFIC), None)
 
 

@@ -19,7 +19,10 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Written for grouped convolutions on TPU7x (libtpu 0.0.42.1).
 _NO_ESTIMATE = 2**63 - 1
 _OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
-_CALLED = re.compile(r'\b(?:calls|to_apply|condition|body)=%?([^\s,(){}]+)')
+_CALLED = re.compile(
+  r'\b(?:calls|to_apply|condition|body|true_computation|false_computation)'
+  r'=%?([^\s,(){}]+)'
+)
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _HEADER = re.compile(r'(ENTRY )?%?(\S+) \(.*\) -> .* \{$')
 
@@ -98,7 +101,8 @@ class Program:
 
     For a conditional, only the operations of the costliest branch are yielded.
     A loop with an unknown trip count counts once; see `unknown_loops`.
-    Operations that are fused into another are not yielded.
+    Operations that are fused into another, or that another unit computes beside
+    the core, are not yielded; see `inside`.
     """
     yield from self._walk(self.entry, 1)
 
@@ -150,8 +154,11 @@ class Program:
     )
 
   def inside(self, op: Op) -> Iterator[Op]:
-    """Yield the operations fused into `op`, at any depth."""
-    if op.opcode == 'fusion':
+    """Yield the operations fused into `op` at any depth, or that it offloads.
+
+    TPU7x offloads collectives and copies to its SparseCore by `call-start`.
+    """
+    if op.opcode in ('fusion', 'call-start'):
       for callee in op.called:
         for inner in self.computations[callee].ops.values():
           yield inner
@@ -176,7 +183,7 @@ def parse(text: str) -> Program:
     elif header := _HEADER.match(line):
       name, ops, root = header[2], {}, ''
       entry = name if header[1] else entry
-    elif line == '}' and name:
+    elif line.startswith('}') and name:  # A thread may be named after it.
       computations[name] = Computation(name, ops, root or [*ops][-1])
       name = ''
   if not entry:

@@ -148,21 +148,23 @@ class _Reader:
         continue
       given, end = op.operands, op
       if begun is not op:
-        given, end = self._given_to(op, begun), ends.get(_chain(begun), op)
-      elif op.opcode.endswith('-start'):
+        given = self._given_to(op, begun)
+      if op.opcode.endswith('-start'):
         end = self._ops[self._users[op.name][0]]
+      elif begun is not op:
+        end = ends.get(_chain(begun), op)
       found.append(_Collective(begun, given, op, end))
     return found
 
-  def _given_to(self, fusion: hlo.Op, inner: hlo.Op) -> tuple[str, ...]:
-    """Return what a fusion gives to a collective inside it."""
-    inside = {each.name: each for each in self._program.inside(fusion)}
+  def _given_to(self, outer: hlo.Op, inner: hlo.Op) -> tuple[str, ...]:
+    """Return what an operation gives to a collective inside it."""
+    inside = {each.name: each for each in self._program.inside(outer)}
     given = []
     for name in inner.operands:
       op = inside[name]
       while op.opcode != 'parameter':
         op = inside[op.operands[0]]
-      given.append(fusion.operands[int(op.operands[0])])
+      given.append(outer.operands[int(op.operands[0])])
     return tuple(given)
 
   def _scheduled(self, each: _Collective) -> Transfer:

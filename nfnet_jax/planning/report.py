@@ -103,7 +103,7 @@ def _largest(row: dict[str, Any]) -> str:
   largest, device = row['largest_batch_per_device'], row['device']
   tried = ', '.join(str(batch) for batch in row['tried_batch_per_device'])
   if not largest:
-    return f'not even 1 per {device} fits (compiled: {tried})'
+    return f'no smaller batch that fits was found (compiled: {tried or "none"})'
   flags = f'--config.batch_size={row["largest_batch_size"]}'
   for name, value in row['largest_batch_settings'].items():
     flags += f' --config.{name}={value}'

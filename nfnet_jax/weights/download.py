@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 from typing import Any
+from urllib import parse
 
 from etils import epath
 
@@ -95,7 +96,9 @@ def _from_address(url: str, checksum: str | None) -> str:
   folder = files.cache_folder('weights')
   # The same file name may come from several addresses.
   short = hashlib.sha256(url.encode()).hexdigest()[:8]
-  file = f'{short}-{url.rstrip("/").rpartition("/")[2]}'
+  # Without a query, which may be long.
+  last = parse.urlsplit(url).path.rstrip('/').rpartition('/')[2]
+  file = f'{short}-{last[-100:]}'
   download = _Download(folder / f'{file}.part', resume=checksum is not None)
   try:
     return pooch.retrieve(url, checksum, file, folder, downloader=download)

@@ -72,7 +72,8 @@ def test_how_32_images_fit_a_tpu_v3(model, sharded, replicated):
     ('nfnet_f5', 40, 15.48, (4, False)),
     ('nfnet_f5', 16, 15.48, (1, False)),
     ('nfnet_f7', 8, 15.48, (1, False)),
-    ('nfnet_f5', 32, 7.48, (2, False)),
+    ('nfnet_f4', 32, 7.48, (4, False)),  # TPU v2.
+    ('nfnet_f5', 32, 7.48, (4, True)),
     ('nfnet_f0', 1024, 7.48, (1, False)),
   ],
 )

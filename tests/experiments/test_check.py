@@ -140,6 +140,7 @@ def test_plan_is_left_out_without_libtpu(run_command, monkeypatch):
     (['--config=f33'], "Unknown config 'f33'. Did you mean 'f3'?"),
     ([*PICO, '--config.batch_sze=8'], "Unknown setting 'batch_sze'"),
     ([*PICO, '--config.train_for=soon'], "'soon' is not a duration"),
+    ([*PICO, '--config.optimizer.warmup=9999 epochs'], 'is longer than train'),
     ([*PICO, '--profle=1:2'], "Unknown command line flag 'profle'"),
     ([*PICO, '--profile=2:1'], 'not START:STOP'),
     ([*PICO, '--profile=1:99999999'], 'past the end of the run'),

@@ -194,14 +194,25 @@ def test_a_batch_that_does_not_fit_leads_to_the_largest_that_does(
       ['--config.run.accumulate=8', '--config.data.shards=8'],
       ['--config.batch_size=192'],
     ),
+    # Groups of three examples, an even number of them.
+    pytest.param(
+      [
+        '--config.batch_size=288',
+        '--config.run.accumulate=2',
+        '--config.data.multiplicity=3',
+        '--config.data.shards=8',
+      ],
+      ['--config.batch_size=192'],
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_train_accepts_the_batch_that_is_suggested(
   run_command, compiler, flags, suggested
 ):
-  flags = [*PICO, *flags]
-  code, out, _ = run_command(plan.main, *flags, '--config.batch_size=256')
-  assert code == 0
+  flags = [*PICO, '--config.batch_size=256', *flags]
+  code, out, err = run_command(plan.main, *flags)
+  assert code == 0, err
   (line,) = [line for line in out.splitlines() if line.startswith('largest')]
   assert [word for word in line.split() if word[0] == '-'] == suggested
   # The plan's own checks are those of training.
@@ -245,18 +256,18 @@ def test_compare_changes_one_thing_at_a_time(run_command, compiler, tmp_path):
   code, out, err = run_command(
     plan.main,
     *PICO,
-    '--compare=128,v2:2x2,resnet:nf_resnet50,256',
+    '--compare=128,v2:2x2,resnet:nf_resnet50,256,tpu7x:2x2x1',
     '--config.data.image_size=32',
     f'--out={out_dir}',
   )
   assert code == 0, err
   rows = {line[:18].strip(): line[18:] for line in out.splitlines()}
-  assert rows['batch per device'].split() == ['8', '16', '8', '8', '32']
+  assert rows['batch per device'].split() == ['8', '16', '8', '8', '32', '8']
   v3, v2 = '15.48', '7.48'
-  assert rows['available'].split()[::2] == [v3, v3, v2, v3, v3]
+  assert rows['available'].split()[::2] == [v3, v3, v2, v3, v3, '94.75']
   # The command line's overrides apply to the other configs too.
   assert [each[1][2] for each in compiler.lowered[:4]] == [8] * 4
-  assert rows['fits'].split() == ['yes', 'yes', 'yes', 'yes', 'no']
+  assert rows['fits'].split() == ['yes', 'yes', 'yes', 'yes', 'no', 'yes']
   assert (out_dir / 'plan.png').is_file()
   assert not list(tmp_path.glob('*.png'))
 
@@ -293,7 +304,12 @@ def test_compare_changes_one_thing_at_a_time(run_command, compiler, tmp_path):
     ([*PICO, '--compare=nf_regnet:b9'], "'b9' is not a variant"),
     ([*PICO, '--config.train_for=soon'], "'soon' is not a duration"),
     (
-      [*PICO, '--config.train_for=1 example', '--compare=128'],
+      [
+        *PICO,
+        '--config.train_for=1 example',
+        '--config.optimizer.warmup=0 steps',
+        '--compare=128',
+      ],
       "'1 example' is less than one step",
     ),
   ],

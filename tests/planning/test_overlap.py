@@ -53,6 +53,53 @@ ENTRY %main (x: f32[25]) -> f32[100] {{
 }}"""
 
 
+# As on TPU7x.
+OFFLOADED = f"""%called (p: f32[25]) -> f32[100] {{
+  %p = f32[25]{{0}} parameter(0)
+  ROOT %gather = f32[100]{{0}} all-gather(%p), {GROUP}
+}}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[25]) -> f32[100] {{
+  %x = f32[25]{{0}} parameter(0)
+  %ready = token[] custom-call()
+  %own = f32[25]{{0}} copy(%x), {CYCLES % 100}
+  %start = (f32[25]{{0}}, f32[9]) call-start(%own, %ready), to_apply=%called
+  %rest = f32[9]{{0}} copy(%x), {CYCLES % 1000}
+  %done = f32[100]{{0}} call-done(%start)
+  ROOT %last = f32[100]{{0}} copy(%done, %rest), {CYCLES % 10}
+}}"""
+
+# A sum of which each device keeps a part.
+SCATTERED = f"""%all-reduce-scatter.1 (q: f32[90], p: f32[90]) -> f32[25] {{
+  %q = f32[90]{{0}} parameter(0)
+  %p = f32[90]{{0}} parameter(1)
+  %pad = f32[100]{{0}} pad(%p), padding=0_10
+  %sum = f32[100]{{0}} all-reduce(%pad), {GROUP}
+  ROOT %part = f32[25]{{0}} dynamic-slice(%sum)
+}}
+
+ENTRY %main (x: f32[90]) -> f32[25] {{
+  %x = f32[90]{{0}} parameter(0)
+  %own = f32[90]{{0}} copy(%x), {CYCLES % 100}
+  ROOT %part.1 = f32[25]{{0}} fusion(%x, %own), calls=%all-reduce-scatter.1
+}}"""
+
+
+def test_transfers_of_an_offloaded_collective():
+  found = overlap.read(OFFLOADED, devices=4)
+  assert found.cycles == 1110
+  assert found.scheduled == (overlap.Transfer('', 100, 1100, 300.0),)
+  (gathered,) = costs.collectives(hlo.parse(OFFLOADED), devices=4)
+  assert gathered == costs.Collective('all-gather', 1, 400, 300.0)
+
+
+def test_transfers_of_a_sum_of_which_each_device_keeps_a_part():
+  found = overlap.read(SCATTERED, devices=4)
+  assert found.scheduled == (overlap.Transfer('', 100, 100, 270.0),)
+  (summed,) = costs.collectives(hlo.parse(SCATTERED), devices=4)
+  assert summed == costs.Collective('reduce-scatter', 1, 400, 300.0)
+
+
 def test_transfers_of_a_collective_inside_fusions():
   found = overlap.read(FUSED, devices=4)
   assert found.scheduled == (overlap.Transfer('', 100, 1100, 300.0),)

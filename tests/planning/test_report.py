@@ -102,7 +102,7 @@ def test_a_plan_that_does_not_fit():
   other = dataclasses.replace(plan.shortage, settings={'data.shards': 128})
   text = report.summary(dataclasses.replace(plan, shortage=other))
   assert '=3072 --config.data.shards=128 (compiled' in text
-  assert 'not even 1 per core fits' in report.summary(too_large(largest=0))
+  assert 'no smaller batch that fits' in report.summary(too_large(largest=0))
 
 
 def test_comparison():

@@ -145,7 +145,8 @@ def test_server_without_ranges_starts_over(server):
 
 
 def test_parts_without_a_checksum_are_not_joined(server):
-  url = f'{server.url}/mine.npz'
+  # A query may be longer than a file's name.
+  url = f'{server.url}/mine.npz?signature={"a" * 300}'
   server.breaks_after = 100_000
   assert 'ended early' in refuse(url)
   server.breaks_after = None

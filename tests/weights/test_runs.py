@@ -116,6 +116,11 @@ def test_folders_of_a_run(made, model, below, step):
   assert_holds(nfnet_jax.load_weights(f'{made}/{below}'), step, model)
 
 
+def test_a_folder_that_is_no_checkpoint(run):
+  (run / 'checkpoints' / 'old').mkdir()
+  assert_refused(run / 'checkpoints' / 'old', 'not the step of a checkpoint')
+
+
 @pytest.mark.parametrize(
   ('start', 'path', 'step'),
   [
