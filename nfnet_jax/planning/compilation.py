@@ -21,6 +21,8 @@ import jax
 from nfnet_jax.planning import plan_errors
 from nfnet_jax.storage import files
 
+# Variables with flags of the compiler.
+_COMPILER_OPTIONS = 'XLA_FLAGS', 'LIBTPU_INIT_ARGS'
 # Effort -> XLA's optimisation level; None is its default.
 EFFORTS: dict[str, str | None] = {'full': None, 'quick': 'O1'}
 
@@ -105,9 +107,10 @@ def versions() -> dict[str, str]:
 
 
 def _key(lowered: jax.stages.Lowered, pod: str, effort: str) -> str:
-  """Hash the program, including its scope names, pod, effort and versions."""
+  """Hash the program, its scope names and what else the result depends on."""
   program = replace_locations(lowered.as_text(debug_info=True))
-  text = json.dumps([pod, effort, versions()]) + program
+  options = {name: os.environ.get(name) for name in _COMPILER_OPTIONS}
+  text = json.dumps([pod, effort, versions(), options]) + program
   return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -69,10 +69,13 @@ def test_a_program_is_compiled_once(cache):
     {'pod': 'v3:4x4'},
     {'effort': 'quick'},
     {'libtpu': '2'},
+    {'flags': '--xla_tpu_dot_dot_fusion=true'},
   ],
 )
-def test_each_input_is_part_of_the_cache_key(change):
+def test_each_input_is_part_of_the_cache_key(change, monkeypatch):
   compilation.compile_step(Lowered(), 'v3:2x2')
+  if 'flags' in change:
+    monkeypatch.setenv('LIBTPU_INIT_ARGS', change['flags'])
   if 'libtpu' in change:
     compilation.versions()['libtpu'] = change['libtpu']
   lowered = Lowered(change.get('program', 'program'))
