@@ -64,9 +64,9 @@ def convert(
     image_shape: `[H, W, 3]`.
 
   Returns:
-    A model from `images [N, H, W, 3]` to `probabilities`, for any N. Arrays that
-    are broadcast must go to elementwise operations only, which is not checked:
-    compare the results, as `onnx_file.save` does.
+    A model from `images [N, H, W, 3]` to `probabilities`, for any N. Only
+    elementwise operations may use arrays that are broadcast, which is not
+    checked: compare the results, as `onnx_file.save` does.
 
   Raises:
     ValueError: if an operation is not known.
