@@ -36,7 +36,7 @@ _WHOLE_SPLIT = re.compile(r'[^\[\]+]+')
 _MEMORY = 15 * 2**30
 _MIN_SHARDED = 8
 _MIN_IMAGES = 8
-_RECOMPUTED_IMAGES = {'nfnet_f7_plus': 16}  # 32 of the others.
+_RECOMPUTED_IMAGES = 32
 _IMAGES = {
   True: {
     'nfnet_f4': 32,
@@ -161,8 +161,7 @@ def _resolve_step(
     if run.remat is None:
       run.remat = batch // count < min(batch, _MIN_IMAGES)
     if run.remat:
-      images = _RECOMPUTED_IMAGES.get(spec.name, 32)
-      count = _fewest_microbatches(batch, images * factor)
+      count = _fewest_microbatches(batch, _RECOMPUTED_IMAGES * factor)
   if run.remat is None:
     run.remat = False
   if run.accumulate is None:

@@ -50,7 +50,7 @@ def step_of(model, per_device, devices, memory=None, **settings):
     ('nfnet_f4_plus', (2, False), (4, False)),
     ('nfnet_f5_plus', (4, False), (1, True)),
     ('nfnet_f6_plus', (1, True), (1, True)),
-    ('nfnet_f7_plus', (2, True), (2, True)),
+    ('nfnet_f7_plus', (1, True), (1, True)),
   ],
 )
 def test_how_32_images_fit_a_tpu_v3(model, sharded, replicated):
