@@ -46,11 +46,8 @@ def read_run(path: epath.Path) -> tuple[Tree, Tree, dict[str, Any]]:
 
   if not files.is_in_bucket(path):  # `resolve` is for paths on a disk.
     path = path.resolve()
-  step = None
-  if path.parent.name == run_files.CHECKPOINTS:
-    if not path.name.isdigit():
-      raise RunFormatError('its name is not the step of a checkpoint')
-    step = int(path.name)
+  is_step = path.parent.name == run_files.CHECKPOINTS and path.name.isdigit()
+  step = int(path.name) if is_step else None
   inside = path if step is None else path.parent
   workdir = inside.parent if inside.name == run_files.CHECKPOINTS else inside
   if not (

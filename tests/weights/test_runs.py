@@ -118,7 +118,13 @@ def test_folders_of_a_run(made, model, below, step):
 
 def test_a_folder_that_is_no_checkpoint(run):
   (run / 'checkpoints' / 'old').mkdir()
-  assert_refused(run / 'checkpoints' / 'old', 'not the step of a checkpoint')
+  assert_refused(run / 'checkpoints' / 'old', 'holds no run')
+
+
+def test_a_run_in_a_folder_named_checkpoints(made, model, tmp_path):
+  shutil.copytree(made, tmp_path / 'checkpoints' / 'mine')
+  path = tmp_path / 'checkpoints' / 'mine'
+  assert_holds(nfnet_jax.load_weights(path), 9, model)
 
 
 @pytest.mark.parametrize(
