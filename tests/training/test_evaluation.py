@@ -1,4 +1,6 @@
-"""Sums of an evaluation."""
+"""Sums of an evaluation, and how far it runs ahead of the devices."""
+
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,3 +41,40 @@ def test_nan_logits_are_misses():
 
 def test_fewer_classes_than_five():
   assert sums_of([[1.0, 0.0, 2.0]], [1])['top5'] == 1
+
+
+def test_batches_ahead_of_the_devices_are_bounded():
+  waited_for = []
+
+  class Sum:
+    """A result of a device; notes the batch that was waited for."""
+
+    def __init__(self, batch):
+      self.batch = batch
+
+    def block_until_ready(self):
+      waited_for.append(self.batch)
+      return self
+
+    def __array__(self, dtype=None, copy=None):
+      return np.ones((), dtype)
+
+  def batches(number):
+    for batch in range(number):
+      # Two batches may be on the devices when the next one is asked for.
+      finished = max(waited_for, default=-1) + 1
+      assert batch - finished <= 2
+      yield batch
+
+  def eval_step(params, model_state, batch):
+    del params, model_state
+    return {name: Sum(batch) for name in ('loss', 'top1', 'top5', 'count')}
+
+  results = evaluation.evaluate(
+    eval_step,
+    types.SimpleNamespace(shard_batch=lambda batch: batch),
+    {'eval': ({}, {}), 'ema': ({}, {})},
+    batches(9),
+  )
+  assert max(waited_for) < 7  # It doesn't wait for every batch.
+  assert results['ema/examples'] == 9
