@@ -105,9 +105,13 @@ def report(folder: pathlib.Path) -> None:
   """Draw the figure, and update the table of the README if there is one."""
   rows = read(folder)
   draw(rows, folder / 'results.png')
+  replace_table(folder, 'results', table(rows))
+
+
+def replace_table(folder: pathlib.Path, name: str, text: str) -> None:
+  """Print a table, and write it into the README of the folder if it has one."""
+  print(text, end='')
   readme = folder / 'README.md'
   if readme.exists():
-    place = r'(?s)(?<=<!-- results -->\n).*(?=<!-- end -->)'
-    text = re.sub(place, lambda _: table(rows), readme.read_text())
-    readme.write_text(text)
-  print(table(rows), end='')
+    place = rf'(?s)(?<=<!-- {name} -->\n).*?(?=<!-- end -->)'
+    readme.write_text(re.sub(place, lambda _: text, readme.read_text()))
