@@ -35,7 +35,8 @@ PHASES = {
   'evaluating': ('Evaluating ...', ['--seconds_per_eval_batch=0.3']),
   'ending': (f'evaluation at step {linear.TOTAL}', []),
 }
-SLOWLY = '--seconds_per_step=0.2'
+# A signal must arrive before the run is out of steps, on busy machines, too.
+SLOWLY = '--seconds_per_step=0.5'
 
 
 class Run:
