@@ -239,10 +239,13 @@ def main():
   args = parser.parse_args()
   path = args.folder / 'kernels.csv'
   if not args.report:
-    trace, text = (
-      gzip.decompress((args.folder / f'{args.name}.{suffix}.gz').read_bytes())
-      for suffix in ('xplane.pb', 'hlo.txt')
-    )
+    files = [
+      args.folder / f'{args.name}.{x}.gz' for x in ('xplane.pb', 'hlo.txt')
+    ]
+    for file in files:
+      if not file.exists():
+        parser.error(f'no {file}: run measure.py --profile, or use --report')
+    trace, text = (gzip.decompress(file.read_bytes()) for file in files)
     write(read_trace(trace, hlo.parse(text.decode())), path)
   with path.open(newline='') as file:
     rows = list(csv.DictReader(file))
