@@ -9,6 +9,7 @@ README.md. With `--report` it only draws the contents of kernels.csv.
 
 import argparse
 import collections
+from collections.abc import Iterator
 import csv
 import gzip
 import pathlib
@@ -68,9 +69,8 @@ def read_trace(trace: bytes, program: hlo.Program) -> list[dict]:
   }
   times, counts = collections.Counter(), collections.Counter()
   for kernel, instruction, nanoseconds in _events(trace):
-    if (
-      instruction not in ops
-    ):  # Kernels of CUDA graphs have only their own name.
+    # Kernels of CUDA graphs have only their own name.
+    if instruction not in ops:
       instruction = re.sub(r'_(\d+)$', r'.\1', kernel)
     times[instruction] += nanoseconds / 1e6 / programs.WINDOW
     counts[instruction] += 1 / programs.WINDOW
@@ -86,7 +86,7 @@ def read_trace(trace: bytes, program: hlo.Program) -> list[dict]:
   ]
 
 
-def _events(trace: bytes):
+def _events(trace: bytes) -> Iterator[tuple[str, str, float]]:
   """Yield name, instruction and nanoseconds of each kernel."""
   profile = jax.profiler.ProfileData.from_serialized_xspace(trace)
   (device,) = [plane for plane in profile.planes if 'GPU' in plane.name]
